@@ -1,0 +1,103 @@
+// Package vm says what a machine is: [Config] as plain data, a [Driver] that
+// starts one from it, the [Machine] that runs, and optional abilities such as
+// [Snapshotter]. vm/qemu is the driver in use; vm/vmtest holds the conformance
+// suite that every driver passes and a driver in memory for tests of others.
+//
+// The package must not know images, policy or tasks, and must not do anything.
+package vm
+
+import (
+	"context"
+	"net"
+	"os"
+
+	"creel/internal/sandbox"
+)
+
+// Shape is a size of machine. Templates exist for the rungs of [Ladder].
+type Shape struct {
+	MemoryMiB int `json:"memoryMiB"`
+	VCPUs     int `json:"vcpus"`
+}
+
+// Disk is one virtio-blk device. All machines have the same disks in the same
+// order with the same kinds; a device without a file is a placeholder of its
+// maximum size, so that a template's device set equals its clones'.
+type Disk struct {
+	Serial   string   // role, at most 20 bytes
+	ReadOnly bool     // negotiated with the guest: never differs between template and clone
+	File     *os.File // nil: placeholder
+	MaxBytes int64    // size of the placeholder; a file must not be larger
+}
+
+// Config is a machine as data. The driver owns nothing of it: files stay the
+// caller's, who may close them once Start has returned.
+type Config struct {
+	Shape Shape
+	Accel sandbox.Accel // kvm or tcg, never auto
+	Disks []Disk
+
+	// Memory backs the guest's RAM; its size is Shape.MemoryMiB. Where Restore
+	// is nil it is mapped shared (the template writes it), else privately.
+	Memory *os.File
+
+	// Boot: all three set, Restore nil.
+	Kernel  *os.File // PVH ELF
+	Initrd  *os.File
+	Cmdline string
+
+	// Restore is the device state that [Snapshotter] wrote.
+	Restore *os.File
+
+	Confinement Confinement
+}
+
+// Confinement is how the VMM is locked in.
+type Confinement struct {
+	Level sandbox.Confinement
+	// UID and GID are what the VMM becomes where the caller is root; ignored
+	// otherwise. Never 0 where the caller is root.
+	UID, GID int
+	// Dir is an empty directory that the VMM's private mount namespace may be
+	// built on. Nothing is left in it.
+	Dir string
+}
+
+// Driver starts machines.
+type Driver interface {
+	// Start returns once the machine runs: booting, or restored and going on
+	// from where its template was frozen. On error nothing is left of it. The
+	// machine outlives ctx; it ends by Close, by itself, or when the calling
+	// process dies, however that happens.
+	Start(ctx context.Context, c Config) (Machine, error)
+}
+
+// Machine is one running VM. Its connections are open from the start, and what
+// the guest writes to them is not lost; each is for one user.
+type Machine interface {
+	Control() net.Conn // virtio-serial port "ctl"
+	Share() net.Conn   // virtio-serial port "fs"
+	Network() net.Conn // Ethernet frames, each behind its length as 4 bytes big-endian
+	PID() int          // the VMM's process in the caller's namespace, 0 if it has none
+
+	// Done is closed when the machine has ended; Err then says how: nil after
+	// Close or an orderly power-off, else the VMM's last words.
+	Done() <-chan struct{}
+	Err() error
+	// Close ends the machine at once and waits until nothing is left of it.
+	// Closing twice is allowed.
+	Close() error
+}
+
+// Snapshotter is a [Machine] that can be frozen.
+type Snapshotter interface {
+	// Snapshot writes the device state to an empty file. The guest's RAM is in
+	// Config.Memory when it has returned. The machine does not go on; Close it.
+	Snapshot(ctx context.Context, state *os.File) error
+}
+
+// Pauser is a [Machine] whose virtual CPUs can be stopped and resumed.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
