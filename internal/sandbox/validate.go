@@ -1,0 +1,157 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"strings"
+)
+
+// Bounds of a Spec.
+const (
+	MinMemoryBytes = 16 << 20
+	MaxMemoryBytes = 8 << 30
+	MinDiskBytes   = 64 << 20
+	MaxDiskBytes   = 64 << 30
+	DefaultDisk    = 10 << 30
+	MinPIDs        = 4
+	MaxCPUs        = 4.0
+	MinCPUs        = 0.01
+
+	maxEnv       = 4096
+	maxEnvBytes  = 128 << 10 // one variable; Linux's MAX_ARG_STRLEN
+	maxSpecBytes = 512 << 10 // all arguments and variables together
+)
+
+var (
+	namePattern     = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+	hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$`)
+)
+
+// ValidName reports whether s can name a sandbox: Docker's rule, at most 128
+// characters, and nothing that looks like an ID.
+func ValidName(s string) bool {
+	return namePattern.MatchString(s) && !idPattern.MatchString(s)
+}
+
+// Validate returns every fault of the Spec at once, joined, each beginning
+// with the field's name. A Spec that passes can be acted on.
+func (s *Spec) Validate() error {
+	var errs []error
+	fault := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	if _, err := ParseID(string(s.ID)); err != nil {
+		errs = append(errs, err)
+	}
+	if !ValidName(s.Name) {
+		fault("name %q: want letters, digits, '_', '.' and '-', the first a letter or digit, at most 128", s.Name)
+	}
+	if s.Image == "" {
+		fault("image: none given; name one that `creel image ls` shows")
+	}
+	if s.Hostname != "" && !hostnamePattern.MatchString(s.Hostname) {
+		fault("hostname %q: want at most 63 letters, digits, '.' and '-', no '-' at either end", s.Hostname)
+	}
+	if s.Workdir != "" && (!path.IsAbs(s.Workdir) || strings.Contains(s.Workdir, "\x00")) {
+		fault("workdir %q: want an absolute path", s.Workdir)
+	}
+	if strings.ContainsAny(s.User, "\x00\n") || strings.Count(s.User, ":") > 1 {
+		fault("user %q: want NAME|UID[:GROUP|GID]", s.User)
+	}
+	if s.Timeout < 0 {
+		fault("timeout %s: want a positive duration, such as 10m", s.Timeout)
+	}
+	switch s.Confinement {
+	case ConfinementFull, ConfinementReduced:
+	default:
+		fault("confinement %q: want full or reduced", s.Confinement)
+	}
+	switch s.Accel {
+	case AccelAuto, AccelKVM, AccelTCG:
+	default:
+		fault("accel %q: want auto, kvm or tcg", s.Accel)
+	}
+	errs = append(errs, s.validateProcess()...)
+	errs = append(errs, s.Resources.validate()...)
+	errs = append(errs, validateMounts(s.Mounts)...)
+	return errors.Join(errs...)
+}
+
+func (s *Spec) validateProcess() (errs []error) {
+	total := 0
+	for _, arg := range append(append([]string{}, s.Entrypoint...), s.Command...) {
+		total += len(arg)
+		if strings.Contains(arg, "\x00") {
+			errs = append(errs, errors.New("command: an argument holds a NUL byte"))
+		}
+	}
+	if len(s.Env) > maxEnv {
+		errs = append(errs, fmt.Errorf("env: %d variables, at most %d", len(s.Env), maxEnv))
+	}
+	for _, e := range s.Env {
+		total += len(e)
+		name, _, ok := strings.Cut(e, "=")
+		switch {
+		case !ok || name == "" || strings.Contains(e, "\x00"):
+			errs = append(errs, fmt.Errorf("env %q: want NAME=value", name))
+		case len(e) > maxEnvBytes:
+			errs = append(errs, fmt.Errorf("env %s: %d bytes, at most %d", name, len(e), maxEnvBytes))
+		}
+	}
+	if total > maxSpecBytes {
+		errs = append(errs, fmt.Errorf("command and env: %d bytes together, at most %d; put large input on stdin", total, maxSpecBytes))
+	}
+	return errs
+}
+
+func (r Resources) validate() (errs []error) {
+	bounds := func(field string, v, least, most int64) {
+		if v != 0 && (v < least || v > most) {
+			errs = append(errs, fmt.Errorf("%s %d: want %d to %d bytes", field, v, least, most))
+		}
+	}
+	bounds("memory", r.MemoryBytes, MinMemoryBytes, MaxMemoryBytes)
+	bounds("disk", r.DiskBytes, MinDiskBytes, MaxDiskBytes)
+	if r.CPUs != 0 && !(r.CPUs >= MinCPUs && r.CPUs <= MaxCPUs) {
+		errs = append(errs, fmt.Errorf("cpus %g: want %g to %g", r.CPUs, MinCPUs, MaxCPUs))
+	}
+	if r.PIDs != 0 && r.PIDs < MinPIDs {
+		errs = append(errs, fmt.Errorf("pids-limit %d: want at least %d, or 0 for none", r.PIDs, MinPIDs))
+	}
+	return errs
+}
+
+// ownMounts are targets that the guest agent itself mounts.
+var ownMounts = []string{"/", "/proc", "/sys", "/dev", "/dev/pts"}
+
+func validateMounts(mounts []Mount) (errs []error) {
+	seen := map[string]bool{}
+	for _, m := range mounts {
+		fault := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("mount %q: "+format, append([]any{m.Target}, args...)...))
+		}
+		if m.Kind != MountTmpfs {
+			fault("kind %q is not known", m.Kind)
+		}
+		if !path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target || strings.Contains(m.Target, "\x00") {
+			fault("want an absolute path without '..'")
+		}
+		for _, own := range ownMounts {
+			if m.Target == own {
+				fault("the sandbox has its own file system there")
+			}
+		}
+		if seen[m.Target] {
+			fault("given twice")
+		}
+		seen[m.Target] = true
+		if m.SizeBytes < 0 || m.SizeBytes > MaxMemoryBytes {
+			fault("size %d: want 0 to %d bytes", m.SizeBytes, int64(MaxMemoryBytes))
+		}
+		if m.Mode > 0o7777 {
+			fault("mode %o: want at most 7777 octal", m.Mode)
+		}
+	}
+	return errs
+}
