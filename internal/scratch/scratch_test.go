@@ -1,0 +1,140 @@
+package scratch
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func needMke2fs(t testing.TB) {
+	t.Helper()
+	if _, err := findMke2fs(); err != nil {
+		t.Skip(err)
+	}
+}
+
+func superblock(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, superBytes)
+	if _, err := f.ReadAt(b, superAt); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestNewMakesSoundAndDistinctDisks(t *testing.T) {
+	needMke2fs(t)
+	cache := filepath.Join(t.TempDir(), "cache")
+	for _, size := range []int64{MinBytes, 10 << 30, 64 << 30} {
+		a, b := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+		for _, path := range []string{a, b} {
+			if err := New(t.Context(), cache, path, size); err != nil {
+				t.Fatal(err)
+			}
+			st, err := os.Stat(path)
+			if err != nil || st.Size() != size {
+				t.Errorf("size is %d, %v; want %d", st.Size(), err, size)
+			}
+			if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 8<<20 {
+				t.Errorf("%d bytes: an empty disk takes %d", size, used)
+			}
+			out, err := exec.Command("/usr/sbin/e2fsck", "-fn", path).CombinedOutput()
+			if err != nil {
+				t.Errorf("e2fsck of %d bytes: %v: %s", size, err, out)
+			}
+		}
+		if bytes.Equal(superblock(t, a)[offUUID:offUUID+16], superblock(t, b)[offUUID:offUUID+16]) {
+			t.Error("two disks have one UUID")
+		}
+	}
+}
+
+func TestNewByManyAtOnce(t *testing.T) {
+	needMke2fs(t)
+	cache, dir := t.TempDir(), t.TempDir()
+	var wg sync.WaitGroup
+	for _, name := range strings.Split("abcdefgh", "") {
+		wg.Go(func() {
+			if err := New(t.Context(), cache, filepath.Join(dir, name), MinBytes); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if left, _ := filepath.Glob(filepath.Join(cache, ".new-*")); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	needMke2fs(t)
+	dir, cache := t.TempDir(), t.TempDir()
+	path := filepath.Join(dir, "disk")
+	for _, size := range []int64{0, -4096, MinBytes - 4096, MinBytes + 1} {
+		if err := New(t.Context(), cache, path, size); err == nil || !strings.Contains(err.Error(), "at least") {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+	pristine := filepath.Join(cache, "ext4-v1-67108864.img")
+	for want, content := range map[string]int64{"not whole": 5, "holds no ext4": MinBytes} {
+		if err := os.WriteFile(pristine, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(pristine, content); err != nil {
+			t.Fatal(err)
+		}
+		if err := New(t.Context(), cache, path, MinBytes); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	os.Remove(pristine)
+	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(t.Context(), cache, path, MinBytes); !errors.Is(err, os.ErrExist) {
+		t.Errorf("an existing file: %v", err)
+	}
+	if data, _ := os.ReadFile(path); string(data) != "mine" {
+		t.Error("an existing file was written or removed")
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	needMke2fs(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=8k"); err != nil {
+		t.Skipf("a tmpfs of its own needs root: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(small, 0) })
+	err := New(t.Context(), t.TempDir(), filepath.Join(small, "disk"), MinBytes)
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "free some space") {
+		t.Errorf("got %v", err)
+	}
+	if left, _ := os.ReadDir(small); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func BenchmarkNew(b *testing.B) {
+	needMke2fs(b)
+	cache, path := b.TempDir(), filepath.Join(b.TempDir(), "disk")
+	for b.Loop() {
+		if err := New(b.Context(), cache, path, 10<<30); err != nil {
+			b.Fatal(err)
+		}
+		os.Remove(path)
+	}
+}
