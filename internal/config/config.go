@@ -130,24 +130,35 @@ func choice(set func(*Config, string), allowed ...string) func(*Config, string) 
 }
 
 // Path is the file that is read: CREEL_CONFIG, else creel/config.yaml in the
-// user's configuration directory.
+// user's configuration directory. A user without a home has none.
 func Path(lookup func(string) (string, bool)) string {
 	if p, ok := lookup("CREEL_CONFIG"); ok && p != "" {
 		return p
 	}
-	return filepath.Join(xdg(lookup, "XDG_CONFIG_HOME", ".config"), "creel", "config.yaml")
+	if dir, ok := xdg(lookup, "XDG_CONFIG_HOME", ".config"); ok {
+		return filepath.Join(dir, "creel", "config.yaml")
+	}
+	return ""
 }
 
-// xdg is a base directory of the XDG specification. A user without a home gets
-// one below the directory for temporary files, by number.
-func xdg(lookup func(string) (string, bool), name, below string) string {
+// stateDir is the default: of a user without a home, one below the directory
+// for temporary files, by number. Whoever uses it checks whose it is.
+func stateDir(lookup func(string) (string, bool)) string {
+	if dir, ok := xdg(lookup, "XDG_STATE_HOME", ".local/state"); ok {
+		return filepath.Join(dir, "creel")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("creel-%d", os.Getuid()))
+}
+
+// xdg is a base directory of the XDG specification.
+func xdg(lookup func(string) (string, bool), name, below string) (string, bool) {
 	if p, ok := lookup(name); ok && filepath.IsAbs(p) {
-		return p
+		return p, true
 	}
 	if home, ok := lookup("HOME"); ok && filepath.IsAbs(home) && home != "/" {
-		return filepath.Join(home, below)
+		return filepath.Join(home, below), true
 	}
-	return filepath.Join(os.TempDir(), fmt.Sprintf("creel-%d", os.Getuid()), below)
+	return "", false
 }
 
 // Load reads the file, where there is one, and the environment. Every fault is
@@ -161,7 +172,7 @@ func Load(lookup func(string) (string, bool)) (Config, []Value, error) {
 	var c Config
 	var values []Value
 	var errs []error
-	for _, s := range settings(filepath.Join(xdg(lookup, "XDG_STATE_HOME", ".local/state"), "creel")) {
+	for _, s := range settings(stateDir(lookup)) {
 		v := Value{s.name, s.fallback, "default"}
 		if text, ok := fromFile[s.name]; ok {
 			v.Value, v.Source = text, fmt.Sprintf("%s line %d", path, lines[s.name])
@@ -184,6 +195,9 @@ func Load(lookup func(string) (string, bool)) (Config, []Value, error) {
 // readFile reads a flat mapping of scalars, and the line of each key.
 func readFile(path string) (values map[string]string, lines map[string]int, err error) {
 	values, lines = map[string]string{}, map[string]int{}
+	if path == "" {
+		return values, lines, nil
+	}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return values, lines, nil
