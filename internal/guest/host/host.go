@@ -1,0 +1,262 @@
+// Package host is the host's side of the conversation with a guest agent.
+// [Client] speaks the operations of package api over a machine's control port;
+// [Exec] is one process in the guest.
+//
+// The guest is hostile: whatever it answers is checked and bounded before it
+// is returned, it cannot open streams, and text of its own is cut short. The
+// package must not know machines, policy or keepers.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"time"
+
+	"creel/internal/guest/api"
+	"creel/internal/sandbox"
+	"creel/internal/wire"
+)
+
+// maxText bounds what the guest may say in an error, a name or a version.
+const maxText = 4 << 10
+
+// Client is the host's end of one guest. It is safe for use by several
+// goroutines.
+type Client struct {
+	conn *wire.Conn
+}
+
+// New starts a conversation over a control port, which it owns from then on;
+// the caller ends it with [Client.Close].
+func New(conn net.Conn) *Client {
+	// An agent in a clone may have frames in its past that this host never
+	// sent: numbers that start at random never meet those of its template.
+	first := 1<<20 + rand.Uint32N(1<<31)
+	return &Client{conn: wire.NewConn(conn, wire.Options{FirstID: first})}
+}
+
+// Over speaks the same operations over a connection that serves others too: a
+// keeper's socket. The connection stays the caller's.
+func Over(conn *wire.Conn) *Client { return &Client{conn: conn} }
+
+// Close ends the conversation.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Done is closed when the conversation has ended; Err then says why.
+func (c *Client) Done() <-chan struct{} { return c.conn.Done() }
+
+// Err is nil while the conversation goes on.
+func (c *Client) Err() error { return c.conn.Err() }
+
+// Hello asks for a sign of life. When ctx ends first the client is closed.
+func (c *Client) Hello(ctx context.Context) (api.HelloReply, error) {
+	defer c.closeAfter(ctx)()
+	r, err := wire.Call[api.HelloReply](ctx, c.conn, api.OpHello, api.HelloRequest{Version: api.Version})
+	if err := refusal(api.OpHello, r.Error, err); err != nil {
+		return api.HelloReply{}, err
+	}
+	if r.Version != api.Version {
+		return api.HelloReply{}, fmt.Errorf("guest agent speaks version %d, this host %d: rebuild the template", r.Version, api.Version)
+	}
+	return r, bounded(api.OpHello, r.Kernel)
+}
+
+// Freeze makes the guest ready for a snapshot. When it has returned nothing is
+// under way in either direction. When ctx ends first the client is closed.
+func (c *Client) Freeze(ctx context.Context) error {
+	defer c.closeAfter(ctx)()
+	s, err := c.conn.Open(ctx, api.OpFreeze, api.FreezeRequest{})
+	if err != nil {
+		return fmt.Errorf("guest: %w", err)
+	}
+	defer s.Close()
+	var r api.Reply
+	err = s.Recv(ctx, &r)
+	if err := refusal(api.OpFreeze, r.Error, err); err != nil {
+		return err
+	}
+	// The agent closes the stream behind its reply; a frame of ours after
+	// that would be cut in two by the snapshot.
+	switch err := s.Recv(ctx, &r); err {
+	case io.EOF:
+		return nil
+	case nil:
+		return errors.New("guest: freeze: more than one reply")
+	default:
+		return fmt.Errorf("guest: freeze: %w", err)
+	}
+}
+
+// Identity makes a clone what it is, once. An *api.Error in the chain names
+// the step that failed. When ctx ends first the client is closed.
+func (c *Client) Identity(ctx context.Context, id api.Identity) error {
+	defer c.closeAfter(ctx)()
+	return c.call(ctx, api.OpIdentity, id)
+}
+
+// Clock sets the guest's clock.
+func (c *Client) Clock(ctx context.Context, now time.Time) error {
+	return c.call(ctx, api.OpClock, api.ClockRequest{UnixNano: now.UnixNano()})
+}
+
+// Shutdown ends every task process and syncs every file system. When ctx ends
+// first the client is closed.
+func (c *Client) Shutdown(ctx context.Context) error {
+	defer c.closeAfter(ctx)()
+	return c.call(ctx, api.OpShutdown, api.Empty{})
+}
+
+// CopyIn unpacks a tar stream into the directory that req names.
+func (c *Client) CopyIn(ctx context.Context, req api.CopyRequest, tar io.Reader) error {
+	s, err := c.conn.Open(ctx, api.OpCopyIn, req)
+	if err != nil {
+		return fmt.Errorf("guest: %w", err)
+	}
+	defer s.Close()
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	w := s.Writer(api.ChannelIn)
+	if _, err := io.Copy(guestWriter{w}, tar); err != nil && !errors.Is(err, errGuestWrite) {
+		return fmt.Errorf("read tar for the guest: %w", err)
+	}
+	w.Close() // where the agent refused it has closed the channel's end; its reply says why
+	var r api.Reply
+	err = s.Recv(ctx, &r)
+	return refusal(api.OpCopyIn, r.Error, err)
+}
+
+var errGuestWrite = errors.New("write to the guest")
+
+// guestWriter tells the guest's errors from the tar's.
+type guestWriter struct{ w io.Writer }
+
+func (g guestWriter) Write(p []byte) (int, error) {
+	n, err := g.w.Write(p)
+	if err != nil {
+		err = errors.Join(errGuestWrite, err)
+	}
+	return n, err
+}
+
+// CopyOut is path as a tar stream whose first entry is its base name. The
+// caller closes it. The stream ends with an error where the tar is not whole.
+func (c *Client) CopyOut(ctx context.Context, path string) (io.ReadCloser, error) {
+	s, err := c.conn.Open(ctx, api.OpCopyOut, api.CopyRequest{Path: path})
+	if err != nil {
+		return nil, fmt.Errorf("guest: %w", err)
+	}
+	var r api.Reply
+	err = s.Recv(ctx, &r)
+	if err := refusal(api.OpCopyOut, r.Error, err); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{s.Reader(api.ChannelOut), s}, nil
+}
+
+// Stat describes path without following its last symlink.
+func (c *Client) Stat(ctx context.Context, path string) (api.StatReply, error) {
+	r, err := wire.Call[api.StatReply](ctx, c.conn, api.OpStat, api.CopyRequest{Path: path})
+	if err := refusal(api.OpStat, r.Error, err); err != nil {
+		return api.StatReply{}, err
+	}
+	if r.Size < 0 || strings.ContainsAny(r.Name, "\x00") {
+		return api.StatReply{}, fmt.Errorf("guest: stat %q: the reply makes no sense", path)
+	}
+	return r, bounded(api.OpStat, r.Name, r.LinkTarget)
+}
+
+// Usage is what the task has used so far; no figure is negative.
+func (c *Client) Usage(ctx context.Context) (api.UsageReply, error) {
+	r, err := wire.Call[api.UsageReply](ctx, c.conn, api.OpUsage, api.Empty{})
+	if err := refusal(api.OpUsage, r.Error, err); err != nil {
+		return api.UsageReply{}, err
+	}
+	for _, v := range []*int64{&r.MemoryPeakBytes, &r.MemoryBytes, &r.CPUMicroseconds, &r.PIDs, &r.DiskWrittenBytes, &r.OOMKills} {
+		*v = min(max(*v, 0), math.MaxInt64/2)
+	}
+	return r, nil
+}
+
+func (c *Client) call(ctx context.Context, op string, body any) error {
+	r, err := wire.Call[api.Reply](ctx, c.conn, op, body)
+	return refusal(op, r.Error, err)
+}
+
+// closeAfter closes the client when ctx ends: a guest that does not even take
+// bytes would block the write, which has no other end. The returned function
+// calls it off.
+func (c *Client) closeAfter(ctx context.Context) func() bool {
+	return context.AfterFunc(ctx, func() { c.conn.Close() })
+}
+
+// refusal joins the two ways an operation can fail. The guest's error is
+// rebuilt from what is known, its text cut short and made printable.
+func refusal(op string, e *api.Error, err error) error {
+	if err != nil {
+		return fmt.Errorf("guest: %s: %w", op, err)
+	}
+	if e == nil {
+		return nil
+	}
+	clean := &api.Error{Code: api.CodeInternal, Message: printable(e.Message)}
+	switch e.Code {
+	case api.CodeInvalid, api.CodeNotFound, api.CodeNotExecutable, api.CodeNotReady, api.CodeNoSpace:
+		clean.Code = e.Code
+	}
+	for _, step := range api.IdentitySteps {
+		if e.Step == step {
+			clean.Step = step
+		}
+	}
+	return fmt.Errorf("guest: %s: %w", op, clean)
+}
+
+// bounded refuses texts that no honest agent sends.
+func bounded(op string, texts ...string) error {
+	for _, t := range texts {
+		if len(t) > maxText {
+			return fmt.Errorf("guest: %s: a text of %d bytes in the reply, at most %d", op, len(t), maxText)
+		}
+	}
+	return nil
+}
+
+// printable drops what could steer a terminal.
+func printable(s string) string {
+	s = s[:min(len(s), maxText)]
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\ufffd' {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// Exec starts a process in the guest. An *api.Error in the chain says why it
+// could not run. ctx bounds only the start; the caller closes the Exec.
+func (c *Client) Exec(ctx context.Context, p sandbox.Process) (*Exec, error) {
+	s, err := c.conn.Open(ctx, api.OpExec, p)
+	if err != nil {
+		return nil, fmt.Errorf("guest: %w", err)
+	}
+	var r api.ExecReply
+	err = s.Recv(ctx, &r)
+	if err := refusal(api.OpExec, r.Error, err); err != nil {
+		s.Close()
+		return nil, err
+	}
+	if r.PID <= 0 || r.PID > 1<<22 {
+		s.Close()
+		return nil, fmt.Errorf("guest: exec: process number %d makes no sense", r.PID)
+	}
+	return &Exec{stream: s, pid: r.PID}, nil
+}
