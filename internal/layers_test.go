@@ -1,0 +1,217 @@
+// Package internal holds only this test: who may import whom, and how large
+// anything may grow. A new package, or a new arrow between two, is one line in
+// [arrows]; that line is what a reviewer looks at. The test must not know what
+// the packages do.
+package internal
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// arrows maps each package to the packages of ours that it may import, leaving
+// out test files. Names are relative to internal/, but for cmd/ and test/.
+var arrows = map[string][]string{
+	// Words, and tools that know nothing of sandboxes.
+	"sandbox": {},
+	"undo":    {},
+	"wire":    {},
+	"audit":   {},
+	"confine": {"sandbox"},
+	"scratch": {},
+	"kernel":  {"undo"},
+
+	// Images.
+	"image":           {"image/flatten", "undo"},
+	"image/flatten":   {},
+	"image/imagetest": {},
+
+	// Machines.
+	"vm":        {"sandbox"},
+	"vm/accel":  {"sandbox"},
+	"vm/qemu":   {"confine", "sandbox", "undo", "vm"},
+	"vm/vmtest": {"sandbox", "vm"},
+
+	// Both ends of the control port.
+	"guest/api":       {"sandbox"},
+	"guest/agent":     {"guest/api", "sandbox", "wire"},
+	"guest/host":      {"guest/api", "sandbox", "wire"},
+	"guest/blob":      {},
+	"cmd/creel-guest": {"guest/agent"},
+
+	// One run, and what it starts from.
+	"boundary":         {},
+	"template":         {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder", "undo", "vm"},
+	"template/content": {"vm"},
+	"template/holder":  {"confine", "sandbox", "template/content", "undo", "vm"},
+	"keeper": {"audit", "boundary", "confine", "guest/api", "guest/host", "sandbox", "template/content", "template/holder", "undo", "vm",
+		"wire"},
+
+	// From the door to the keeper.
+	"engine": {"audit", "image", "keeper", "sandbox", "scratch", "template", "undo", "vm"},
+	"config": {"sandbox"},
+	"cli":    {"config", "engine", "guest/api", "guest/host", "image", "keeper", "kernel", "sandbox", "template", "vm"},
+	"app": {"audit", "boundary", "cli", "confine", "config", "engine", "guest/blob", "image", "keeper", "kernel", "sandbox",
+		"scratch", "template", "template/holder", "vm", "vm/accel", "vm/qemu"},
+	"cmd/creel": {"app", "cli"},
+
+	// Programs and helpers for tests.
+	"test/images": {},
+	"test/bench":  {"sandbox", "test/images", "undo"},
+}
+
+const (
+	maxFunctionLines = 80
+	maxFileLines     = 600
+	maxPackageLines  = 2000 // without tests
+	maxParameters    = 5    // without the receiver
+)
+
+// goPackage is the parsed code of one directory, without its tests.
+type goPackage struct {
+	name  string // as in arrows
+	files map[string]*ast.File
+}
+
+func TestArrows(t *testing.T) {
+	packages, _ := parseAll(t)
+	for _, p := range packages {
+		allowed, known := arrows[p.name]
+		if !known {
+			t.Errorf("package %s is not in the table: add it with the imports that it may have", p.name)
+			continue
+		}
+		for file, syntax := range p.files {
+			for _, spec := range syntax.Imports {
+				imported, err := strconv.Unquote(spec.Path.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ours, ok := strings.CutPrefix(imported, "creel/")
+				if ours = strings.TrimPrefix(ours, "internal/"); ok && !slices.Contains(allowed, ours) {
+					t.Errorf("%s: package %s may not import %s", file, p.name, ours)
+				}
+			}
+		}
+	}
+	for name := range arrows {
+		if !slices.ContainsFunc(packages, func(p goPackage) bool { return p.name == name }) {
+			t.Errorf("the table has package %s, which is not there", name)
+		}
+	}
+}
+
+func TestPackageComments(t *testing.T) {
+	packages, _ := parseAll(t)
+	for _, p := range packages {
+		var comments []string
+		for _, f := range p.files {
+			if f.Doc != nil {
+				comments = append(comments, strings.Join(strings.Fields(f.Doc.Text()), " "))
+			}
+		}
+		switch {
+		case len(comments) != 1:
+			t.Errorf("package %s has %d package comments, want 1", p.name, len(comments))
+		case isCommand(p.name):
+			if want := "Command " + path.Base(p.name) + " "; !strings.HasPrefix(comments[0], want) {
+				t.Errorf("package %s: the comment does not begin with %q", p.name, want)
+			}
+		case !strings.HasPrefix(comments[0], "Package "+path.Base(p.name)+" "):
+			t.Errorf("package %s: the comment does not begin with its name", p.name)
+		case !strings.Contains(comments[0], "must not"):
+			t.Errorf("package %s: the comment does not say what the package must not do", p.name)
+		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	packages, fset := parseAll(t)
+	for _, p := range packages {
+		total := 0
+		for file, syntax := range p.files {
+			lines := fset.File(syntax.Pos()).LineCount() - 1
+			total += lines
+			if lines > maxFileLines {
+				t.Errorf("%s has %d lines, more than %d", file, lines, maxFileLines)
+			}
+			for _, d := range syntax.Decls {
+				if f, ok := d.(*ast.FuncDecl); ok {
+					checkFunction(t, fset, f)
+				}
+			}
+		}
+		if total > maxPackageLines {
+			t.Errorf("package %s has %d lines, more than %d", p.name, total, maxPackageLines)
+		}
+	}
+}
+
+func checkFunction(t *testing.T, fset *token.FileSet, f *ast.FuncDecl) {
+	t.Helper()
+	begin := fset.Position(f.Pos())
+	if lines := fset.Position(f.End()).Line - begin.Line + 1; lines > maxFunctionLines {
+		t.Errorf("%s: %s has %d lines, more than %d", begin, f.Name.Name, lines, maxFunctionLines)
+	}
+	if n := f.Type.Params.NumFields(); n > maxParameters {
+		t.Errorf("%s: %s has %d parameters, more than %d", begin, f.Name.Name, n, maxParameters)
+	}
+}
+
+// isCommand tells programs, whose comments follow go doc's form for commands.
+func isCommand(name string) bool {
+	return strings.HasPrefix(name, "cmd/") || name == "test/bench"
+}
+
+// parseAll parses every package of the module, whatever its build constraints.
+func parseAll(t *testing.T) ([]goPackage, *token.FileSet) {
+	t.Helper()
+	byName := map[string]*goPackage{}
+	fset := token.NewFileSet()
+	root := os.DirFS("..")
+	err := fs.WalkDir(root, ".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if base := d.Name(); file != "." && (strings.HasPrefix(base, ".") || base == "testdata" || file == "build") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return nil
+		}
+		syntax, err := parser.ParseFile(fset, filepath.Join("..", file), nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(path.Dir(file), "internal/")
+		if byName[name] == nil {
+			byName[name] = &goPackage{name: name, files: map[string]*ast.File{}}
+		}
+		byName[name].files[file] = syntax
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(byName) < 10 {
+		t.Fatalf("found %d packages: is the test not in internal/ any more?", len(byName))
+	}
+	var all []goPackage
+	for _, p := range byName {
+		all = append(all, *p)
+	}
+	slices.SortFunc(all, func(a, b goPackage) int { return strings.Compare(a.name, b.name) })
+	return all, fset
+}
