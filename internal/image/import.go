@@ -1,0 +1,104 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"creel/internal/image/flatten"
+)
+
+// Import makes an image of one layer out of a tar of a root file system,
+// packed with gzip or zstd or not. ref may be empty: the image then has no
+// name. On error the store is as it was.
+func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes Config) (Image, error) {
+	var names []string
+	if ref != "" {
+		named, err := normalize(ref)
+		if err != nil {
+			return Image{}, err
+		}
+		names = []string{named.String()}
+	}
+	w, err := s.begin(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	defer w.end()
+	zr, _, err := flatten.Decompress(r)
+	if err != nil {
+		return Image{}, fmt.Errorf("read root file system: %w", err)
+	}
+	defer zr.Close()
+	layer, err := w.write(ctx, zr, s.limits.Bytes)
+	if err != nil {
+		return Image{}, fmt.Errorf("read root file system: %w", err)
+	}
+	p, err := w.compose(ctx, layer, changes)
+	if err != nil {
+		return Image{}, err
+	}
+	images, err := w.finish(ctx, []pending{{parsed: p, names: names}})
+	if err != nil {
+		return Image{}, err
+	}
+	return images[0], nil
+}
+
+// compose writes the configuration and the manifest of an image with one
+// uncompressed layer.
+func (w *session) compose(ctx context.Context, layer *blob, c Config) (*parsed, error) {
+	ld, err := descriptor(layer, types.OCIUncompressedLayer)
+	if err != nil {
+		return nil, err
+	}
+	now := v1.Time{Time: time.Now().UTC()}
+	config, err := json.Marshal(v1.ConfigFile{
+		Architecture: runtime.GOARCH, OS: "linux", Created: now,
+		RootFS:  v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{ld.Digest}},
+		History: []v1.History{{Created: now, CreatedBy: "creel image import"}},
+		Config: v1.Config{
+			Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, User: c.User, WorkingDir: c.WorkingDir,
+			StopSignal: c.StopSignal, Labels: c.Labels, ExposedPorts: set(c.ExposedPorts), Volumes: set(c.Volumes),
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	cb, err := w.write(ctx, bytes.NewReader(config), maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	cd, err := descriptor(cb, types.OCIConfigJSON)
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := json.Marshal(v1.Manifest{
+		SchemaVersion: 2, MediaType: types.OCIManifestSchema1, Config: cd, Layers: []v1.Descriptor{ld},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.write(ctx, bytes.NewReader(manifest), maxManifest); err != nil {
+		return nil, err
+	}
+	return parseImage(manifest, config)
+}
+
+func set(list []string) map[string]struct{} {
+	if len(list) == 0 {
+		return nil
+	}
+	m := make(map[string]struct{}, len(list))
+	for _, k := range list {
+		m[k] = struct{}{}
+	}
+	return m
+}
