@@ -1,0 +1,75 @@
+package qemu
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"creel/internal/sandbox"
+)
+
+// Cmdline is the guest kernel's command line for a machine that boots. Under
+// emulation it holds the host's TSC frequency, measured for 20 ms: the guest
+// reads the host's counter and has no other clock to calibrate it by. It
+// differs by a few parts per million from call to call.
+func Cmdline(accel sandbox.Accel) (string, error) {
+	const common = "panic=-1 quiet no_timer_check init_on_alloc=0 cryptomgr.notests audit=0 apparmor=0"
+	if accel != sandbox.AccelTCG {
+		return common, nil
+	}
+	khz, err := tscKHz()
+	if err != nil {
+		return "", err
+	}
+	// tsc=reliable besides the CPU's ARAT makes an idle guest tickless. There
+	// is no speculation to mitigate in translated code.
+	return fmt.Sprintf("%s mitigations=off tsc_early_khz=%d tsc=reliable", common, khz), nil
+}
+
+// rdtsc reads the time stamp counter.
+func rdtsc() uint64
+
+// tscKHz measures the counter against CLOCK_MONOTONIC_RAW.
+func tscKHz() (uint64, error) {
+	start, err := readClocks()
+	if err != nil {
+		return 0, err
+	}
+	for {
+		end, err := readClocks()
+		if err != nil {
+			return 0, err
+		}
+		if elapsed := end.nanos - start.nanos; elapsed >= (20 * time.Millisecond).Nanoseconds() {
+			khz := math.Round(float64(end.ticks-start.ticks) * 1e6 / float64(elapsed))
+			if khz < 1e5 || khz > 1e8 {
+				return 0, fmt.Errorf("measure TSC: %g kHz is no frequency of a processor", khz)
+			}
+			return uint64(khz), nil
+		}
+	}
+}
+
+type clocks struct {
+	ticks uint64
+	nanos int64
+}
+
+// readClocks reads both at the same moment: of eight pairs the one that took
+// the fewest ticks, so that being preempted between the two does not matter.
+func readClocks() (best clocks, err error) {
+	shortest := uint64(math.MaxUint64)
+	for range 8 {
+		var ts unix.Timespec
+		before := rdtsc()
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &ts); err != nil {
+			return best, fmt.Errorf("read clock: %w", err)
+		}
+		if took := rdtsc() - before; took < shortest {
+			shortest, best = took, clocks{before + took/2, ts.Nano()}
+		}
+	}
+	return best, nil
+}

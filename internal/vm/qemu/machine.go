@@ -1,0 +1,321 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"creel/internal/confine"
+	"creel/internal/undo"
+	"creel/internal/vm"
+)
+
+const (
+	maxLastWords = 4 << 10  // of the VMM's stderr, the end of it
+	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
+)
+
+// machine is a running VMM.
+type machine struct {
+	process *confine.Process
+	qmp     *qmp
+
+	control, share, network net.Conn
+
+	words *lastWords
+	stack *undo.Stack
+
+	done chan struct{}
+
+	mu     sync.Mutex
+	closed bool
+	reason string // of the SHUTDOWN event
+	err    error  // valid once done is closed
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+var (
+	_ vm.Machine     = (*machine)(nil)
+	_ vm.Snapshotter = (*machine)(nil)
+	_ vm.Pauser      = (*machine)(nil)
+)
+
+// start runs one VMM to the point where its guest runs. What it opens is on
+// the stack, and goes when it fails.
+func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine, err error) {
+	m := &machine{done: make(chan struct{})}
+	var stack undo.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(m.withLastWords(err), stack.Unwind())
+		}
+	}()
+
+	if c.Restore == nil {
+		// The VMM opens these by name, which its uid may not: it gets copies.
+		if c.Kernel, err = copyToMemory(&stack, "kernel", c.Kernel); err != nil {
+			return nil, err
+		}
+		if c.Initrd, err = copyToMemory(&stack, "initrd", c.Initrd); err != nil {
+			return nil, err
+		}
+	}
+	p := newPlan(c, cpu)
+	var conns [4]*net.UnixConn
+	var theirs undo.Stack // the VMM's ends: ours to close once it runs
+	defer func() { err = errors.Join(err, theirs.Unwind()) }()
+	files := make([]*os.File, 0, fdFirstFree-3+len(p.files))
+	for i := range conns {
+		var far *os.File
+		if conns[i], far, err = socketpair(); err != nil {
+			return nil, err
+		}
+		stack.Push("close socket", conns[i].Close)
+		theirs.Push("close socket", far.Close)
+		files = append(files, far)
+	}
+	files = append(append(files, c.Memory), p.files...)
+	var stderr *os.File
+	if m.words, stderr, err = newLastWords(); err != nil {
+		return nil, err
+	}
+	theirs.Push("close stderr", stderr.Close)
+	stack.Push("close stderr", m.words.close)
+
+	m.process, err = confine.Start(confine.VMM{
+		Path: d.binary, Args: p.args, Files: files, Stderr: stderr,
+		Level: c.Confinement.Level, UID: c.Confinement.UID, GID: c.Confinement.GID, Dir: c.Confinement.Dir,
+		KVM: c.Accel == "kvm", MaxFileBytes: maxFileBytes(c),
+	})
+	if err != nil {
+		return nil, err
+	}
+	stack.Push("kill vmm", m.process.Kill)
+	// From here on an end of the VMM ends its sockets, and with them any wait.
+	if err = theirs.Unwind(); err != nil {
+		return nil, err
+	}
+	m.qmp = newQMP(conns[0], m.onEvent)
+	m.control, m.share, m.network = conns[1], conns[2], conns[3]
+	if err = m.bringUp(ctx, c); err != nil {
+		return nil, err
+	}
+	m.stack = stack.Release()
+	go m.watch()
+	return m, nil
+}
+
+func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
+	if err := m.qmp.run(ctx, nil, "qmp_capabilities", nil); err != nil {
+		return err
+	}
+	if c.Restore == nil {
+		return nil
+	}
+	if err := m.qmp.migrate(ctx, c.Restore, "migrate-incoming"); err != nil {
+		return err
+	}
+	// The guest still has the capacities of the template's placeholders.
+	for i, d := range c.Disks {
+		if d.File == nil || d.ReadOnly {
+			continue
+		}
+		info, err := d.File.Stat()
+		if err != nil {
+			return fmt.Errorf("size disk %s: %w", d.Serial, err)
+		}
+		size := map[string]any{"node-name": fmt.Sprintf("disk%d", i), "size": info.Size()}
+		if err := m.qmp.run(ctx, nil, "block_resize", size); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxFileBytes is the size of the largest file that the VMM writes.
+func maxFileBytes(c vm.Config) int64 {
+	most := int64(minFileBytes)
+	for _, d := range c.Disks {
+		if d.File != nil && !d.ReadOnly {
+			most = max(most, d.MaxBytes)
+			if info, err := d.File.Stat(); err == nil {
+				most = max(most, info.Size())
+			}
+		}
+	}
+	return most
+}
+
+func (m *machine) Control() net.Conn     { return m.control }
+func (m *machine) Share() net.Conn       { return m.share }
+func (m *machine) Network() net.Conn     { return m.network }
+func (m *machine) PID() int              { return m.process.PID() }
+func (m *machine) Done() <-chan struct{} { return m.done }
+
+func (m *machine) Err() error {
+	select {
+	case <-m.done:
+		return m.err
+	default:
+		return nil
+	}
+}
+
+// Close implements [vm.Machine].
+func (m *machine) Close() error {
+	m.closeOnce.Do(func() {
+		m.mu.Lock()
+		m.closed = true
+		m.mu.Unlock()
+		m.closeErr = m.process.Kill()
+		<-m.done
+		m.closeErr = errors.Join(m.closeErr, m.stack.Unwind())
+		<-m.qmp.closed
+	})
+	return m.closeErr
+}
+
+// watch says how the machine ended, once it has. The words and events that it
+// left behind are read to their end first.
+func (m *machine) watch() {
+	<-m.process.Done()
+	<-m.words.done
+	<-m.qmp.closed
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	state := m.process.State()
+	switch {
+	case m.closed:
+	case m.reason == "guest-shutdown" && state != nil && state.Success():
+	case m.reason == "guest-reset":
+		m.err = errors.New("the guest's kernel gave up")
+	default:
+		m.err = m.withLastWords(fmt.Errorf("the VMM ended: %v", state))
+	}
+	close(m.done)
+}
+
+func (m *machine) onEvent(e event) {
+	if e.Name == "SHUTDOWN" {
+		m.mu.Lock()
+		m.reason = e.Data.Reason
+		m.mu.Unlock()
+	}
+}
+
+// Snapshot implements [vm.Snapshotter].
+func (m *machine) Snapshot(ctx context.Context, state *os.File) error {
+	if err := m.qmp.migrate(ctx, state, "migrate"); err != nil {
+		return m.withLastWords(fmt.Errorf("freeze machine: %w", err))
+	}
+	return nil
+}
+
+// Pause implements [vm.Pauser].
+func (m *machine) Pause(ctx context.Context) error { return m.qmp.run(ctx, nil, "stop", nil) }
+
+// Resume implements [vm.Pauser].
+func (m *machine) Resume(ctx context.Context) error { return m.qmp.run(ctx, nil, "cont", nil) }
+
+// withLastWords adds what the VMM said last. A VMM that has closed its socket
+// is about to end, so its words are waited for; one that lives is not.
+func (m *machine) withLastWords(err error) error {
+	if m.words == nil {
+		return err
+	}
+	if m.process != nil && errors.Is(err, errQMPClosed) {
+		err = errors.Join(err, m.process.Kill())
+		<-m.words.done
+	}
+	if words := m.words.String(); words != "" {
+		return fmt.Errorf("%w: %q", err, words)
+	}
+	return err
+}
+
+// lastWords keeps the end of what a VMM writes to its standard error.
+type lastWords struct {
+	pipe *os.File
+	done chan struct{} // the VMM's end is closed
+
+	mu   sync.Mutex
+	tail []byte
+}
+
+func newLastWords() (*lastWords, *os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, fmt.Errorf("make pipe: %w", err)
+	}
+	l := &lastWords{pipe: r, done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		io.Copy(l, r) // ends with the VMM or by close
+	}()
+	return l, w, nil
+}
+
+func (l *lastWords) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tail = append(l.tail, p...)
+	l.tail = append([]byte(nil), l.tail[max(0, len(l.tail)-maxLastWords):]...)
+	return len(p), nil
+}
+
+func (l *lastWords) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.TrimSpace(string(l.tail))
+}
+
+func (l *lastWords) close() error {
+	err := l.pipe.Close()
+	<-l.done
+	return err
+}
+
+func socketpair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make socket pair: %w", err)
+	}
+	near, far := os.NewFile(uintptr(fds[0]), "machine"), os.NewFile(uintptr(fds[1]), "vmm")
+	defer near.Close()
+	conn, err := net.FileConn(near)
+	if err != nil {
+		far.Close()
+		return nil, nil, fmt.Errorf("make socket pair: %w", err)
+	}
+	return conn.(*net.UnixConn), far, nil
+}
+
+// copyToMemory copies a file into sealed memory.
+func copyToMemory(stack *undo.Stack, name string, from *os.File) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("make memory for %s: %w", name, err)
+	}
+	to := os.NewFile(uintptr(fd), name)
+	stack.Push("close "+name, to.Close)
+	info, err := from.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("copy %s: %w", name, err)
+	}
+	if _, err := io.Copy(to, io.NewSectionReader(from, 0, info.Size())); err != nil {
+		return nil, fmt.Errorf("copy %s: %w", name, err)
+	}
+	if _, err := unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+		return nil, fmt.Errorf("seal %s: %w", name, err)
+	}
+	return to, nil
+}

@@ -1,0 +1,165 @@
+package qemu
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxQMPLine   = 1 << 20
+	maxQMPEvents = 64 // unread; a VMM that floods loses the oldest
+)
+
+// errQMPClosed is what commands return once the VMM's end is closed.
+var errQMPClosed = errors.New("the VMM closed its command socket")
+
+// qmp is a client of QEMU's machine protocol: one JSON object a line. Commands
+// are sent one at a time.
+type qmp struct {
+	conn    *net.UnixConn
+	replies chan reply
+	events  chan event
+	closed  chan struct{} // reading has ended
+
+	mu sync.Mutex // one command at a time
+}
+
+type reply struct {
+	Return json.RawMessage `json:"return"`
+	Error  *struct {
+		Desc string `json:"desc"`
+	} `json:"error"`
+}
+
+type event struct {
+	Name string `json:"event"`
+	Data struct {
+		Status string `json:"status"` // MIGRATION
+		Reason string `json:"reason"` // SHUTDOWN
+	} `json:"data"`
+}
+
+// newQMP starts reading. onEvent sees each event, in the reader's goroutine.
+func newQMP(conn *net.UnixConn, onEvent func(event)) *qmp {
+	q := &qmp{conn: conn, replies: make(chan reply, 1), events: make(chan event, maxQMPEvents), closed: make(chan struct{})}
+	go q.read(onEvent)
+	return q
+}
+
+func (q *qmp) read(onEvent func(event)) {
+	defer close(q.closed)
+	lines := bufio.NewScanner(q.conn)
+	lines.Buffer(make([]byte, 0, 4096), maxQMPLine)
+	for lines.Scan() {
+		var e event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return
+		}
+		if e.Name != "" {
+			onEvent(e)
+			q.keep(e)
+			continue
+		}
+		if bytes.Contains(lines.Bytes(), []byte(`"QMP"`)) {
+			continue // the greeting
+		}
+		var r reply
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			return
+		}
+		select {
+		case q.replies <- r:
+		default:
+			return // an answer that nobody asked for
+		}
+	}
+}
+
+func (q *qmp) keep(e event) {
+	for {
+		select {
+		case q.events <- e:
+			return
+		default:
+		}
+		select {
+		case <-q.events:
+		default:
+		}
+	}
+}
+
+// run executes a command; file, where not nil, goes along with it. A command
+// whose ctx ends leaves the connection unusable: the caller closes the machine.
+func (q *qmp) run(ctx context.Context, file *os.File, command string, arguments any) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	line, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+	}{command, arguments})
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", command, err)
+	}
+	var rights []byte
+	if file != nil {
+		rights = unix.UnixRights(int(file.Fd()))
+	}
+	if _, _, err := q.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	select {
+	case r := <-q.replies:
+		if r.Error != nil {
+			return fmt.Errorf("%s: %q", command, r.Error.Desc)
+		}
+		return nil
+	case <-q.closed:
+		return fmt.Errorf("%s: %w", command, errQMPClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", command, ctx.Err())
+	}
+}
+
+// migrate runs a migration command over file and waits until it has ended.
+func (q *qmp) migrate(ctx context.Context, file *os.File, command string) error {
+	type capability struct {
+		Name  string `json:"capability"`
+		State bool   `json:"state"`
+	}
+	capabilities := []capability{{"x-ignore-shared", true}, {"events", true}}
+	if err := q.run(ctx, nil, "migrate-set-capabilities", map[string]any{"capabilities": capabilities}); err != nil {
+		return err
+	}
+	if err := q.run(ctx, file, "getfd", map[string]string{"fdname": "state"}); err != nil {
+		return err
+	}
+	if err := q.run(ctx, nil, command, map[string]string{"uri": "fd:state"}); err != nil {
+		return err
+	}
+	for {
+		select {
+		case e := <-q.events:
+			switch {
+			case e.Name != "MIGRATION":
+			case e.Data.Status == "completed":
+				return nil
+			case e.Data.Status == "failed":
+				return fmt.Errorf("%s: the VMM could not transfer the device state", command)
+			}
+		case <-q.closed:
+			return fmt.Errorf("%s: %w", command, errQMPClosed)
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", command, ctx.Err())
+		}
+	}
+}
