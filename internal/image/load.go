@@ -77,6 +77,8 @@ func (w *session) finish(ctx context.Context, images []pending) ([]Image, error)
 	if err != nil {
 		return nil, err
 	}
+	synced := w.syncBlobs()
+	defer synced()
 	out := make([]Image, len(images))
 	for i := range images {
 		p := &images[i]
@@ -86,6 +88,9 @@ func (w *session) finish(ctx context.Context, images []pending) ([]Image, error)
 			return nil, fmt.Errorf("image %s: %w", p.parsed.manifest.Config.Digest, err)
 		}
 		out[i] = p.parsed.image(familiar(p.names), p.root.SizeBytes)
+	}
+	if err := synced(); err != nil {
+		return nil, err
 	}
 	return out, w.commit(ctx, images)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"creel/internal/image/flatten"
 )
@@ -97,9 +98,13 @@ func (w *session) buildRoot(ctx context.Context, p *pending) error {
 	if _, err := out.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
+	var syncErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { syncErr = out.Sync() }) // the disk works while we hash
 	h := sha256.New()
 	n, err := io.CopyBuffer(struct{ io.Writer }{h}, &ctxReader{ctx, out}, make([]byte, copyBuffer))
-	if err = errors.Join(err, ctx.Err()); err != nil {
+	wg.Wait()
+	if err = errors.Join(err, syncErr); err != nil {
 		return fmt.Errorf("hash root file system: %w", err)
 	}
 	p.file = out.Name()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -162,6 +163,24 @@ func (c *ctxReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
+// syncBlobs sends what was written so far to the disk while other work goes
+// on; the returned function waits for the end of it.
+func (w *session) syncBlobs() (wait func() error) {
+	done := make(chan error, 1)
+	paths := make([]string, 0, len(w.blobs))
+	for _, b := range w.blobs {
+		paths = append(paths, b.path)
+	}
+	go func() {
+		var errs []error
+		for _, path := range paths {
+			errs = append(errs, syncPath(path))
+		}
+		done <- errors.Join(errs...)
+	}()
+	return sync.OnceValue(func() error { return <-done })
+}
+
 // open opens a blob of the session or, where it has none, of the store.
 func (w *session) open(digest string) (*os.File, error) {
 	if b := w.blobs[digest]; b != nil {
@@ -200,7 +219,7 @@ func (w *session) commit(ctx context.Context, images []pending) error {
 		}
 	}
 	for _, dir := range []string{"blobs/sha256", "rootfs/sha256"} {
-		if err := syncDir(filepath.Join(w.store.dir, dir)); err != nil {
+		if err := syncPath(filepath.Join(w.store.dir, dir)); err != nil {
 			return err
 		}
 	}
@@ -236,7 +255,7 @@ func (w *session) place(p pending, steps *undo.Stack) error {
 	return move(p.file, w.store.rootPath(p.root.Digest), steps)
 }
 
-// move puts a file in place, durably. One that is there already is replaced
+// move puts a file that was synced in place. One that is there already is replaced
 // by the same content, verified just now.
 func move(from, to string, steps *undo.Stack) error {
 	f, err := os.Open(from)
@@ -246,7 +265,7 @@ func move(from, to string, steps *undo.Stack) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Chmod(0o400), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(f.Chmod(0o400), f.Close()); err != nil {
 		return fmt.Errorf("store %s: %w", filepath.Base(to), err)
 	}
 	_, statErr := os.Stat(to)

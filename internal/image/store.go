@@ -115,7 +115,7 @@ func (s *Store) writeIndex(x *storeIndex) error {
 		err = os.Rename(f.Name(), filepath.Join(s.dir, "index.json"))
 	}
 	if err == nil {
-		err = syncDir(s.dir)
+		err = syncPath(s.dir)
 	}
 	if err != nil {
 		return fmt.Errorf("write image index: %w", err)
@@ -123,12 +123,13 @@ func (s *Store) writeIndex(x *storeIndex) error {
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncPath makes what is known of a file or directory durable.
+func syncPath(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // blobPath is where the blob with this digest is. The digest was checked when
