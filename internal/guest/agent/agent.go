@@ -1,0 +1,173 @@
+// Package agent is the guest's side of the conversation: it boots a VM as its
+// PID 1, is frozen with it in the template, makes a clone what the host says
+// it is, and then runs and copies for the host. [Agent] serves the operations
+// of package api; [Boot] is the machine around it.
+//
+// The task's root owns the VM: it has every capability, and the agent does not
+// defend itself against it. The package must stay small and start little: it
+// runs under emulation, and what it does after a restore is what users wait
+// for. It must not import host packages.
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"creel/internal/guest/api"
+	"creel/internal/wire"
+)
+
+// Platform is the machine that an agent stands on; [Machine] is the real one.
+type Platform interface {
+	// Kernel is the kernel's release.
+	Kernel() string
+	// Freeze mounts what a template has mounted and settles the guest.
+	Freeze() error
+	// Step performs one of [api.IdentitySteps].
+	Step(name string, id *api.Identity) error
+	SetClock(now time.Time) error
+	Usage() (api.UsageReply, error)
+	// Shutdown ends every task process and makes the disks consistent.
+	Shutdown(ctx context.Context) error
+	// Started wraps the start of a task process: fork is called with the
+	// descriptor of the task's cgroup, or -1.
+	Started(fork func(cgroup int) error) error
+	// OOMKills counts task processes that the kernel killed for memory.
+	OOMKills() int64
+}
+
+// Agent serves one host at a time.
+type Agent struct {
+	platform Platform
+	root     string // the task's root as this process sees it; "/" in a VM
+	reaper   *reaper
+
+	mu       sync.Mutex
+	tried    bool // identity was begun; it is begun once
+	ready    bool
+	env      []string
+	hostname string
+	oomSeen  int64
+}
+
+// New is an agent whose task's root is the directory root. It waits for every
+// child of the process that it is in: there is one agent to a process.
+func New(p Platform, root string) *Agent { return newAgent(p, root, newReaper()) }
+
+func newAgent(p Platform, root string, r *reaper) *Agent {
+	return &Agent{platform: p, root: root, reaper: r}
+}
+
+// Serve talks to one host over port until it goes away.
+func (a *Agent) Serve(port io.ReadWriteCloser) error {
+	conn := wire.NewConn(port, wire.Options{Handler: a.handle})
+	<-conn.Done()
+	conn.Close()
+	return conn.Err()
+}
+
+func (a *Agent) handle(ctx context.Context, s *wire.Stream) {
+	switch op := s.Op(); op {
+	case api.OpHello:
+		a.serveHello(ctx, s)
+	case api.OpFreeze:
+		answer(ctx, s, func(api.FreezeRequest) error { return a.platform.Freeze() })
+	case api.OpIdentity:
+		answer(ctx, s, a.identity)
+	case api.OpClock:
+		answer(ctx, s, func(r api.ClockRequest) error { return a.platform.SetClock(time.Unix(0, r.UnixNano)) })
+	case api.OpExec, api.OpCopyIn, api.OpCopyOut, api.OpStat, api.OpUsage, api.OpShutdown:
+		a.handleReady(ctx, s)
+	default:
+		reply(ctx, s, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("operation %q is not known", op)})
+	}
+}
+
+// handleReady serves what needs an identity.
+func (a *Agent) handleReady(ctx context.Context, s *wire.Stream) {
+	a.mu.Lock()
+	ready := a.ready
+	a.mu.Unlock()
+	if !ready {
+		reply(ctx, s, &api.Error{Code: api.CodeNotReady, Message: s.Op() + " before identity"})
+		return
+	}
+	switch s.Op() {
+	case api.OpExec:
+		a.serveExec(ctx, s)
+	case api.OpCopyIn:
+		a.serveCopyIn(ctx, s)
+	case api.OpCopyOut:
+		a.serveCopyOut(ctx, s)
+	case api.OpStat:
+		a.serveStat(ctx, s)
+	case api.OpUsage:
+		r, err := a.platform.Usage()
+		r.Error = refusal(err)
+		s.Send(ctx, r)
+	case api.OpShutdown:
+		answer(ctx, s, func(api.Empty) error { return a.platform.Shutdown(ctx) })
+	}
+}
+
+func (a *Agent) serveHello(ctx context.Context, s *wire.Stream) {
+	r := api.HelloReply{Version: api.Version, Kernel: a.platform.Kernel()}
+	var req api.HelloRequest
+	if err := s.Body(&req); err != nil {
+		r.Error = invalid(err)
+	}
+	s.Send(ctx, r)
+}
+
+// identity makes a clone what the host says, step by step.
+func (a *Agent) identity(id api.Identity) error {
+	a.mu.Lock()
+	tried := a.tried
+	a.tried = true
+	a.mu.Unlock()
+	if tried {
+		return &api.Error{Code: api.CodeNotReady, Message: "identity is given once"}
+	}
+	if id.Version != api.Version {
+		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("version %d, this agent speaks %d", id.Version, api.Version)}
+	}
+	for _, step := range api.IdentitySteps {
+		err := a.platform.Step(step, &id)
+		if id.FailStep == step {
+			err = fmt.Errorf("made to fail")
+		}
+		if err != nil {
+			return &api.Error{Code: api.CodeInternal, Step: step, Message: err.Error()}
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.env, a.hostname, a.ready = id.Env, id.Hostname, true
+	return nil
+}
+
+// path is where the task's path is for this process.
+func (a *Agent) path(p string) string { return filepath.Join(a.root, filepath.Join("/", p)) }
+
+// answer decodes a request, acts, and replies.
+func answer[R any](ctx context.Context, s *wire.Stream, act func(R) error) {
+	var req R
+	if err := s.Body(&req); err != nil {
+		reply(ctx, s, invalid(err))
+		return
+	}
+	reply(ctx, s, act(req))
+}
+
+// reply ends an operation. An error of sending is the host's going away.
+func reply(ctx context.Context, s *wire.Stream, err error) {
+	s.Send(ctx, api.Reply{Error: refusal(err)})
+}
+
+func invalid(err error) *api.Error {
+	return &api.Error{Code: api.CodeInvalid, Message: err.Error()}
+}
