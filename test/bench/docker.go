@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// daemon is a dockerd of Debian's in mount, network and process namespaces of
+// its own: it touches nothing of the host's, and the end of its first process
+// is the end of all of it.
+type daemon struct {
+	cmd *exec.Cmd
+	dir string
+	bin string // colon-separated directories
+	// group is the control group, below each hierarchy's root, that containers
+	// are made in; there is no namespace that would take it away.
+	group string
+	done  chan struct{}
+}
+
+// startDaemon runs the dockerd that was unpacked in unpacked.
+func startDaemon(ctx context.Context, unpacked string) (*daemon, error) {
+	if os.Geteuid() != 0 {
+		return nil, absent{"dockerd needs root"}
+	}
+	if _, err := os.Stat(filepath.Join(unpacked, "usr/sbin/dockerd")); err != nil {
+		return nil, absent{"no docker.io in " + unpacked}
+	}
+	// Not under the checkout: a socket's path has to be short.
+	dir, err := os.MkdirTemp("", "creel-bench-docker-")
+	if err != nil {
+		return nil, fmt.Errorf("make directory for dockerd: %w", err)
+	}
+	d := &daemon{dir: dir, bin: unpacked + "/usr/bin:" + unpacked + "/usr/sbin", group: filepath.Base(dir), done: make(chan struct{})}
+	if err := d.start(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *daemon) start(ctx context.Context) error {
+	log, err := os.Create(filepath.Join(d.dir, "log"))
+	if err != nil {
+		return fmt.Errorf("create dockerd's log: %w", err)
+	}
+	defer log.Close()
+	const script = `mount --make-rprivate / && mount -t proc proc /proc && ip link set lo up && exec dockerd -H "unix://$0/sock" --data-root "$0/data" --exec-root "$0/exec" -p "$0/pid" ` +
+		`--storage-driver overlay2 --iptables=false --ip6tables=false --ip-masq=false --bridge=none ` +
+		`--exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$1"`
+	d.cmd = exec.Command("sh", "-c", script, d.dir, d.group)
+	d.cmd.Env = append(os.Environ(), "PATH="+d.bin+":"+os.Getenv("PATH"))
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	// A terminal's interrupt is for the bench, which then ends the daemon.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID,
+		Pdeathsig:  syscall.SIGKILL, Setpgid: true,
+	}
+	if err := d.cmd.Start(); err != nil {
+		close(d.done)
+		return fmt.Errorf("start dockerd: %w", err)
+	}
+	go func() { d.cmd.Wait(); close(d.done) }()
+	return d.ready(ctx)
+}
+
+// ready waits until the daemon answers.
+func (d *daemon) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if d.command(ctx, "version").Run() == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-d.done:
+			return fmt.Errorf("dockerd ended at once: %s", d.lastLine())
+		case <-ctx.Done():
+			return fmt.Errorf("wait for dockerd: %w: %s", ctx.Err(), d.lastLine())
+		}
+	}
+}
+
+func (d *daemon) lastLine() string {
+	f, err := os.Open(filepath.Join(d.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	last := ""
+	for s := bufio.NewScanner(f); s.Scan(); {
+		last = s.Text()
+	}
+	return last
+}
+
+// command is the client of the daemon's own release.
+func (d *daemon) command(ctx context.Context, args ...string) *exec.Cmd {
+	client, _, _ := strings.Cut(d.bin, ":")
+	cmd := exec.CommandContext(ctx, filepath.Join(client, "docker"), args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+d.dir+"/sock", "DOCKER_CONFIG="+d.dir+"/client")
+	return cmd
+}
+
+// Close ends the daemon and all that it started, and removes what it stored.
+func (d *daemon) Close() error {
+	if d.cmd != nil && d.cmd.Process != nil {
+		d.cmd.Process.Kill() // the first process of its namespace: the rest ends before it
+		<-d.done
+	}
+	return errors.Join(d.removeGroups(), os.RemoveAll(d.dir))
+}
+
+// removeGroups removes the daemon's control group from every hierarchy, of
+// which version 2 has one, and version 1 one a controller.
+func (d *daemon) removeGroups() error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		found, err := filepath.Glob(pattern + d.group)
+		errs = append(errs, err)
+		for _, group := range found {
+			below, err := filepath.Glob(group + "/*/")
+			errs = append(errs, err)
+			for _, dir := range append(below, group) {
+				errs = append(errs, syscall.Rmdir(dir))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

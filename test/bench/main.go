@@ -1,0 +1,69 @@
+// Command bench measures Creel against what people would use instead, both
+// sides by turns in one run, prints a table of medians and writes every sample
+// as JSON. A row that lacks something is left out with the reason. Whatever it
+// starts, it ends, on an interrupt as well.
+//
+// A row is added to [rows]; each has a set-up that gives one or two measures.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+)
+
+func main() {
+	// Children ask for a signal when the thread that started them ends.
+	runtime.LockOSThread()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	creel := flags.String("creel", "bin/creel", "the creel binary")
+	docker := flags.String("docker", "build/docker", "where Debian's docker.io was unpacked")
+	out := flags.String("json", "", "write the samples to this `file`")
+	n := flags.Int("n", 10, "samples of each side, at least 10 for a verdict")
+	only := flags.String("run", "", "measure only rows whose name contains this")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	r, err := newRig(*creel, *docker)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+
+	report := newReport(ctx, *n)
+	for _, row := range rows(r) {
+		if !row.matches(*only) {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s\n", row.name)
+		result, err := row.measure(ctx, *n)
+		if err != nil {
+			return fmt.Errorf("row %q: %w", row.name, err)
+		}
+		report.Rows = append(report.Rows, result)
+	}
+	report.print(os.Stdout)
+	if *out != "" {
+		if err := report.write(*out); err != nil {
+			return err
+		}
+	}
+	if missed := report.missed(); missed > 0 {
+		return fmt.Errorf("%d rows miss their target", missed)
+	}
+	return nil
+}
