@@ -69,6 +69,15 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 			return nil, err
 		}
 	}
+	if c.Restore != nil {
+		// A descriptor has one offset for all who share it, other clones too.
+		if c.Restore, err = copyToMemory(&stack, "state", c.Restore); err == nil {
+			_, err = c.Restore.Seek(0, io.SeekStart)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	p := newPlan(c, cpu)
 	var conns [4]*net.UnixConn
 	var theirs undo.Stack // the VMM's ends: ours to close once it runs

@@ -72,6 +72,17 @@ func New(o Options) (*Driver, error) {
 	return &Driver{binary: path, log: o.Logger}, nil
 }
 
+// Path is the VMM's binary, with symlinks resolved.
+func (d *Driver) Path() string { return d.binary }
+
+// CPU is the model that guests see under an accelerator.
+func CPU(a sandbox.Accel) string {
+	if a == sandbox.AccelKVM {
+		return cpuKVM
+	}
+	return cpuTCG
+}
+
 // Identity of a VMM, for a template's manifest.
 type Identity struct {
 	Path    string
