@@ -36,33 +36,37 @@ var arrows = map[string][]string{
 	"image/imagetest": {},
 
 	// Machines.
-	"vm":        {"sandbox"},
-	"vm/accel":  {"sandbox"},
-	"vm/qemu":   {"confine", "sandbox", "undo", "vm"},
-	"vm/vmtest": {"sandbox", "vm"},
+	"vm":              {"sandbox"},
+	"vm/accel":        {"sandbox"},
+	"vm/qemu":         {"confine", "guest/api", "sandbox", "undo", "vm"},
+	"vm/vmtest":       {"guest/api", "sandbox", "vm"},
+	"vm/vmtest/guest": {},
 
 	// Both ends of the control port.
 	"guest/api":       {"sandbox"},
 	"guest/agent":     {"guest/api", "sandbox", "wire"},
 	"guest/host":      {"guest/api", "sandbox", "wire"},
 	"guest/blob":      {},
-	"cmd/creel-guest": {"guest/agent"},
+	"cmd/creel-guest": {"guest/agent", "guest/api"},
 
 	// One run, and what it starts from.
 	"boundary":         {},
-	"template":         {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder", "undo", "vm"},
 	"template/content": {"vm"},
-	"template/holder":  {"confine", "sandbox", "template/content", "undo", "vm"},
-	"keeper": {"audit", "boundary", "confine", "guest/api", "guest/host", "sandbox", "template/content", "template/holder", "undo", "vm",
-		"wire"},
+	"template/lock":    {},
+	"template/holder":  {"confine", "sandbox", "template/content", "template/lock", "undo", "vm"},
+	"template": {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder",
+		"template/lock", "undo", "vm"},
+	"keeper": {"audit", "boundary", "confine", "guest/api", "guest/host", "sandbox", "undo", "vm", "wire"},
 
 	// From the door to the keeper.
 	"engine": {"audit", "image", "keeper", "sandbox", "scratch", "template", "undo", "vm"},
 	"config": {"sandbox"},
-	"cli":    {"config", "engine", "guest/api", "guest/host", "image", "keeper", "kernel", "sandbox", "template", "vm"},
-	"app": {"audit", "boundary", "cli", "confine", "config", "engine", "guest/blob", "image", "keeper", "kernel", "sandbox",
-		"scratch", "template", "template/holder", "vm", "vm/accel", "vm/qemu"},
-	"cmd/creel": {"app", "cli"},
+	"doctor": {"kernel", "sandbox", "template"},
+	"cli": {"config", "doctor", "engine", "guest/api", "guest/host", "image", "keeper", "kernel", "sandbox", "template",
+		"vm"},
+	"app": {"audit", "boundary", "cli", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
+		"keeper", "kernel", "sandbox", "scratch", "template", "template/holder", "vm", "vm/accel", "vm/qemu"},
+	"cmd/creel": {"app"},
 
 	// Programs and helpers for tests.
 	"test/images": {},
@@ -79,6 +83,7 @@ const (
 // goPackage is the parsed code of one directory, without its tests.
 type goPackage struct {
 	name  string // as in arrows
+	main  bool   // a program
 	files map[string]*ast.File
 }
 
@@ -122,7 +127,7 @@ func TestPackageComments(t *testing.T) {
 		switch {
 		case len(comments) != 1:
 			t.Errorf("package %s has %d package comments, want 1", p.name, len(comments))
-		case isCommand(p.name):
+		case p.main:
 			if want := "Command " + path.Base(p.name) + " "; !strings.HasPrefix(comments[0], want) {
 				t.Errorf("package %s: the comment does not begin with %q", p.name, want)
 			}
@@ -167,11 +172,6 @@ func checkFunction(t *testing.T, fset *token.FileSet, f *ast.FuncDecl) {
 	}
 }
 
-// isCommand tells programs, whose comments follow go doc's form for commands.
-func isCommand(name string) bool {
-	return strings.HasPrefix(name, "cmd/") || name == "test/bench"
-}
-
 // parseAll parses every package of the module, whatever its build constraints.
 func parseAll(t *testing.T) ([]goPackage, *token.FileSet) {
 	t.Helper()
@@ -197,7 +197,7 @@ func parseAll(t *testing.T) ([]goPackage, *token.FileSet) {
 		}
 		name := strings.TrimPrefix(path.Dir(file), "internal/")
 		if byName[name] == nil {
-			byName[name] = &goPackage{name: name, files: map[string]*ast.File{}}
+			byName[name] = &goPackage{name: name, main: syntax.Name.Name == "main", files: map[string]*ast.File{}}
 		}
 		byName[name].files[file] = syntax
 		return nil
