@@ -1,0 +1,91 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"creel/internal/sandbox"
+	"creel/internal/vm"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestArguments(t *testing.T) {
+	file := os.Stdin // only its presence matters
+	disks := func(f *os.File) []vm.Disk {
+		return []vm.Disk{
+			{Serial: "root", ReadOnly: true, File: f, MaxBytes: 1 << 36},
+			{Serial: "scratch", File: f, MaxBytes: 1 << 36},
+			{Serial: "workspace", ReadOnly: true, MaxBytes: 1 << 36},
+			{Serial: "spare-ro", ReadOnly: true, MaxBytes: 1 << 36},
+			{Serial: "spare-rw", MaxBytes: 1 << 36},
+		}
+	}
+	small, large := vm.Shape{MemoryMiB: 256, VCPUs: 1}, vm.Shape{MemoryMiB: 8192, VCPUs: 4}
+	boot := func(s vm.Shape, a sandbox.Accel) vm.Config {
+		return vm.Config{Shape: s, Accel: a, Disks: disks(nil), Kernel: file, Initrd: file, Cmdline: "quiet panic=-1"}
+	}
+	restore := func(s vm.Shape, a sandbox.Accel) vm.Config {
+		return vm.Config{Shape: s, Accel: a, Disks: disks(file), Restore: file}
+	}
+	for name, c := range map[string]vm.Config{
+		"boot-tcg-256m-1cpu":     boot(small, sandbox.AccelTCG),
+		"boot-tcg-8192m-4cpu":    boot(large, sandbox.AccelTCG),
+		"boot-kvm-256m-1cpu":     boot(small, sandbox.AccelKVM),
+		"restore-tcg-256m-1cpu":  restore(small, sandbox.AccelTCG),
+		"restore-kvm-8192m-4cpu": restore(large, sandbox.AccelKVM),
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := strings.Join(newPlan(c, cpuKVM).args, "\n") + "\n"
+			path := filepath.Join("testdata", name+".args")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestMachineIDIsTheDevicesNotTheirBacking(t *testing.T) {
+	shape := vm.Shape{MemoryMiB: 256, VCPUs: 1}
+	id := MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30}})
+	if got := MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30, File: os.Stdin}}); got != id {
+		t.Error("a file changed the machine")
+	}
+	for what, got := range map[string]string{
+		"kind":  MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", MaxBytes: 1 << 30}}),
+		"accel": MachineID(shape, sandbox.AccelKVM, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30}}),
+		"shape": MachineID(vm.Shape{MemoryMiB: 512, VCPUs: 1}, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30}}),
+	} {
+		if got == id {
+			t.Errorf("another %s is the same machine", what)
+		}
+	}
+}
+
+func TestTSCFrequencyIsSteady(t *testing.T) {
+	a, err := tscKHz()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := tscKHz()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := float64(a)/float64(b) - 1; d > 1e-4 || d < -1e-4 {
+		t.Errorf("measured %d kHz, then %d", a, b)
+	}
+}
