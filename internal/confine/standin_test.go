@@ -31,9 +31,9 @@ type target struct {
 	TCPPort                     int
 }
 
-// attempts returns what a misbehaving VMM tries, by name; nil means that it
-// succeeded.
-func attempts(g target) map[string]error {
+// attempts are what a misbehaving VMM tries, by name. They do harm where they
+// succeed, so only [standIn] runs them.
+func attempts(g target) map[string]func() error {
 	open := func(path string, flags int) error {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
 		if err == nil {
@@ -57,25 +57,32 @@ func attempts(g target) map[string]error {
 		defer unix.Close(fd)
 		return unix.Connect(fd, sa)
 	}
-	_, mapErr := unix.MmapPtr(-1, 0, unsafe.Add(nil, execPage), 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
-	return map[string]error{
-		"read a host file":       open(g.File, unix.O_RDONLY),
-		"read /etc/passwd":       open("/etc/passwd", unix.O_RDONLY),
-		"write a new file":       open(filepath.Join(g.Dir, "new"), unix.O_CREAT|unix.O_WRONLY),
-		"write in /tmp":          open(fmt.Sprintf("/tmp/creel-stand-in-%d", g.Parent), unix.O_CREAT|unix.O_WRONLY|unix.O_EXCL),
-		"read parent's memory":   open(fmt.Sprintf("/proc/%d/mem", g.Parent), unix.O_RDONLY),
-		"write sealed memory":    writeTo(3),
-		"connect to a socket":    dial(unix.AF_UNIX, &unix.SockaddrUnix{Name: g.Socket}),
-		"connect to an abstract": dial(unix.AF_UNIX, &unix.SockaddrUnix{Name: g.Abstract}),
-		"connect to TCP":         dial(unix.AF_INET, &unix.SockaddrInet4{Port: g.TCPPort, Addr: [4]byte{127, 0, 0, 1}}),
-		"signal the parent":      unix.Kill(g.Parent, 0),
-		"attach to the parent":   call(unix.SYS_PTRACE, 0x4206 /* PTRACE_SEIZE */, uintptr(g.Parent)),
-		"mount":                  unix.Mount("x", "/", "tmpfs", 0, ""),
-		"unshare":                unix.Unshare(unix.CLONE_FS),
-		"run a shell":            exec.Command("/bin/sh", "-c", ":").Run(),
-		"become a shell":         forbiddenExec(),
-		"map the exec page":      mapErr,
-		"clear the death signal": unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0),
+	mapExecPage := func() error {
+		_, err := unix.MmapPtr(-1, 0, unsafe.Add(nil, execPage), 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
+		return err
+	}
+	return map[string]func() error{
+		"read a host file": func() error { return open(g.File, unix.O_RDONLY) },
+		"read /etc/passwd": func() error { return open("/etc/passwd", unix.O_RDONLY) },
+		"write a new file": func() error { return open(filepath.Join(g.Dir, "new"), unix.O_CREAT|unix.O_WRONLY) },
+		"write in /tmp": func() error {
+			return open(fmt.Sprintf("/tmp/creel-stand-in-%d", g.Parent), unix.O_CREAT|unix.O_WRONLY|unix.O_EXCL)
+		},
+		"read parent's memory":   func() error { return open(fmt.Sprintf("/proc/%d/mem", g.Parent), unix.O_RDONLY) },
+		"write sealed memory":    func() error { return writeTo(3) },
+		"connect to a socket":    func() error { return dial(unix.AF_UNIX, &unix.SockaddrUnix{Name: g.Socket}) },
+		"connect to an abstract": func() error { return dial(unix.AF_UNIX, &unix.SockaddrUnix{Name: g.Abstract}) },
+		"connect to TCP": func() error {
+			return dial(unix.AF_INET, &unix.SockaddrInet4{Port: g.TCPPort, Addr: [4]byte{127, 0, 0, 1}})
+		},
+		"signal the parent":      func() error { return unix.Kill(g.Parent, 0) },
+		"attach to the parent":   func() error { return call(unix.SYS_PTRACE, 0x4206 /* PTRACE_SEIZE */, uintptr(g.Parent)) },
+		"mount":                  func() error { return unix.Mount("x", "/", "tmpfs", 0, "") },
+		"unshare":                func() error { return unix.Unshare(unix.CLONE_FS) },
+		"run a shell":            func() error { return exec.Command("/bin/sh", "-c", ":").Run() },
+		"become a shell":         func() error { return forbiddenExec() },
+		"map the exec page":      func() error { return mapExecPage() },
+		"clear the death signal": func() error { return unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0) },
 	}
 }
 
@@ -100,9 +107,14 @@ func standIn(goal string) {
 	if err := json.Unmarshal([]byte(goal), &g); err != nil {
 		os.Exit(3)
 	}
+	if own, err := os.Readlink("/proc/self/ns/mnt"); os.Geteuid() == 0 {
+		if outer, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", g.Parent)); err != nil || own == outer {
+			os.Exit(5) // as root in the host's mounts the attempts would reach the host
+		}
+	}
 	done := []string{}
-	for name, err := range attempts(g) {
-		if err == nil {
+	for name, try := range attempts(g) {
+		if try() == nil {
 			done = append(done, name)
 		}
 	}
