@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -42,7 +43,8 @@ type build struct {
 	undo                         undo.Stack
 	root, vmlinux, initrd, state *os.File
 	memory                       *os.File
-	cmdline, initramfs           string // the latter's digest
+	initramfs                    string              // digest
+	level                        sandbox.Confinement // of the VMM
 }
 
 func (b *build) staging() string { return b.dir + buildSuffix }
@@ -75,9 +77,6 @@ func (b *build) run(ctx context.Context) (m Manifest, err error) {
 // Kernel, initramfs and memory are memory files: the VMM, which may be another
 // user, can open them through /proc, and nobody can change the first two.
 func (b *build) openParts(ctx context.Context) (err error) {
-	if b.cmdline, err = b.store.opts.Cmdline(b.recipe.Accel); err != nil {
-		return err
-	}
 	if b.root, err = content.Open(b.rootPath); err != nil {
 		return fmt.Errorf("root file system: %w; load the image again", err)
 	}
@@ -151,24 +150,26 @@ func (b *build) bootAndFreeze(ctx context.Context) (err error) {
 		return fmt.Errorf("make directory: %w", err)
 	}
 	machine.Push("confinement directory", func() error { return os.Remove(dir) })
-	confinement, err := b.store.opts.Confinement(dir)
-	if err != nil {
-		return err
-	}
+	confinement := b.store.opts.Confinement(b.level, dir)
 	m, err := b.store.opts.Driver.Start(ctx, vm.Config{
 		Shape: b.recipe.Shape, Accel: b.recipe.Accel, Disks: Disks(b.root, nil), Memory: b.memory,
-		Kernel: b.vmlinux, Initrd: b.initrd, Cmdline: b.cmdline, Confinement: confinement,
+		Kernel: b.vmlinux, Initrd: b.initrd, Cmdline: b.recipe.Cmdline, Confinement: confinement,
 	})
 	if err != nil {
 		return err
 	}
-	machine.Push("machine", m.Close)
+	guest := b.store.opts.Guest(m.Control())
+	machine.Push("machine", func() error {
+		guest.Close() // nothing can be said any more; what matters is the machine
+		if err := m.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil // its control connection was closed by the client, who owns it
+	})
 	freezer, ok := m.(vm.Snapshotter)
 	if !ok {
 		return errors.New("this driver's machines cannot be frozen")
 	}
-	guest := b.store.opts.Guest(m.Control())
-	machine.Push("guest client", guest.Close)
 	if err := b.greet(ctx, m, guest); err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func (b *build) greet(ctx context.Context, m vm.Machine, guest Guest) error {
 
 // writeOut writes memory and manifest; everything is on the disk when it returns.
 func (b *build) writeOut(ctx context.Context) (Manifest, error) {
-	m := Manifest{Recipe: b.recipe, Cmdline: b.cmdline, Initramfs: b.initramfs, Created: time.Now().UTC().Truncate(time.Second)}
+	m := Manifest{Recipe: b.recipe, Initramfs: b.initramfs, Created: time.Now().UTC().Truncate(time.Second)}
 	memory, err := b.create(memoryName)
 	if err != nil {
 		return m, err

@@ -48,6 +48,7 @@ type Recipe struct {
 	Accel   sandbox.Accel `json:"accel"`
 	CPU     string        `json:"cpu"` // model given to the guest
 	Shape   vm.Shape      `json:"shape"`
+	Cmdline string        `json:"cmdline"` // of the kernel
 	Devices string        `json:"devices"` // names the device set and its order
 }
 
@@ -85,7 +86,6 @@ type Manifest struct {
 	Digest  string    `json:"digest,omitempty"` // over all that follows but Created
 	Created time.Time `json:"created,omitzero"`
 	Recipe
-	Cmdline   string `json:"cmdline"`   // of the kernel; holds a measured clock rate
 	Initramfs string `json:"initramfs"` // digest
 	Memory    Part   `json:"memory"`    // digest of content.Memory
 	State     Part   `json:"state"`

@@ -2,7 +2,6 @@ package template
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,7 +28,6 @@ const (
 	buildSuffix = ".build" // being built, or being removed
 	lockSuffix  = ".lock"
 	stampsName  = "stamps"
-	vmmName     = "vmm.json" // among the stamps
 )
 
 // Guest is the agent in a machine that is being made a template.
@@ -39,23 +37,25 @@ type Guest interface {
 	Close() error
 }
 
+// Boot is how a driver boots a machine: the kernel's command line, the CPU
+// model that the guest sees, and a name for the device set and its order.
+type Boot struct{ Cmdline, CPU, Devices string }
+
 // Options are what a store acts with. All but the last two are required.
 type Options struct {
 	Dir        string // of the templates
 	RuntimeDir string // of the holders' sockets; nobody else's
 	Driver     vm.Driver
-	VMMPath    string // the driver's binary
-	// VMM identifies it. The answer is kept until the binary changes.
-	VMM     func(ctx context.Context) (VMM, error)
-	CPU     func(accel sandbox.Accel) string // model given to the guest
-	Devices string                           // names the driver's device set and its order
-	Cmdline func(accel sandbox.Accel) (string, error)
-	Kernel  func() (kernel.Kernel, error)
-	Agent   []byte // the guest agent's binary
-	Guest   func(control net.Conn) Guest
+	// VMM identifies what the driver runs. It and Boot are asked for every run:
+	// they are quick, and answer the same while nothing has changed.
+	VMM    func(ctx context.Context) (VMM, error)
+	Boot   func(ctx context.Context, shape vm.Shape, accel sandbox.Accel) (Boot, error)
+	Kernel func() (kernel.Kernel, error)
+	Agent  []byte // the guest agent's binary
+	Guest  func(control net.Conn) Guest
 	// Confinement is that of the VMM that builds; dir is empty and goes away
 	// with the machine.
-	Confinement func(dir string) (vm.Confinement, error)
+	Confinement func(level sandbox.Confinement, dir string) vm.Confinement
 	// Holder is the command line that ends in HolderMain with the arguments
 	// that are put behind it.
 	Holder []string
@@ -86,6 +86,9 @@ type Request struct {
 	RootFS RootFS
 	Shape  vm.Shape
 	Accel  sandbox.Accel // kvm or tcg
+	// Confinement is the level at which a missing template is built; it is no
+	// part of the template.
+	Confinement sandbox.Confinement
 }
 
 // Open opens the store, and makes its directory where absent.
@@ -133,7 +136,7 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 	if err := s.sweep(dir + buildSuffix); err != nil {
 		return Manifest{}, false, err
 	}
-	b := build{store: s, dir: dir, recipe: recipe, kernel: k, rootPath: req.RootFS.Path, progress: progress}
+	b := build{store: s, dir: dir, recipe: recipe, kernel: k, rootPath: req.RootFS.Path, level: req.Confinement, progress: progress}
 	if m, err = b.run(ctx); err != nil {
 		return Manifest{}, false, fmt.Errorf("build template of %s, %s: %w", req.Image, req.Shape, err)
 	}
@@ -141,7 +144,11 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 }
 
 func (s *Store) recipe(ctx context.Context, req Request, k kernel.Kernel) (Recipe, error) {
-	vmm, err := s.vmm(ctx)
+	vmm, err := s.opts.VMM(ctx)
+	if err != nil {
+		return Recipe{}, err
+	}
+	boot, err := s.opts.Boot(ctx, req.Shape, req.Accel)
 	if err != nil {
 		return Recipe{}, err
 	}
@@ -158,35 +165,8 @@ func (s *Store) recipe(ctx context.Context, req Request, k kernel.Kernel) (Recip
 			Digest: "sha256:" + k.VMLinux.SHA256, Modules: "sha256:" + k.ModulesSHA256(),
 		},
 		Agent: s.agent(), VMM: vmm, Accel: req.Accel, Shape: req.Shape,
-		CPU: s.opts.CPU(req.Accel), Devices: s.opts.Devices,
+		CPU: boot.CPU, Cmdline: boot.Cmdline, Devices: boot.Devices,
 	}, nil
-}
-
-// vmm identifies the VMM, which is asked and hashed only when its binary is not
-// the one of the last time: 30 ms of every run's start.
-func (s *Store) vmm(ctx context.Context) (VMM, error) {
-	f, err := os.Open(s.opts.VMMPath)
-	if err != nil {
-		return VMM{}, fmt.Errorf("open vmm: %w", err)
-	}
-	defer f.Close()
-	var kept struct {
-		VMM   VMM           `json:"vmm"`
-		Stamp content.Stamp `json:"stamp"`
-	}
-	path := filepath.Join(s.stamps.Dir, vmmName)
-	if data, err := os.ReadFile(path); err == nil && json.Unmarshal(data, &kept) == nil {
-		if stamp, err := content.Check(ctx, f, kept.VMM.Digest, kept.Stamp); err == nil && stamp == kept.Stamp {
-			return kept.VMM, nil
-		}
-	}
-	if kept.VMM, err = s.opts.VMM(ctx); err != nil {
-		return VMM{}, err
-	}
-	if kept.Stamp, err = content.Check(ctx, f, kept.VMM.Digest, content.Stamp{}); err != nil {
-		return VMM{}, fmt.Errorf("vmm: %w", err)
-	}
-	return kept.VMM, content.WriteJSON(path, kept)
 }
 
 // sweep removes what killed builds left. The caller has the lock of ours.
@@ -347,7 +327,7 @@ func (s *Store) Verify(ctx context.Context, ref string) ([]Check, error) {
 		}
 		return err
 	}
-	vmm, vmmErr := s.opts.VMM(ctx) // not what was kept of it
+	vmm, vmmErr := s.opts.VMM(ctx)
 	if vmmErr == nil && vmm != m.VMM {
 		vmmErr = fmt.Errorf("the one installed is %s %s (%s)", vmm.Name, vmm.Version, vmm.Digest)
 	}

@@ -73,7 +73,6 @@ type fixture struct {
 	driver fakeDriver
 	guest  fakeGuest
 	vmm    VMM
-	asked  int // how often the VMM was asked who it is
 	bootIn time.Duration
 	idle   time.Duration
 }
@@ -90,16 +89,12 @@ func (f *fixture) path(name string) string { return filepath.Join(f.dir, name) }
 func (f *fixture) options() Options {
 	return Options{
 		Dir: f.path("templates"), RuntimeDir: f.path("run"), Driver: &f.driver,
-		VMMPath: f.path("vmm"),
-		VMM:     func(context.Context) (VMM, error) { f.asked++; return f.vmm, nil },
-		CPU:     func(sandbox.Accel) string { return "fake-cpu" },
-		Devices: "fake-devices",
-		// Different every time, as one with a measured clock rate is.
-		Cmdline:     func(sandbox.Accel) (string, error) { return fmt.Sprint("khz=", time.Now().UnixNano()), nil },
+		VMM:         func(context.Context) (VMM, error) { return f.vmm, nil },
+		Boot:        bootOf(Boot{"quiet", "fake-cpu", "fake-devices"}),
 		Kernel:      func() (kernel.Kernel, error) { return kernel.Open(f.path("kernel")) },
 		Agent:       []byte("agent"),
 		Guest:       func(net.Conn) Guest { return &f.guest },
-		Confinement: func(dir string) (vm.Confinement, error) { return vm.Confinement{Dir: dir}, nil },
+		Confinement: func(_ sandbox.Confinement, dir string) vm.Confinement { return vm.Confinement{Dir: dir} },
 		Holder:      []string{"/proc/self/exe", "holder"},
 		Log:         slog.New(slog.DiscardHandler), HolderIdle: f.idle, BootDeadline: f.bootIn,
 	}
@@ -126,7 +121,6 @@ func store(t *testing.T) (*fixture, *Store) {
 	must(t, os.WriteFile(f.path("kernel/kernel.json"), fmt.Appendf(nil,
 		`{"format":1,"imported":"2026-01-01T00:00:00Z","package":"linux","version":"1","release":"1-fake","vmlinux":{"name":"vmlinux","sha256":%q,"sizeBytes":7},"modules":[]}`, sum), 0o600))
 	must(t, os.WriteFile(f.path("root.img"), []byte(rootContent), 0o600))
-	must(t, os.WriteFile(f.path("vmm"), []byte("fake"), 0o700))
 	s, err := Open(f.options())
 	must(t, err)
 	return f, s
@@ -277,13 +271,10 @@ func TestEachChangeOfTheRecipeIsAnotherTemplate(t *testing.T) {
 		"vcpus":   func(_ *Options, r *Request) { r.Shape.VCPUs++ },
 		"accel":   func(_ *Options, r *Request) { r.Accel = sandbox.AccelKVM },
 		"agent":   func(o *Options, _ *Request) { o.Agent = []byte("other") },
-		"cpu":     func(o *Options, _ *Request) { o.CPU = func(sandbox.Accel) string { return "other" } },
-		"devices": func(o *Options, _ *Request) { o.Devices = "other" },
-		"vmm": func(o *Options, _ *Request) {
-			o.VMMPath = f.path("vmm2")
-			o.VMM = func(context.Context) (VMM, error) { return VMM{Digest: content.Bytes([]byte("fake2"))}, nil }
-			must(t, os.WriteFile(o.VMMPath, []byte("fake2"), 0o700))
-		},
+		"cmdline": func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"other", "fake-cpu", "fake-devices"}) },
+		"cpu":     func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "other", "fake-devices"}) },
+		"devices": func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "fake-cpu", "other"}) },
+		"vmm":     func(o *Options, _ *Request) { o.VMM = func(context.Context) (VMM, error) { return VMM{}, nil } },
 		"kernel": func(o *Options, _ *Request) {
 			o.Kernel = kernelOf(func(k *kernel.Kernel) { k.VMLinux.SHA256 = "other" }, f)
 		},
@@ -297,37 +288,15 @@ func TestEachChangeOfTheRecipeIsAnotherTemplate(t *testing.T) {
 	}
 }
 
+func bootOf(b Boot) func(context.Context, vm.Shape, sandbox.Accel) (Boot, error) {
+	return func(context.Context, vm.Shape, sandbox.Accel) (Boot, error) { return b, nil }
+}
+
 func kernelOf(change func(*kernel.Kernel), f *fixture) func() (kernel.Kernel, error) {
 	return func() (kernel.Kernel, error) {
 		k, err := kernel.Open(f.path("kernel"))
 		change(&k)
 		return k, err
-	}
-}
-
-func TestVMMIsAskedAgainWhenItsBinaryChanges(t *testing.T) {
-	f, s := store(t)
-	ask := func() (VMM, error) { return s.vmm(t.Context()) }
-	first, err := ask()
-	must(t, err)
-	// A binary changed a moment ago is hashed every time; let this one be old.
-	data, err := os.ReadFile(filepath.Join(s.stamps.Dir, vmmName))
-	must(t, err)
-	var st unix.Stat_t
-	must(t, unix.Stat(f.path("vmm"), &st))
-	data = bytes.Replace(data, []byte(`"ctime":0`), fmt.Appendf(nil, `"ctime":%d`, st.Ctim.Nano()), 1)
-	must(t, os.WriteFile(filepath.Join(s.stamps.Dir, vmmName), data, 0o600))
-	f.asked = 0
-	if again, err := ask(); err != nil || again != first || f.asked != 0 {
-		t.Errorf("unchanged: %v, %v, asked %d times", again, err, f.asked)
-	}
-	must(t, os.WriteFile(f.path("vmm"), []byte("evil"), 0o700))
-	if got, err := ask(); err == nil {
-		t.Errorf("a binary that is not what was identified: %v", got)
-	}
-	f.vmm.Digest = content.Bytes([]byte("evil"))
-	if got, err := ask(); err != nil || got == first {
-		t.Errorf("changed: %v, %v", got, err)
 	}
 }
 

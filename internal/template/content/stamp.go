@@ -103,27 +103,23 @@ func (s Stamps) Load(digest string) Stamp {
 }
 
 // Save keeps a stamp, in the place of an earlier one.
-func (s Stamps) Save(st Stamp) error { return WriteJSON(s.path(st.Digest), st) }
-
-// WriteJSON puts v in a file, whose earlier content is there until the new one
-// is whole.
-func WriteJSON(path string, v any) error {
-	data, err := json.Marshal(v)
+func (s Stamps) Save(st Stamp) error {
+	data, err := json.Marshal(st)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", path, err)
+		return fmt.Errorf("encode stamp: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	tmp, err := os.CreateTemp(s.Dir, ".new-")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("save stamp: %w", err)
 	}
 	_, err = tmp.Write(append(data, '\n'))
 	err = errors.Join(err, tmp.Close())
 	if err == nil {
-		err = os.Rename(tmp.Name(), path)
+		err = os.Rename(tmp.Name(), s.path(st.Digest))
 	}
 	if err != nil {
 		os.Remove(tmp.Name())
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("save stamp: %w", err)
 	}
 	return nil
 }
