@@ -88,6 +88,10 @@ type Spec struct {
 	ReadOnly  bool          `json:"readOnly,omitempty"`
 	Timeout   time.Duration `json:"timeout,omitempty"` // 0: none; the task is killed after it
 
+	// Keep makes the record, logs and writable disk outlive the run, until they
+	// are removed.
+	Keep bool `json:"keep,omitempty"`
+
 	Confinement Confinement `json:"confinement"`
 	Accel       Accel       `json:"accel"`
 }
@@ -156,6 +160,7 @@ type Status struct {
 	ExitCode int    `json:"exitCode"` // valid once State is exited
 	Error    string `json:"error,omitempty"`
 
+	Paused    bool `json:"paused,omitempty"`
 	OOMKilled bool `json:"oomKilled,omitempty"`
 	TimedOut  bool `json:"timedOut,omitempty"`
 

@@ -88,7 +88,7 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 		if conns[i], far, err = socketpair(); err != nil {
 			return nil, err
 		}
-		stack.Push("close socket", conns[i].Close)
+		stack.Push("close socket", func() error { return closeOnce(conns[i]) })
 		theirs.Push("close socket", far.Close)
 		files = append(files, far)
 	}
@@ -327,4 +327,12 @@ func copyToMemory(stack *undo.Stack, name string, from *os.File) (*os.File, erro
 		return nil, fmt.Errorf("seal %s: %w", name, err)
 	}
 	return to, nil
+}
+
+// closeOnce closes a connection whose user may have closed it already.
+func closeOnce(c net.Conn) error {
+	if err := c.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }

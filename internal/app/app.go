@@ -1,0 +1,179 @@
+// Package app wires Creel together by hand, in one place: the front doors, the
+// keeper and the holder. It must not hold logic of its own beyond the choice
+// of what goes where.
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+
+	"creel/internal/audit"
+	"creel/internal/cli"
+	"creel/internal/config"
+	"creel/internal/confine"
+	"creel/internal/doctor"
+	"creel/internal/engine"
+	"creel/internal/guest/blob"
+	"creel/internal/guest/host"
+	"creel/internal/image"
+	"creel/internal/kernel"
+	"creel/internal/sandbox"
+	"creel/internal/scratch"
+	"creel/internal/template"
+	"creel/internal/vm"
+	"creel/internal/vm/accel"
+	"creel/internal/vm/qemu"
+)
+
+// First arguments of the processes that are re-execs of this program.
+const (
+	KeeperArg = "keeper"
+	HolderArg = "holder"
+)
+
+// self is this program, whatever path it was started by.
+const self = "/proc/self/exe"
+
+// Users that a VMM runs as while a template is built, where Creel is root;
+// beside those of the sandboxes.
+const (
+	builderUIDBase  = 0x68000000
+	builderUIDCount = 1 << 24
+)
+
+func kernelDir(state string) string { return filepath.Join(state, "kernels") }
+
+// Open prepares what commands act with. It starts nothing.
+func Open(ctx context.Context) (*cli.App, error) {
+	cfg, _, err := config.Load(os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	log := newLogger(cfg, os.Stderr)
+	dir := cfg.StateDir
+	if err := engine.PrepareDir(dir); err != nil {
+		return nil, err
+	}
+	images, err := image.Open(filepath.Join(dir, "images"))
+	if err != nil {
+		return nil, err
+	}
+	ledger, err := audit.OpenLedger(filepath.Join(dir, "audit"))
+	if err != nil {
+		return nil, err
+	}
+	templates, err := openTemplates(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	choose := func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error) {
+		return accel.Choose(ctx, want, filepath.Join(dir, "accel.json"))
+	}
+	eng, err := engine.New(engine.Options{
+		Dir: dir, Images: images, Templates: templates, Ledger: ledger, Accel: choose,
+		Scratch: func(ctx context.Context, path string, size int64) error {
+			return scratch.New(ctx, filepath.Join(dir, "scratch"), path, size)
+		},
+		KeeperCommand: []string{self, KeeperArg}, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &cli.App{
+		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
+		Doctor: doctor.Deps{
+			StateDir: dir, KernelDir: kernelDir(dir),
+			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },
+			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
+		},
+	}, nil
+}
+
+func newLogger(cfg config.Config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		level = slog.LevelWarn
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// openTemplates opens the store with all that building needs. A VMM that is
+// missing on this machine is said to be when something has to be built.
+func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
+	agent, err := blob.Agent()
+	if err != nil {
+		return nil, err
+	}
+	o := template.Options{
+		Dir: filepath.Join(dir, "templates"), RuntimeDir: filepath.Join(dir, "holders"),
+		Boot: func(_ context.Context, shape vm.Shape, a sandbox.Accel) (template.Boot, error) {
+			cmdline, err := bootCmdline(dir, a)
+			devices := qemu.MachineID(shape, a, template.Disks(nil, nil))
+			return template.Boot{Cmdline: cmdline, CPU: qemu.CPU(a), Devices: devices}, err
+		},
+		Kernel:  func() (kernel.Kernel, error) { return kernel.Latest(kernelDir(dir)) },
+		Agent:   agent,
+		Guest:   func(control net.Conn) template.Guest { return host.New(control) },
+		Confinement: func(level sandbox.Confinement, dir string) vm.Confinement {
+			uid := builderUIDBase + rand.IntN(builderUIDCount)
+			return vm.Confinement{Level: level, UID: uid, GID: uid, Dir: dir}
+		},
+		Holder: []string{self, HolderArg}, Log: log,
+	}
+	driver, missing := qemu.New(qemu.Options{Logger: log})
+	o.VMM = func(ctx context.Context) (template.VMM, error) {
+		if missing != nil {
+			return template.VMM{}, missing
+		}
+		return vmmIdentity(ctx, driver, dir)
+	}
+	if missing == nil {
+		o.Driver = driver
+	}
+	return template.Open(o)
+}
+
+// Stages ends the process where it is one of the small ones that have to begin
+// before anything else does.
+func Stages(args []string) {
+	if len(args) < 2 {
+		return
+	}
+	switch args[1] {
+	case confine.StageArg:
+		confine.StageMain()
+	case accel.StageArg:
+		accel.StageMain()
+	}
+}
+
+// Main is the rest of what this program can be. It returns the exit code.
+func Main(ctx context.Context, version string, args []string) int {
+	var err error
+	switch {
+	case len(args) > 1 && args[1] == KeeperArg:
+		err = keeperMain(ctx)
+	case len(args) > 1 && args[1] == HolderArg:
+		err = template.HolderMain(ctx, args[2:])
+	default:
+		return cli.Main(ctx, cli.Env{
+			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},
+			Version: version, Open: Open,
+		}, args[1:])
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "creel %s: %v\n", args[1], err)
+		return 1
+	}
+	return 0
+}

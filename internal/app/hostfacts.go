@@ -1,0 +1,133 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"creel/internal/sandbox"
+	"creel/internal/template"
+	"creel/internal/vm/qemu"
+
+	"golang.org/x/sys/unix"
+)
+
+// vmmFacts is what asking the VMM for its identity told, valid while its file
+// stays what it was.
+type vmmFacts struct {
+	Path  string       `json:"path"`
+	Dev   uint64       `json:"dev"`
+	Ino   uint64       `json:"ino"`
+	Size  int64        `json:"size"`
+	Ctime int64        `json:"ctime"` // nanoseconds
+	VMM   template.VMM `json:"vmm"`
+}
+
+// vmmIdentity is the VMM's name, version and digest. They take 30 ms to learn,
+// so they are kept.
+func vmmIdentity(ctx context.Context, driver *qemu.Driver, dir string) (template.VMM, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(driver.Path(), &st); err != nil {
+		return template.VMM{}, fmt.Errorf("look at the VMM: %w", err)
+	}
+	now := vmmFacts{Path: driver.Path(), Dev: st.Dev, Ino: st.Ino, Size: st.Size, Ctime: st.Ctim.Nano()}
+	path := filepath.Join(dir, "vmm.json")
+	var known vmmFacts
+	if readJSON(path, &known) {
+		now.VMM = known.VMM
+		if known == now {
+			return known.VMM, nil
+		}
+	}
+	id, err := driver.Identity(ctx)
+	if err != nil {
+		return template.VMM{}, err
+	}
+	now.VMM = template.VMM{Name: filepath.Base(id.Path), Version: id.Version, Digest: "sha256:" + id.SHA256}
+	return now.VMM, writeJSON(path, now)
+}
+
+// tscFacts keeps the first command line measured on this host.
+type tscFacts struct {
+	BootID  string `json:"bootId"`
+	Cmdline string `json:"cmdline"`
+}
+
+// maxTSCDrift is how far two measurements of one counter may lie apart, in
+// parts of the whole; another host's lies further.
+const maxTSCDrift = 1e-4
+
+// bootCmdline is the guest kernel's command line. Under emulation it holds the
+// measured frequency of the host's counter, which comes out a little different
+// each time: the first measurement is kept for as long as later ones, one in
+// each boot of the host, agree with it, since a template is known by it.
+func bootCmdline(dir string, a sandbox.Accel) (string, error) {
+	if a != sandbox.AccelTCG {
+		return qemu.Cmdline(a)
+	}
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read boot id: %w", err)
+	}
+	path := filepath.Join(dir, "tsc.json")
+	now := tscFacts{BootID: strings.TrimSpace(string(id))}
+	var known tscFacts
+	if readJSON(path, &known) && known.BootID == now.BootID {
+		return known.Cmdline, nil
+	}
+	if now.Cmdline, err = qemu.Cmdline(a); err != nil {
+		return "", err
+	}
+	if sameHost(known.Cmdline, now.Cmdline) {
+		now.Cmdline = known.Cmdline
+	}
+	return now.Cmdline, writeJSON(path, now)
+}
+
+const tscOption = "tsc_early_khz="
+
+// sameHost reports whether two command lines differ in no more than the noise
+// of measuring one counter.
+func sameHost(a, b string) bool {
+	restA, khzA := cutTSC(a)
+	restB, khzB := cutTSC(b)
+	return restA == restB && max(khzA-khzB, khzB-khzA) <= maxTSCDrift*khzA
+}
+
+func cutTSC(cmdline string) (rest string, khz float64) {
+	before, after, _ := strings.Cut(cmdline, tscOption)
+	number, after, _ := strings.Cut(after, " ")
+	fmt.Sscan(number, &khz) // stays 0 where there is none
+	return before + after, khz
+}
+
+// readJSON reads a fact that can be learned again: one that is missing or
+// damaged is just not known.
+func readJSON(path string, v any) bool {
+	data, err := os.ReadFile(path)
+	return err == nil && json.Unmarshal(data, v) == nil
+}
+
+// writeJSON replaces a file by rename.
+func writeJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("keep what was learned of the host: %w", err)
+	}
+	_, err = f.Write(append(data, '\n'))
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("keep what was learned of the host: %w", errors.Join(err, os.Remove(f.Name())))
+	}
+	return nil
+}

@@ -1,0 +1,96 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"creel/internal/audit"
+	"creel/internal/confine"
+	"creel/internal/engine"
+	"creel/internal/keeper"
+	"creel/internal/template"
+	"creel/internal/vm"
+	"creel/internal/vm/qemu"
+)
+
+const vmmDir = "vmm" // what the VMM's private root is mounted on, in its own namespace
+
+// keeperMain is a keeper process, from start to end.
+func keeperMain(ctx context.Context) error {
+	launch, conn, err := keeper.ReadLaunch()
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	dir, err := os.OpenRoot(launch.Dir)
+	if err != nil {
+		return fmt.Errorf("open sandbox directory: %w", err)
+	}
+	records, err := audit.OpenLog(filepath.Join(launch.Dir, launch.AuditDir), launch.AuditKey)
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	driver, err := qemu.New(qemu.Options{Logger: log})
+	if err != nil {
+		return err
+	}
+	if err := dir.Mkdir(vmmDir, 0o700); err != nil && !os.IsExist(err) {
+		return fmt.Errorf("make the VMM's directory: %w", err)
+	}
+	listener, err := keeper.Listen(launch.Dir)
+	if err != nil {
+		return err
+	}
+	run := keeper.New(launch.Config, keeper.Deps{
+		Driver: driver,
+		Confinement: vm.Confinement{
+			Level: launch.Config.Spec.Confinement, UID: launch.UID, GID: launch.UID,
+			Dir: filepath.Join(launch.Dir, vmmDir),
+		},
+		Parts: func(ctx context.Context) (*keeper.Parts, error) { return openParts(ctx, launch, log) },
+		Audit: records, Dir: dir, Log: log,
+		Confine: func() error {
+			_, err := confine.Self(confine.Options{
+				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir},
+			})
+			return err
+		},
+	})
+	go run.Serve(listener, launch.OwnerUID)
+	run.ServeLauncher(conn)
+	err = run.Do(ctx)
+	listener.Close()
+	return err
+}
+
+// openParts gets the template's parts from its holder, and the sandbox's disk.
+func openParts(ctx context.Context, launch keeper.Launch, log *slog.Logger) (*keeper.Parts, error) {
+	templates, err := openTemplates(launch.StateDir, log)
+	if err != nil {
+		return nil, err
+	}
+	m, err := templates.Inspect(ctx, launch.Config.Template)
+	if err != nil {
+		return nil, err
+	}
+	parts, err := templates.Open(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := os.OpenFile(filepath.Join(launch.Dir, engine.ScratchName), os.O_RDWR, 0)
+	if err != nil {
+		parts.Close()
+		return nil, fmt.Errorf("open the writable disk: %w", err)
+	}
+	return &keeper.Parts{
+		Memory: parts.Memory, State: parts.State, Disks: template.Disks(parts.Root, disk),
+		Close: func() error {
+			disk.Close()
+			return parts.Close()
+		},
+	}, nil
+}

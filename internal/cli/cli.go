@@ -1,0 +1,173 @@
+// Package cli is the command line: it translates words into Specs and calls,
+// and results into text and exit codes. It must not decide, keep state, or
+// start processes of its own.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"creel/internal/doctor"
+	"creel/internal/engine"
+	"creel/internal/image"
+	"creel/internal/kernel"
+	"creel/internal/sandbox"
+	"creel/internal/template"
+
+	"github.com/spf13/cobra"
+)
+
+// App is what commands act with. It is opened when a command needs it, so that
+// help works on a machine that has nothing.
+type App struct {
+	Engine    *engine.Engine
+	Images    *image.Store
+	Templates *template.Store
+	KernelDir string
+	Doctor    doctor.Deps
+}
+
+// Streams are a command's standard streams. Stdin is a file because a terminal
+// is asked for its size and mode.
+type Streams struct {
+	In       *os.File
+	Out, Err io.Writer
+}
+
+// Env is what the process gives the command line.
+type Env struct {
+	Streams
+	Version string
+	Open    func(context.Context) (*App, error)
+}
+
+// ExitError carries the exit code of a task, or of Creel's own failure. A nil
+// Err prints nothing.
+type ExitError struct {
+	Code int
+	Err  error
+}
+
+func (e *ExitError) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("exit code %d", e.Code)
+	}
+	return e.Err.Error()
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// Main runs one command line and returns the exit code.
+func Main(ctx context.Context, env Env, args []string) int {
+	root := newRoot(env)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	exit, ok := errors.AsType[*ExitError](err)
+	if !ok {
+		exit = &ExitError{Code: 1, Err: err}
+	}
+	if exit.Err != nil {
+		fmt.Fprintf(env.Err, "creel: %v\n", exit.Err)
+	}
+	return exit.Code
+}
+
+func newRoot(env Env) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "creel",
+		Short: "Run each task in its own disposable MicroVM",
+		Long: "Creel runs each task in its own disposable MicroVM, cloned from a template that was\n" +
+			"booted once and frozen. When the task ends, nothing of the VM remains.",
+		Version:           env.Version,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.SetIn(env.In)
+	root.SetOut(env.Out)
+	root.SetErr(env.Err)
+	root.AddCommand(
+		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
+		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
+		newImage(env), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env),
+	)
+	return root
+}
+
+// group is a command that only holds others, and says so when given a word
+// that is none of them.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			return fmt.Errorf("%q is not a command of `%s`; see `%s --help`", args[0], c.CommandPath(), c.CommandPath())
+		},
+	}
+	c.AddCommand(subs...)
+	return c
+}
+
+func newKernel(env Env) *cobra.Command {
+	show := func(k kernel.Kernel, err error) error {
+		if err == nil {
+			fmt.Fprintf(env.Out, "guest kernel %s %s (%s)\n", k.Package, k.Version, k.Release)
+		}
+		return err
+	}
+	return group("kernel", "Manage the guest kernel",
+		&cobra.Command{
+			Use: "fetch", Short: "Download the distribution's cloud kernel package and unpack it; nothing is installed",
+			Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				app, err := env.Open(c.Context())
+				if err != nil {
+					return err
+				}
+				return show(kernel.Fetch(c.Context(), app.KernelDir))
+			},
+		},
+		&cobra.Command{
+			Use: "import FILE.deb", Short: "Unpack a kernel package that you have",
+			Args: cobra.ExactArgs(1),
+			RunE: func(c *cobra.Command, args []string) error {
+				app, err := env.Open(c.Context())
+				if err != nil {
+					return err
+				}
+				return show(kernel.Import(c.Context(), args[0], app.KernelDir))
+			},
+		},
+		&cobra.Command{
+			Use: "show", Short: "Show the guest kernel that new templates use",
+			Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				app, err := env.Open(c.Context())
+				if err != nil {
+					return err
+				}
+				return show(kernel.Latest(app.KernelDir))
+			},
+		},
+	)
+}
+
+// creelFailed gives an error of Creel's own the exit code that Docker's users
+// know.
+func creelFailed(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*ExitError](err); ok {
+		return err
+	}
+	return &ExitError{Code: sandbox.ExitCreel, Err: err}
+}

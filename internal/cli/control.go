@@ -1,0 +1,235 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"creel/internal/engine"
+	"creel/internal/guest/api"
+	"creel/internal/keeper"
+	"creel/internal/sandbox"
+
+	"github.com/spf13/cobra"
+)
+
+// each runs do for every sandbox named, prints the name of each it was done
+// for, and returns all errors.
+func each(c *cobra.Command, env Env, refs []string, do func(context.Context, *App, engine.Found) error) error {
+	app, err := env.Open(c.Context())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, ref := range refs {
+		f, err := app.Engine.Find(c.Context(), ref)
+		if err == nil {
+			err = do(c.Context(), app, f)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		fmt.Fprintln(env.Out, ref)
+	}
+	return errors.Join(errs...)
+}
+
+// withClient connects to a running sandbox's keeper for the length of do.
+func withClient(ctx context.Context, app *App, f engine.Found, do func(*keeper.Client) error) error {
+	client, err := app.Engine.Connect(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return do(client)
+}
+
+func newStop(env Env) *cobra.Command {
+	var seconds int
+	var signal string
+	c := &cobra.Command{
+		Use: "stop [-t SECONDS] SANDBOX...", Short: "Ask a task to end, and kill it if it does not",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		RunE: func(c *cobra.Command, args []string) error {
+			n := 0
+			if signal != "" {
+				var err error
+				if n, err = engine.ParseSignal(signal); err != nil {
+					return err
+				}
+			}
+			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
+				if !f.Running() {
+					return nil // as Docker: stopping what has ended is no error
+				}
+				return withClient(ctx, app, f, func(k *keeper.Client) error {
+					if err := k.Stop(ctx, n, time.Duration(max(seconds, 0))*time.Second); err != nil {
+						return err
+					}
+					_, err := k.Wait(ctx)
+					return err
+				})
+			})
+		},
+	}
+	c.Flags().IntVarP(&seconds, "time", "t", 10, "`seconds` to wait before killing it")
+	c.Flags().StringVarP(&signal, "signal", "s", "", "`signal` to ask with (default: the image's stop signal, else TERM)")
+	return c
+}
+
+func newKill(env Env) *cobra.Command {
+	var signal string
+	c := &cobra.Command{
+		Use: "kill [-s SIGNAL] SANDBOX...", Short: "Send a task a signal",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		RunE: func(c *cobra.Command, args []string) error {
+			n, err := engine.ParseSignal(signal)
+			if err != nil {
+				return err
+			}
+			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
+				return withClient(ctx, app, f, func(k *keeper.Client) error { return k.Signal(ctx, n) })
+			})
+		},
+	}
+	c.Flags().StringVarP(&signal, "signal", "s", "KILL", "`signal` to send")
+	return c
+}
+
+func newPause(env Env) *cobra.Command {
+	return perClient(env, "pause SANDBOX...", "Stop a sandbox's virtual CPUs", (*keeper.Client).Pause)
+}
+
+func newUnpause(env Env) *cobra.Command {
+	return perClient(env, "unpause SANDBOX...", "Let a paused sandbox go on, with its clock set", (*keeper.Client).Resume)
+}
+
+func perClient(env Env, use, short string, do func(*keeper.Client, context.Context) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		RunE: func(c *cobra.Command, args []string) error {
+			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
+				return withClient(ctx, app, f, func(k *keeper.Client) error { return do(k, ctx) })
+			})
+		},
+	}
+}
+
+func newRemove(env Env) *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use: "rm [-f] SANDBOX...", Short: "Remove sandboxes: record, logs and disk",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		RunE: func(c *cobra.Command, args []string) error {
+			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
+				return app.Engine.Remove(ctx, f, force)
+			})
+		},
+	}
+	c.Flags().BoolVarP(&force, "force", "f", false, "kill one that is running")
+	return c
+}
+
+func newRename(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "rename SANDBOX NAME", Short: "Give a sandbox another name",
+		Args: cobra.ExactArgs(2), ValidArgsFunction: completeSandboxes(env, false),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			f, err := app.Engine.Find(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return app.Engine.Rename(f, args[1])
+		},
+	}
+}
+
+func newWait(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "wait SANDBOX...", Short: "Wait until tasks have ended and print their exit codes",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			for _, ref := range args {
+				f, err := app.Engine.Find(c.Context(), ref)
+				if err != nil {
+					return err
+				}
+				status := f.Status
+				if f.Running() {
+					err = withClient(c.Context(), app, f, func(k *keeper.Client) error {
+						status, err = k.Wait(c.Context())
+						return err
+					})
+				}
+				if err != nil {
+					return err
+				}
+				fmt.Fprintln(env.Out, strconv.Itoa(status.ExitCode))
+			}
+			return nil
+		},
+	}
+}
+
+func newTop(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "top SANDBOX [PS OPTION...]", Short: "Show the processes in a sandbox, by its own ps",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			options := args[1:]
+			if len(options) == 0 {
+				options = []string{"-ef"}
+			}
+			p := sandbox.Process{Args: append([]string{"ps"}, options...)}
+			err := execIn(c.Context(), env, args[0], p)
+			if exit, ok := errors.AsType[*ExitError](err); ok && exit.Code == sandbox.ExitNotFound {
+				return &ExitError{Code: 1, Err: errors.New("the image has no ps; install procps in it")}
+			}
+			return err
+		},
+	}
+}
+
+// completeSandboxes offers the names of sandboxes to the shell.
+func completeSandboxes(env Env, running bool) cobra.CompletionFunc {
+	return func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		app, err := env.Open(c.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		all, err := app.Engine.List(c.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var names []string
+		for _, f := range all {
+			if f.Running() || !running {
+				names = append(names, f.Record.Config.Spec.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// codeOf is Docker's exit code for a process that could not be run.
+func codeOf(err error) int {
+	switch api.ErrorCode(err) {
+	case api.CodeNotFound:
+		return sandbox.ExitNotFound
+	case api.CodeNotExecutable:
+		return sandbox.ExitNotExecutable
+	}
+	return sandbox.ExitCreel
+}

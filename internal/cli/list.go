@@ -1,0 +1,202 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/template"
+	"time"
+
+	"creel/internal/engine"
+	"creel/internal/sandbox"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+)
+
+// psRow is what `creel ps --format` templates see, with Docker's field names.
+type psRow struct {
+	ID, Names, Image, Command, CreatedAt, RunningFor, State, Status string
+	Labels                                                          map[string]string
+}
+
+func newPS(env Env) *cobra.Command {
+	var all, quiet, long bool
+	var format string
+	var filters []string
+	c := &cobra.Command{
+		Use: "ps [flags]", Short: "List sandboxes", Args: cobra.NoArgs,
+		Example: "  creel ps -a\n  creel ps --filter label=team=ci --format '{{.Names}} {{.State}}'",
+		RunE: func(c *cobra.Command, _ []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			match, err := parseFilters(filters)
+			if err != nil {
+				return err
+			}
+			found, err := app.Engine.List(c.Context())
+			if err != nil {
+				return err
+			}
+			var rows []psRow
+			for _, f := range found {
+				if (all || f.Running() || match.has("status")) && match.matches(f) {
+					rows = append(rows, newPSRow(f, long))
+				}
+			}
+			return printRows(env.Out, rows, quiet, format)
+		},
+	}
+	c.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "only IDs")
+	c.Flags().BoolVar(&long, "no-trunc", false, "do not shorten")
+	c.Flags().StringVar(&format, "format", "table", "`table`, json, or a Go template for each row")
+	c.Flags().StringArrayVarP(&filters, "filter", "f", nil, "`key=value`: name, id, label, status or ancestor")
+	return c
+}
+
+func newPSRow(f engine.Found, long bool) psRow {
+	spec := f.Record.Config.Spec
+	id, command := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
+	if long {
+		id = string(spec.ID)
+	} else if runes := []rune(command); len(runes) > 30 {
+		command = string(runes[:29]) + "…"
+	}
+	return psRow{
+		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", command),
+		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: ago(f.Record.Created),
+		State: string(f.Status.State), Status: describe(f.Status), Labels: spec.Labels,
+	}
+}
+
+// describe is the state in words, as Docker has them.
+func describe(s sandbox.Status) string {
+	switch s.State {
+	case sandbox.StateRunning:
+		up := "Up " + units.HumanDuration(time.Since(s.StartedAt))
+		if s.Paused {
+			up += " (Paused)"
+		}
+		return up
+	case sandbox.StateExited:
+		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, ago(s.FinishedAt))
+	case sandbox.StateLost:
+		return "Lost: " + s.Error
+	default:
+		return "Created"
+	}
+}
+
+func printRows(w io.Writer, rows []psRow, quiet bool, format string) error {
+	if quiet {
+		format = "{{.ID}}"
+	}
+	if format != "table" {
+		return printEach(w, rows, format)
+	}
+	t := table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
+	for _, r := range rows {
+		row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Names)
+	}
+	return t.Flush()
+}
+
+// printEach prints values as JSON lines or by a Go template.
+func printEach[T any](w io.Writer, values []T, format string) error {
+	if format == "json" {
+		format = "{{json .}}"
+	}
+	t, err := template.New("format").Funcs(template.FuncMap{
+		"json": func(v any) (string, error) { b, err := json.Marshal(v); return string(b), err },
+		"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper,
+	}).Parse(format)
+	if err != nil {
+		return fmt.Errorf("--format: %w", err)
+	}
+	for _, v := range values {
+		if err := t.Execute(w, v); err != nil {
+			return fmt.Errorf("--format: %w", err)
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
+}
+
+// filterSet holds --filter values: of one key any may match, of each key one must.
+type filterSet map[string][]string
+
+func parseFilters(list []string) (filterSet, error) {
+	set := filterSet{}
+	for _, f := range list {
+		key, value, ok := strings.Cut(f, "=")
+		switch {
+		case !ok || value == "":
+			return nil, fmt.Errorf("--filter %q: want key=value", f)
+		case key != "name" && key != "id" && key != "label" && key != "status" && key != "ancestor":
+			return nil, fmt.Errorf("--filter %q: want name, id, label, status or ancestor", f)
+		}
+		set[key] = append(set[key], value)
+	}
+	return set, nil
+}
+
+func (s filterSet) has(key string) bool { return len(s[key]) > 0 }
+
+func (s filterSet) matches(f engine.Found) bool {
+	spec := f.Record.Config.Spec
+	tests := map[string]func(string) bool{
+		"name":     func(v string) bool { return strings.Contains(spec.Name, v) },
+		"id":       func(v string) bool { return strings.HasPrefix(string(spec.ID), v) },
+		"status":   func(v string) bool { return string(f.Status.State) == v },
+		"ancestor": func(v string) bool { return spec.Image == v },
+		"label": func(v string) bool {
+			key, want, exact := strings.Cut(v, "=")
+			got, set := spec.Labels[key]
+			return set && (!exact || got == want)
+		},
+	}
+	for key, values := range s {
+		hit := false
+		for _, v := range values {
+			hit = hit || tests[key](v)
+		}
+		if !hit {
+			return false
+		}
+	}
+	return true
+}
+
+func newInspect(env Env) *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use: "inspect SANDBOX...", Short: "Show all that is known of sandboxes",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			var all []engine.Found
+			for _, ref := range args {
+				f, err := app.Engine.Find(c.Context(), ref)
+				if err != nil {
+					return err
+				}
+				all = append(all, f)
+			}
+			if format != "" {
+				return printEach(env.Out, all, format)
+			}
+			enc := json.NewEncoder(env.Out)
+			enc.SetIndent("", "  ")
+			return enc.Encode(all)
+		},
+	}
+	c.Flags().StringVarP(&format, "format", "f", "", "json, or a Go `template`")
+	return c
+}

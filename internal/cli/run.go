@@ -1,0 +1,206 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"creel/internal/config"
+	"creel/internal/engine"
+	"creel/internal/keeper"
+	"creel/internal/sandbox"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func newRun(env Env) *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run [flags] IMAGE [COMMAND [ARG...]]",
+		Short: "Run a command in a new MicroVM that is gone when it ends",
+		Example: "  creel run debian echo hello\n" +
+			"  git archive HEAD | creel run -i debian sh -c 'tar x && ls'\n" +
+			"  creel run -it -m 1g --cpus 2 debian bash",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			defaults, _, err := config.Load(os.LookupEnv)
+			if err != nil {
+				return creelFailed(err)
+			}
+			spec, err := f.spec(args, os.LookupEnv)
+			if err != nil {
+				return creelFailed(err)
+			}
+			f.fillIn(&spec, defaults)
+			return creelFailed(run(c.Context(), env, spec, f.quiet))
+		},
+	}
+	f.register(c.Flags())
+	return c
+}
+
+// run does what `docker run` does: the task's streams are this process's, and
+// so are its signals and its exit code.
+func run(ctx context.Context, env Env, spec sandbox.Spec, quiet bool) error {
+	if spec.TTY && !term.IsTerminal(int(env.In.Fd())) {
+		return fmt.Errorf("-t needs a terminal on standard input; leave it out")
+	}
+	app, err := env.Open(ctx)
+	if err != nil {
+		return err
+	}
+	starting, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	sb, err := app.Engine.Create(starting, spec, progressTo(env))
+	stop()
+	if err != nil {
+		return err
+	}
+	if spec.Keep {
+		return detach(ctx, env, sb)
+	}
+	status, err := follow(ctx, env, sb)
+	if released := sb.Release(context.WithoutCancel(ctx)); err == nil {
+		err = released
+	}
+	if err != nil {
+		return err
+	}
+	if !quiet {
+		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
+	}
+	return outcome(status, spec)
+}
+
+// summary is a task's end in one line.
+func summary(s sandbox.Status) string {
+	line := fmt.Sprintf("exit %d after %s", s.ExitCode, s.FinishedAt.Sub(s.StartedAt).Round(time.Millisecond))
+	if s.StartedAt.IsZero() {
+		line = fmt.Sprintf("exit %d, the task did not start", s.ExitCode)
+	}
+	if s.OOMKilled {
+		line += ", out of memory"
+	}
+	if s.MemoryPeakBytes > 0 {
+		line += ", memory peak " + units.BytesSize(float64(s.MemoryPeakBytes))
+	}
+	if s.DiskWrittenBytes > 0 {
+		line += ", disk written " + units.BytesSize(float64(s.DiskWrittenBytes))
+	}
+	return line + ", nothing of the VM remains"
+}
+
+// detach starts the task and leaves it to its keeper.
+func detach(ctx context.Context, env Env, sb *engine.Sandbox) error {
+	if err := sb.Client.Start(ctx); err != nil {
+		released := sb.Release(context.WithoutCancel(ctx))
+		return errors.Join(&ExitError{Code: codeOf(err), Err: err}, released)
+	}
+	fmt.Fprintln(env.Out, sb.Record.Config.Spec.ID)
+	return sb.Client.Close()
+}
+
+// outcome is the task's end as an exit code, with words where it was not the
+// task's own doing.
+func outcome(status sandbox.Status, spec sandbox.Spec) error {
+	switch {
+	case status.Error != "":
+		return &ExitError{Code: status.ExitCode, Err: errors.New(status.Error)}
+	case status.TimedOut:
+		return &ExitError{Code: status.ExitCode, Err: fmt.Errorf("the task was stopped after its timeout of %s", spec.Timeout)}
+	case status.ExitCode != 0:
+		return &ExitError{Code: status.ExitCode}
+	}
+	return nil
+}
+
+// follow carries the task's streams and signals until nothing remains of it.
+func follow(ctx context.Context, env Env, sb *engine.Sandbox) (sandbox.Status, error) {
+	spec := sb.Record.Config.Spec
+	att, err := sb.Client.Attach(ctx, keeper.AttachRequest{
+		Stdin: spec.Interactive, EndsStdin: true, Stdout: true, Stderr: !spec.TTY,
+	})
+	if err != nil {
+		return sandbox.Status{}, err
+	}
+	defer att.Close()
+	restore, err := rawTerminal(env, spec.TTY)
+	if err != nil {
+		return sandbox.Status{}, err
+	}
+	defer restore()
+
+	// A start that fails ends the run; its status says why.
+	if err := sb.Client.Start(ctx); err == nil {
+		if spec.Interactive {
+			go func() { io.Copy(att.Stdin, env.In); att.Stdin.Close() }()
+		}
+		defer forward(ctx, env, sb.Client, spec.TTY)()
+	}
+	copyOut(env, att, spec.TTY)
+	return sb.Client.Wait(ctx)
+}
+
+// rawTerminal hands the terminal to the task; restore gives it back.
+func rawTerminal(env Env, tty bool) (restore func(), err error) {
+	if !tty {
+		return func() {}, nil
+	}
+	fd := int(env.In.Fd())
+	state, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, fmt.Errorf("set terminal to raw mode: %w", err)
+	}
+	return func() { term.Restore(fd, state) }, nil
+}
+
+// controlled is a task, or a process beside it.
+type controlled interface {
+	Signal(ctx context.Context, signal int) error
+	Resize(ctx context.Context, rows, cols uint16) error
+}
+
+// forward passes this process's signals and terminal size on to the task.
+func forward(ctx context.Context, env Env, c controlled, tty bool) (stop func()) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT,
+		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCONT)
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		if tty {
+			resize(ctx, env, c)
+		}
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case s := <-signals:
+				if s != syscall.SIGWINCH {
+					c.Signal(ctx, int(s.(syscall.Signal))) // a task that has ended gets none
+				} else if tty {
+					resize(ctx, env, c)
+				}
+			}
+		}
+	})
+	return func() {
+		signal.Stop(signals)
+		cancel()
+		done.Wait()
+	}
+}
+
+func resize(ctx context.Context, env Env, c controlled) {
+	cols, rows, err := term.GetSize(int(env.In.Fd()))
+	if err == nil && rows > 0 && cols > 0 {
+		c.Resize(ctx, uint16(rows), uint16(cols)) // a task that has ended needs none
+	}
+}

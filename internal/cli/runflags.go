@@ -1,0 +1,241 @@
+package cli
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"creel/internal/config"
+	"creel/internal/sandbox"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/pflag"
+)
+
+// runFlags are the flags of run, with Docker's names and meaning.
+type runFlags struct {
+	interactive, tty, readOnly, help bool
+	rm, detach, quiet                bool
+	env, envFiles, labels, tmpfs     []string
+	workdir, user, entrypoint        string
+	hostname, name, memory, disk     string
+	cpus                             float64
+	pids                             int64
+	timeout                          time.Duration
+	accel, confinement, restart      string
+	flags                            *pflag.FlagSet
+}
+
+func (f *runFlags) register(fs *pflag.FlagSet) {
+	f.flags = fs
+	fs.SetInterspersed(false) // what follows the image belongs to the task
+	fs.BoolVarP(&f.interactive, "interactive", "i", false, "keep stdin open")
+	fs.BoolVarP(&f.tty, "tty", "t", false, "give the task a terminal")
+	fs.StringArrayVarP(&f.env, "env", "e", nil, "set a variable, `NAME=value`; NAME alone takes this environment's")
+	fs.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a `file`, one to a line")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "working `directory` of the task")
+	fs.StringVarP(&f.user, "user", "u", "", "user of the task, `name|uid[:group|gid]`")
+	fs.StringVar(&f.entrypoint, "entrypoint", "", "replace the image's entrypoint by this `command`")
+	fs.StringVarP(&f.hostname, "hostname", "h", "", "host `name` in the sandbox")
+	fs.StringVar(&f.name, "name", "", "`name` of the sandbox")
+	fs.StringArrayVarP(&f.labels, "label", "l", nil, "label the sandbox, `key=value`")
+	fs.Float64Var(&f.cpus, "cpus", 0, "`number` of CPUs, 0.01 to 4")
+	fs.StringVarP(&f.memory, "memory", "m", "", "memory limit, such as 256m or 2g; at most 8g")
+	fs.Int64Var(&f.pids, "pids-limit", 0, "`number` of processes at most; 0 or -1 is no limit")
+	fs.StringVar(&f.disk, "disk", "", "`size` of the writable disk, 64m to 64g (default 10g)")
+	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "mount a tmpfs, `/path[:size=64m,mode=1777,ro,noexec]`")
+	fs.BoolVar(&f.readOnly, "read-only", false, "make the root file system read-only")
+	fs.BoolVar(&f.rm, "rm", false, "remove the sandbox when it ends; always so in the foreground")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "run in the background, print the ID, and keep record, logs and disk until rm")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not print how the task ended")
+	fs.StringVar(&f.restart, "restart", "no", "refused until there is a daemon; only `no`")
+	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m")
+	fs.StringVar(&f.accel, "accel", string(sandbox.AccelAuto), "what executes guest code: auto, kvm or tcg")
+	fs.StringVar(&f.confinement, "confinement", string(sandbox.ConfinementFull),
+		"how the VMM is locked in: full, or reduced where user namespaces cannot be had")
+	fs.BoolVar(&f.help, "help", false, "help for run") // -h is the host name, as in Docker
+}
+
+// spec translates the flags and the words behind them.
+func (f *runFlags) spec(args []string, lookup func(string) (string, bool)) (sandbox.Spec, error) {
+	spec := sandbox.Spec{
+		ID: sandbox.NewID(), Name: f.name, Image: args[0], Command: args[1:],
+		Workdir: f.workdir, User: f.user, Hostname: f.hostname,
+		Keep: f.detach, TTY: f.tty, Interactive: f.interactive, ReadOnly: f.readOnly, Timeout: f.timeout,
+		Accel: sandbox.Accel(f.accel), Confinement: sandbox.Confinement(f.confinement),
+	}
+	if f.restart != "no" {
+		return spec, fmt.Errorf("--restart %s: nothing could restart the task, since there is no daemon yet; use systemd or a loop", f.restart)
+	}
+	if f.rm && f.detach {
+		return spec, errors.New("--rm with -d: a task in the background is kept until `creel rm`; leave one of them out")
+	}
+	if f.flags.Changed("entrypoint") {
+		spec.Entrypoint = []string{}
+		if f.entrypoint != "" {
+			spec.Entrypoint = []string{f.entrypoint}
+		}
+	}
+	var err error
+	if spec.Env, err = f.environment(lookup); err != nil {
+		return spec, err
+	}
+	if spec.Labels, err = labels(f.labels); err != nil {
+		return spec, err
+	}
+	for _, t := range f.tmpfs {
+		m, err := tmpfsMount(t)
+		if err != nil {
+			return spec, err
+		}
+		spec.Mounts = append(spec.Mounts, m)
+	}
+	spec.Resources, err = f.resources()
+	return spec, err
+}
+
+// fillIn takes what no flag said from the configuration.
+func (f *runFlags) fillIn(spec *sandbox.Spec, c config.Config) {
+	unset := func(flag string) bool { return !f.flags.Changed(flag) }
+	if unset("memory") {
+		spec.Resources.MemoryBytes = c.MemoryBytes
+	}
+	if unset("cpus") {
+		spec.Resources.CPUs = c.CPUs
+	}
+	if unset("disk") {
+		spec.Resources.DiskBytes = c.DiskBytes
+	}
+	if unset("timeout") {
+		spec.Timeout = c.Timeout
+	}
+	if unset("accel") {
+		spec.Accel = c.Accel
+	}
+	if unset("confinement") {
+		spec.Confinement = c.Confinement
+	}
+}
+
+func (f *runFlags) resources() (sandbox.Resources, error) {
+	r := sandbox.Resources{CPUs: f.cpus, PIDs: max(f.pids, 0)}
+	var err error
+	if r.MemoryBytes, err = size("memory", f.memory); err != nil {
+		return r, err
+	}
+	r.DiskBytes, err = size("disk", f.disk)
+	return r, err
+}
+
+// size reads bytes with Docker's binary suffixes; empty is 0.
+func size(flag, s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := units.RAMInBytes(s)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("--%s %q: want a size such as 512m or 2g", flag, s)
+	}
+	return n, nil
+}
+
+func (f *runFlags) environment(lookup func(string) (string, bool)) ([]string, error) {
+	var lines []string
+	for _, name := range f.envFiles {
+		fromFile, err := envFile(name)
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, fromFile...)
+	}
+	var env []string
+	for _, line := range append(lines, f.env...) {
+		name, _, given := strings.Cut(line, "=")
+		if name == "" {
+			return nil, fmt.Errorf("-e %q: want NAME=value or NAME", line)
+		}
+		if given {
+			env = append(env, line)
+		} else if value, set := lookup(name); set {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env, nil
+}
+
+// envFile reads Docker's format: a variable to a line, '#' begins a comment
+// line, nothing is unquoted.
+func envFile(name string) ([]string, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("--env-file: %w", err)
+	}
+	defer file.Close()
+	var lines []string
+	scanner := bufio.NewScanner(file)
+	for n := 1; scanner.Scan(); n++ {
+		line := strings.TrimLeft(scanner.Text(), " \t")
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if key, _, _ := strings.Cut(line, "="); key == "" || strings.ContainsAny(key, " \t") {
+			return nil, fmt.Errorf("--env-file %s line %d: want NAME=value", name, n)
+		}
+		lines = append(lines, line)
+	}
+	if err := scanner.Err(); err != nil {
+		return nil, fmt.Errorf("--env-file %s: %w", name, err)
+	}
+	return lines, nil
+}
+
+func labels(list []string) (map[string]string, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	out := map[string]string{}
+	for _, l := range list {
+		key, value, _ := strings.Cut(l, "=")
+		if key == "" {
+			return nil, fmt.Errorf("--label %q: want key=value", l)
+		}
+		out[key] = value
+	}
+	return out, nil
+}
+
+// tmpfsMount reads Docker's form, /path[:option,option].
+func tmpfsMount(s string) (sandbox.Mount, error) {
+	target, options, _ := strings.Cut(s, ":")
+	m := sandbox.Mount{Kind: sandbox.MountTmpfs, Target: path.Clean(target), NoExec: true}
+	for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
+		key, value, _ := strings.Cut(o, "=")
+		var err error
+		switch key {
+		case "size":
+			m.SizeBytes, err = size("tmpfs size", value)
+		case "mode":
+			var mode uint64
+			mode, err = strconv.ParseUint(value, 8, 32)
+			m.Mode = uint32(mode)
+		case "ro":
+			m.ReadOnly = true
+		case "exec":
+			m.NoExec = false
+		default:
+			if !slices.Contains([]string{"rw", "noexec", "nosuid", "nodev"}, o) {
+				err = fmt.Errorf("option is not known; want size=, mode=, ro, rw, exec, noexec, nosuid or nodev")
+			}
+		}
+		if err != nil {
+			return m, fmt.Errorf("--tmpfs %q: %s: %w", s, o, err)
+		}
+	}
+	return m, nil
+}

@@ -1,0 +1,196 @@
+// Package doctor looks at what a machine has and lacks for running sandboxes,
+// and says for each lack what mends it. It must not mend anything itself, and
+// must not decide anything that a run depends on: it asks the code that does.
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"creel/internal/kernel"
+	"creel/internal/sandbox"
+	"creel/internal/template"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+)
+
+// Level is how bad a finding is.
+type Level string
+
+const (
+	OK   Level = "ok"
+	Warn Level = "warn" // works, but not as well as it could
+	Fail Level = "fail" // a task cannot run
+)
+
+// Finding is one thing looked at.
+type Finding struct {
+	Name   string `json:"name"`
+	Level  Level  `json:"level"`
+	Detail string `json:"detail"`
+	Mend   string `json:"mend,omitempty"` // a command, or words where none can
+}
+
+// Deps are whom to ask.
+type Deps struct {
+	StateDir  string
+	KernelDir string
+	// Accel chooses what executes guest code, by running some.
+	Accel func(context.Context) (sandbox.Accel, string, error)
+	// Namespaces tries to make what full confinement needs.
+	Namespaces func() error
+	Templates  func(context.Context) ([]template.Manifest, error)
+	// Leftovers counts sandboxes that nobody looks after.
+	Leftovers func() (int, error)
+}
+
+// Below these a machine is short: one default machine's memory with its VMM,
+// and the templates of a few images.
+const (
+	memoryWanted = 700 << 20
+	diskWanted   = 3 << 30
+)
+
+// Check looks at everything; one finding each, in a fixed order.
+func Check(ctx context.Context, d Deps) []Finding {
+	return []Finding{
+		vmm(ctx), d.accelerator(ctx), d.kernel(), d.templates(ctx), d.namespaces(),
+		tools(), memory(), d.disk(), d.permissions(), d.leftovers(),
+	}
+}
+
+func vmm(ctx context.Context) Finding {
+	const mend = "apt-get install qemu-system-x86"
+	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
+	if err != nil {
+		return Finding{"vmm", Fail, "qemu-system-x86_64 cannot be run: " + err.Error(), mend}
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return Finding{"vmm", OK, line, ""}
+}
+
+func (d Deps) accelerator(ctx context.Context) Finding {
+	accel, reason, err := d.Accel(ctx)
+	switch {
+	case err != nil:
+		return Finding{"accelerator", Fail, err.Error(), "run `creel doctor` again; if it stays, use --accel tcg"}
+	case accel == sandbox.AccelKVM:
+		return Finding{"accelerator", OK, "kvm: " + reason, ""}
+	default:
+		return Finding{"accelerator", Warn, "emulation (tcg), many times slower than KVM: " + reason,
+			"use a machine whose /dev/kvm you may open (group kvm) and that runs guests in hardware"}
+	}
+}
+
+func (d Deps) kernel() Finding {
+	k, err := kernel.Latest(d.KernelDir)
+	if err != nil {
+		return Finding{"kernel", Fail, err.Error(), "creel kernel fetch"}
+	}
+	return Finding{"kernel", OK, k.Package + " " + k.Version, ""}
+}
+
+// templates says which templates were built on another kernel than the one
+// that new ones would use.
+func (d Deps) templates(ctx context.Context) Finding {
+	all, err := d.Templates(ctx)
+	if err != nil {
+		return Finding{"templates", Fail, err.Error(), "creel template ls"}
+	}
+	k, err := kernel.Latest(d.KernelDir)
+	if err != nil {
+		return Finding{"templates", OK, fmt.Sprintf("%d", len(all)), ""}
+	}
+	var old []string
+	for _, m := range all {
+		if m.Kernel.Package != k.Package || m.Kernel.Version != k.Version {
+			old = append(old, strings.TrimPrefix(m.Digest, "sha256:")[:12])
+		}
+	}
+	if len(old) > 0 {
+		return Finding{"templates", Warn, fmt.Sprintf("%d of %d on an outdated kernel", len(old), len(all)),
+			"creel template rm " + strings.Join(old, " ")}
+	}
+	return Finding{"templates", OK, fmt.Sprintf("%d, all on the current kernel", len(all)), ""}
+}
+
+func (d Deps) namespaces() Finding {
+	if err := d.Namespaces(); err != nil {
+		return Finding{"namespaces", Fail, err.Error(), "sysctl -w user.max_user_namespaces=15000, or run with --confinement=reduced"}
+	}
+	return Finding{"namespaces", OK, "full confinement can be had", ""}
+}
+
+func tools() Finding {
+	var lacking []string
+	packages := map[string]string{"mke2fs": "e2fsprogs", "dpkg-deb": "dpkg"}
+	for _, tool := range []string{"mke2fs", "dpkg-deb"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			if _, err := os.Stat(filepath.Join("/usr/sbin", tool)); err != nil {
+				lacking = append(lacking, packages[tool])
+			}
+		}
+	}
+	if len(lacking) > 0 {
+		return Finding{"tools", Fail, "not found: " + strings.Join(lacking, ", "), "apt-get install " + strings.Join(lacking, " ")}
+	}
+	return Finding{"tools", OK, "mke2fs, dpkg-deb", ""}
+}
+
+func memory() Finding {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return Finding{"memory", Warn, err.Error(), "mount /proc"}
+	}
+	var kib int64
+	for line := range strings.Lines(string(data)) {
+		if _, err := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); err == nil {
+			break
+		}
+	}
+	have := units.BytesSize(float64(kib << 10))
+	if kib<<10 < memoryWanted {
+		return Finding{"memory", Warn, have + " available; a default machine may need " + units.BytesSize(memoryWanted), "end something, or run with -m 256m"}
+	}
+	return Finding{"memory", OK, have + " available", ""}
+}
+
+func (d Deps) disk() Finding {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(d.StateDir, &fs); err != nil {
+		return Finding{"disk", Fail, fmt.Sprintf("%s: %v", d.StateDir, err), "set CREEL_STATE_DIR to a directory that exists"}
+	}
+	free := int64(fs.Bavail) * fs.Bsize
+	detail := fmt.Sprintf("%s free in %s", units.BytesSize(float64(free)), d.StateDir)
+	if free < diskWanted {
+		return Finding{"disk", Warn, detail, "creel image rm, creel template rm, or another CREEL_STATE_DIR"}
+	}
+	return Finding{"disk", OK, detail, ""}
+}
+
+func (d Deps) permissions() Finding {
+	if err := unix.Access(d.StateDir, unix.W_OK|unix.X_OK); err != nil {
+		return Finding{"permissions", Fail, fmt.Sprintf("%s cannot be written: %v", d.StateDir, err), "chown it, or set CREEL_STATE_DIR"}
+	}
+	who := fmt.Sprintf("user %d", os.Geteuid())
+	if os.Geteuid() == 0 {
+		who = "root: keepers and VMMs run as users of their own"
+	}
+	return Finding{"permissions", OK, who, ""}
+}
+
+func (d Deps) leftovers() Finding {
+	n, err := d.Leftovers()
+	if err != nil {
+		return Finding{"leftovers", Warn, err.Error(), "creel ps"}
+	}
+	if n > 0 {
+		return Finding{"leftovers", Warn, fmt.Sprintf("%d sandboxes of killed processes", n), "creel ps"}
+	}
+	return Finding{"leftovers", OK, "none", ""}
+}

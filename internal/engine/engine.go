@@ -1,0 +1,232 @@
+// Package engine turns a Spec into a running sandbox: it admits it, finds or
+// builds the template, reserves the name and the directory, starts the keeper,
+// and is from then on that keeper's client. It also finds sandboxes, removes
+// them, and reconciles what a killed keeper left.
+//
+// The main types are [Engine] and [Sandbox]. The package must not know QEMU,
+// Docker or the command line.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"creel/internal/audit"
+	"creel/internal/image"
+	"creel/internal/keeper"
+	"creel/internal/sandbox"
+	"creel/internal/template"
+	"creel/internal/undo"
+	"creel/internal/vm"
+)
+
+// Images finds images and makes root filesystems of them.
+type Images interface {
+	Resolve(ctx context.Context, ref string) (image.Image, error)
+	RootFS(ctx context.Context, img image.Image) (image.RootFS, error)
+}
+
+// Templates finds a template, or builds it.
+type Templates interface {
+	For(ctx context.Context, req template.Request, progress func(string)) (template.Manifest, bool, error)
+}
+
+// Ledger is the installation's audit ledger.
+type Ledger interface {
+	audit.Recorder
+	// OpenSandbox begins a sandbox's own log in dir and returns its key.
+	OpenSandbox(ctx context.Context, id, dir string) (audit.SandboxKey, error)
+	// CloseSandbox puts the log's final root on the ledger.
+	CloseSandbox(ctx context.Context, id, dir string) error
+}
+
+// Options are what an engine acts with. All are required.
+type Options struct {
+	Dir       string // the state directory
+	Images    Images
+	Templates Templates
+	Ledger    Ledger
+	// Accel decides what executes guest code, and says why.
+	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
+	// Scratch makes an empty writable disk of size bytes at path.
+	Scratch func(ctx context.Context, path string, size int64) error
+	// KeeperCommand is the command line that becomes a keeper.
+	KeeperCommand []string
+	Log           *slog.Logger
+}
+
+// Engine makes sandboxes. It is safe for use by several goroutines, and its
+// directory by several processes.
+type Engine struct {
+	opts Options
+	root bool // this process may drop to users of its choice
+}
+
+// Sandbox is one that this process has started: its keeper's client, and the
+// duty to release it.
+type Sandbox struct {
+	Record Record
+	Client *keeper.Client
+
+	engine *Engine
+	keeper *keeperProcess
+}
+
+// Create makes a sandbox whose clone is ready to run its task. Progress gets a
+// line for each thing that takes a while. On error nothing is left of it.
+func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string)) (*Sandbox, error) {
+	if err := e.Reconcile(ctx); err != nil {
+		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
+	}
+	if spec.Name == "" {
+		spec.Name = e.freeName()
+	}
+	if err := e.admit(ctx, &spec); err != nil {
+		return nil, err
+	}
+	rec, err := e.plan(ctx, spec, progress)
+	if err != nil {
+		return nil, err
+	}
+	var steps undo.Stack
+	defer steps.Unwind()
+	lock, err := e.reserve(&rec, &steps)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close() // the keeper has it too by then
+	dir := e.SandboxDir(rec.Config.Spec.ID)
+	key, err := e.opts.Ledger.OpenSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
+	if err != nil {
+		return nil, fmt.Errorf("open the sandbox's audit log: %w", err)
+	}
+	steps.Push("audit log", func() error {
+		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
+	})
+	if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), rec.Config.Spec.Resources.DiskBytes); err != nil {
+		return nil, fmt.Errorf("make the writable disk: %w", err)
+	}
+	if err := e.handOver(rec); err != nil {
+		return nil, err
+	}
+	sb, err := e.bringUp(ctx, rec, key, lock)
+	if err != nil {
+		return nil, err
+	}
+	steps.Release()
+	return sb, nil
+}
+
+// bringUp starts the keeper and waits until its clone is ready. On error the
+// keeper is gone.
+func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File) (*Sandbox, error) {
+	kp, err := e.launch(rec, key, lock)
+	if err != nil {
+		return nil, err
+	}
+	client, err := keeper.NewClient(ctx, kp.conn)
+	if err == nil {
+		_, err = client.Ready(ctx)
+	}
+	if err != nil {
+		err = kp.explain(err)
+		return nil, errors.Join(err, kp.kill())
+	}
+	return &Sandbox{Record: rec, Client: client, engine: e, keeper: kp}, nil
+}
+
+// admit refuses a Spec with every fault at once, and puts an admitted one on
+// record before anything is done for it.
+func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec) error {
+	if spec.Resources.DiskBytes == 0 {
+		spec.Resources.DiskBytes = sandbox.DefaultDisk
+	}
+	about := map[string]any{"name": spec.Name, "image": spec.Image}
+	if err := spec.Validate(); err != nil {
+		about["reason"] = err.Error()
+		recorded := e.opts.Ledger.Append(ctx, audit.Event{Kind: "refused", Sandbox: string(spec.ID), Data: about})
+		return errors.Join(err, recorded)
+	}
+	return e.opts.Ledger.Append(ctx, audit.Event{Kind: "admitted", Sandbox: string(spec.ID), Data: about})
+}
+
+// plan decides everything about a run that is decided before it starts.
+func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(string)) (Record, error) {
+	img, err := e.opts.Images.Resolve(ctx, spec.Image)
+	if err != nil {
+		return Record{}, err
+	}
+	process, err := processFor(spec, img.Config)
+	if err != nil {
+		return Record{}, err
+	}
+	stop, err := stopSignal(img.Config.StopSignal)
+	if err != nil {
+		return Record{}, fmt.Errorf("image %s: %w", spec.Image, err)
+	}
+	shape, err := vm.ShapeFor(spec.Resources.MemoryBytes, spec.Resources.CPUs)
+	if err != nil {
+		return Record{}, err
+	}
+	m, err := e.Template(ctx, img, TemplateWish{shape, spec.Accel, spec.Confinement}, progress)
+	if err != nil {
+		return Record{}, err
+	}
+	return Record{
+		Version: recordVersion, Created: time.Now(), ImageID: img.ID, auditDir: auditName,
+		Config: keeper.Config{
+			Spec: spec, Process: process, StopSignal: stop,
+			Template: m.Digest, Shape: shape, Accel: m.Accel,
+		},
+	}, nil
+}
+
+// TemplateWish is what is wanted of a template beside its image.
+type TemplateWish struct {
+	Shape       vm.Shape
+	Accel       sandbox.Accel
+	Confinement sandbox.Confinement // of the VMM that builds it
+}
+
+// Template finds or builds the template of an image. Where the accelerator was
+// left to Creel and the template does not boot under KVM in time, it is built
+// for emulation, and progress says so.
+func (e *Engine) Template(ctx context.Context, img image.Image, want TemplateWish, progress func(string)) (template.Manifest, error) {
+	accel, _, err := e.opts.Accel(ctx, want.Accel)
+	if err != nil {
+		return template.Manifest{}, err
+	}
+	fs, err := e.opts.Images.RootFS(ctx, img)
+	if err != nil {
+		return template.Manifest{}, err
+	}
+	req := template.Request{Image: img.ID, RootFS: template.RootFS(fs), Shape: want.Shape, Accel: accel, Confinement: want.Confinement}
+	m, _, err := e.opts.Templates.For(ctx, req, progress)
+	if errors.Is(err, template.ErrDeadline) && want.Accel == sandbox.AccelAuto && accel == sandbox.AccelKVM {
+		progress("the template did not boot under KVM in time; using emulation, which is slower")
+		req.Accel = sandbox.AccelTCG
+		m, _, err = e.opts.Templates.For(ctx, req, progress)
+	}
+	return m, err
+}
+
+// Release waits until the run's keeper has gone and removes the sandbox unless
+// it is kept. Call it after Client.Wait.
+func (s *Sandbox) Release(ctx context.Context) error {
+	s.Client.Close()
+	gone := s.keeper.wait(ctx)
+	rec := s.Record
+	if rec.Config.Helper {
+		dir := filepath.Join(s.engine.SandboxDir(rec.Config.Spec.ID), rec.auditDir)
+		return errors.Join(gone, s.engine.opts.Ledger.CloseSandbox(ctx, string(rec.Config.Spec.ID), dir))
+	}
+	if rec.Config.Spec.Keep {
+		return errors.Join(gone, s.engine.settle(ctx, rec))
+	}
+	return errors.Join(gone, s.engine.remove(ctx, s.Record.Config.Spec.ID))
+}

@@ -1,0 +1,62 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"creel/internal/undo"
+
+	"golang.org/x/sys/unix"
+)
+
+// Files boots a helper clone with the disk of a kept sandbox that has ended,
+// and no task: its client can copy, and nothing else. The host never mounts a
+// disk that a guest has written. Release ends the helper and leaves the
+// sandbox as it is.
+func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
+	rec := f.Record
+	id := rec.Config.Spec.ID
+	dir := e.SandboxDir(id)
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open keeper lock: %w", err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("sandbox %s is in use by another command; try again when it has ended", rec.Config.Spec.Name)
+	}
+	rec.Config.Helper = true
+	rec.Config.Spec.Timeout = 0
+	rec.auditDir = freeAuditDir(dir)
+	var steps undo.Stack
+	defer steps.Unwind()
+	key, err := e.opts.Ledger.OpenSandbox(ctx, string(id), filepath.Join(dir, rec.auditDir))
+	if err != nil {
+		return nil, fmt.Errorf("open the helper's audit log: %w", err)
+	}
+	steps.Push("audit log", func() error {
+		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(id), filepath.Join(dir, rec.auditDir))
+	})
+	if err := e.handOver(rec); err != nil {
+		return nil, err
+	}
+	sb, err := e.bringUp(ctx, rec, key, lock)
+	if err != nil {
+		return nil, err
+	}
+	steps.Release()
+	return sb, nil
+}
+
+// freeAuditDir names the log of one more helper run: each run has its own.
+func freeAuditDir(dir string) string {
+	for n := 1; ; n++ {
+		name := fmt.Sprintf("%s.%d", auditName, n)
+		if _, err := os.Lstat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) {
+			return name
+		}
+	}
+}

@@ -1,0 +1,198 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"creel/internal/keeper"
+	"creel/internal/sandbox"
+)
+
+// ErrNotFound is in the chain of errors about sandboxes that do not exist.
+var ErrNotFound = errors.New("no such sandbox")
+
+// Found is a sandbox as any process sees it.
+type Found struct {
+	Record Record
+	Status sandbox.Status
+}
+
+// Running reports whether a task is or will be running in it.
+func (f Found) Running() bool {
+	return f.Status.State == sandbox.StateRunning || f.Status.State == sandbox.StateCreated
+}
+
+// List returns every sandbox, newest first, after it has reconciled what
+// killed processes left.
+func (e *Engine) List(ctx context.Context) ([]Found, error) {
+	if err := e.Reconcile(ctx); err != nil {
+		return nil, err
+	}
+	recs, err := e.records()
+	if err != nil {
+		return nil, err
+	}
+	var out []Found
+	for _, rec := range recs {
+		status, err := e.status(rec)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Found{rec, status})
+	}
+	slices.SortFunc(out, func(a, b Found) int { return b.Record.Created.Compare(a.Record.Created) })
+	return out, nil
+}
+
+// status reads what the keeper last said; before its first word the sandbox is
+// created.
+func (e *Engine) status(rec Record) (sandbox.Status, error) {
+	dir := e.SandboxDir(rec.Config.Spec.ID)
+	status, err := keeper.ReadStatus(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(dir); err != nil {
+			return status, err
+		}
+		return sandbox.Status{
+			ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateCreated, CreatedAt: rec.Created,
+			TemplateDigest: rec.Config.Template,
+		}, nil
+	}
+	status.Name = rec.Config.Spec.Name // it may have been renamed
+	return status, err
+}
+
+// Find resolves a name, an ID or the beginning of one that no other has.
+func (e *Engine) Find(ctx context.Context, ref string) (Found, error) {
+	all, err := e.List(ctx)
+	if err != nil {
+		return Found{}, err
+	}
+	var hits []Found
+	for _, f := range all {
+		id := string(f.Record.Config.Spec.ID)
+		if f.Record.Config.Spec.Name == ref || id == ref {
+			return f, nil
+		}
+		if ref != "" && strings.HasPrefix(id, ref) {
+			hits = append(hits, f)
+		}
+	}
+	switch len(hits) {
+	case 1:
+		return hits[0], nil
+	case 0:
+		return Found{}, fmt.Errorf("%w: %s; `creel ps -a` lists them", ErrNotFound, ref)
+	default:
+		return Found{}, fmt.Errorf("%q begins the IDs of %d sandboxes; give more digits", ref, len(hits))
+	}
+}
+
+// Connect returns a client of a running sandbox's keeper.
+func (e *Engine) Connect(ctx context.Context, f Found) (*keeper.Client, error) {
+	spec := f.Record.Config.Spec
+	if !f.Running() {
+		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
+	}
+	return keeper.Dial(ctx, e.SandboxDir(spec.ID))
+}
+
+// Remove deletes a sandbox. One that runs is refused, or with force killed.
+func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
+	spec := f.Record.Config.Spec
+	if f.Running() {
+		if !force {
+			return fmt.Errorf("sandbox %s is running; stop it first, or use rm -f", spec.Name)
+		}
+		if err := e.kill(ctx, f); err != nil {
+			return err
+		}
+	}
+	return e.remove(ctx, spec.ID)
+}
+
+// kill ends a run and waits until its keeper has let go of the sandbox.
+func (e *Engine) kill(ctx context.Context, f Found) error {
+	client, err := e.Connect(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.Kill(ctx); err != nil {
+		return err
+	}
+	_, err = client.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	lock, err := lockFile(filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), lockName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // removed by its launcher
+	}
+	if err != nil {
+		return err
+	}
+	return lock.Close()
+}
+
+// Rename gives a sandbox another name, which must be free.
+func (e *Engine) Rename(f Found, name string) error {
+	if !sandbox.ValidName(name) {
+		return fmt.Errorf("name %q: want letters, digits, '_', '.' and '-', the first a letter or digit", name)
+	}
+	store, err := e.lockStore()
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	rec, err := e.record(f.Record.Config.Spec.ID)
+	if err != nil {
+		return err
+	}
+	if err := e.takeName(name, rec.Config.Spec.ID); err != nil {
+		return err
+	}
+	old := rec.Config.Spec.Name
+	rec.Config.Spec.Name = name
+	if err := e.writeRecord(rec); err != nil {
+		return errors.Join(err, os.Remove(e.namePath(name)))
+	}
+	return os.Remove(e.namePath(old))
+}
+
+// Release of a kept sandbox, by whoever finds it ended first, is settling it:
+// its log's final root goes on the ledger, and a run that was lost is said to
+// be.
+func (e *Engine) settle(ctx context.Context, rec Record) error {
+	dir := e.SandboxDir(rec.Config.Spec.ID)
+	marker := filepath.Join(dir, settledName)
+	if _, err := os.Stat(marker); err == nil {
+		return nil
+	}
+	status, err := e.status(rec)
+	if err != nil {
+		return err
+	}
+	if status.State != sandbox.StateExited {
+		status.State = sandbox.StateLost
+		status.ExitCode = sandbox.ExitCreel
+		status.Error = cmp.Or(status.Error, "its keeper was killed")
+		if err := keeper.WriteStatus(dir, status); err != nil {
+			return err
+		}
+	}
+	if err := e.opts.Ledger.CloseSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, auditName)); err != nil {
+		return err
+	}
+	return os.WriteFile(marker, nil, 0o600)
+}

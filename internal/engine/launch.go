@@ -1,0 +1,128 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"creel/internal/audit"
+	"creel/internal/keeper"
+
+	"golang.org/x/sys/unix"
+)
+
+// keeperProcess is a keeper that this process has started.
+type keeperProcess struct {
+	cmd     *exec.Cmd
+	conn    net.Conn // the launcher's connection to it
+	logPath string
+	done    chan struct{}
+}
+
+// launch starts the keeper: its configuration comes by pipe, and the launcher
+// is its first client, by a connection that no path names. The keeper inherits
+// the lock that the launcher holds, so that there is no moment at which a
+// sandbox that is starting looks abandoned.
+func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File) (*keeperProcess, error) {
+	dir := e.SandboxDir(rec.Config.Spec.ID)
+	config, err := json.Marshal(keeper.Launch{
+		Version: keeper.Version, StateDir: e.opts.Dir, Dir: dir,
+		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key, Config: rec.Config,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode keeper configuration: %w", err)
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	kp := &keeperProcess{conn: ours, logPath: filepath.Join(dir, logName), done: make(chan struct{})}
+	if err := kp.start(e.opts.KeeperCommand, config, theirs, lock); err != nil {
+		ours.Close()
+		return nil, err
+	}
+	return kp, nil
+}
+
+func (kp *keeperProcess) start(command []string, config []byte, conn, lock *os.File) error {
+	log, err := os.OpenFile(kp.logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open keeper log: %w", err)
+	}
+	defer log.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make pipe: %w", err)
+	}
+	defer r.Close()
+	defer w.Close()
+	kp.cmd = exec.Command(command[0], command[1:]...)
+	kp.cmd.Dir = "/"
+	kp.cmd.Stderr = log
+	kp.cmd.ExtraFiles = []*os.File{r, conn, lock} // keeper.Launch* descriptors
+	kp.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := kp.cmd.Start(); err != nil {
+		return fmt.Errorf("start keeper: %w", err)
+	}
+	go func() { kp.cmd.Wait(); close(kp.done) }()
+	if _, err := w.Write(config); err != nil {
+		kp.kill()
+		return kp.explain(fmt.Errorf("configure keeper: %w", err))
+	}
+	return nil
+}
+
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make socket pair: %w", err)
+	}
+	ours := os.NewFile(uintptr(fds[0]), "keeper")
+	defer ours.Close()
+	theirs := os.NewFile(uintptr(fds[1]), "launcher")
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("use socket pair: %w", err)
+	}
+	return conn, theirs, nil
+}
+
+// kill ends the keeper, and with it its VMM, and waits until it has gone.
+func (kp *keeperProcess) kill() error {
+	kp.conn.Close()
+	kp.cmd.Process.Kill()
+	<-kp.done
+	return nil
+}
+
+// wait returns when the keeper has gone by itself.
+func (kp *keeperProcess) wait(ctx context.Context) error {
+	select {
+	case <-kp.done:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), kp.kill())
+	}
+}
+
+// explain adds the keeper's last words to an error of talking with it.
+func (kp *keeperProcess) explain(err error) error {
+	const enough = 2 << 10
+	data, readErr := os.ReadFile(kp.logPath)
+	if readErr != nil || len(data) == 0 {
+		return err
+	}
+	if len(data) > enough {
+		data = data[len(data)-enough:]
+	}
+	return fmt.Errorf("%w\nkeeper: %s", err, strings.TrimSpace(string(data)))
+}

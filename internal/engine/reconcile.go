@@ -1,0 +1,110 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"creel/internal/audit"
+	"creel/internal/sandbox"
+
+	"golang.org/x/sys/unix"
+)
+
+// Reconcile removes what killed processes left: sandboxes whose keeper has
+// gone without anybody to release them. The keeper's lock tells, which the
+// kernel gives back on any death; process numbers, which are used again, are
+// not asked.
+func (e *Engine) Reconcile(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
+	if err != nil {
+		return fmt.Errorf("list sandboxes: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		id, err := sandbox.ParseID(entry.Name())
+		if err != nil {
+			continue // not ours to remove
+		}
+		if err := e.reconcileOne(ctx, id); err != nil {
+			errs = append(errs, fmt.Errorf("sandbox %s: %w", id.Short(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
+	abandoned, err := e.abandoned(id)
+	if err != nil || !abandoned {
+		return err
+	}
+	rec, err := e.record(id)
+	if err == nil && rec.Config.Spec.Keep {
+		return e.settle(ctx, rec)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	about := map[string]any{"reason": "its keeper and its launcher ended without releasing it"}
+	if err := e.opts.Ledger.Append(ctx, audit.Event{Kind: "recovered", Sandbox: string(id), Data: about}); err != nil {
+		return err
+	}
+	return e.remove(ctx, id)
+}
+
+// abandoned reports whether nobody holds the sandbox's lock any more. Its
+// launcher makes directory and lock while it holds the store's lock, so a
+// directory without one, seen under that lock, has a dead maker.
+func (e *Engine) abandoned(id sandbox.ID) (bool, error) {
+	path := filepath.Join(e.SandboxDir(id), lockName)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		store, err := e.lockStore()
+		if err != nil {
+			return false, err
+		}
+		defer store.Close()
+		f, err = os.OpenFile(path, os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			_, err = os.Stat(e.SandboxDir(id))
+			return err == nil, nil
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("open keeper lock: %w", err)
+	}
+	defer f.Close()
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
+	case nil:
+		return true, nil
+	case unix.EWOULDBLOCK:
+		return false, nil
+	default:
+		return false, fmt.Errorf("try keeper lock: %w", err)
+	}
+}
+
+// Leftovers counts the sandboxes that the next [Engine.Reconcile] would act on.
+func (e *Engine) Leftovers() (int, error) {
+	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
+	if err != nil {
+		return 0, fmt.Errorf("list sandboxes: %w", err)
+	}
+	n := 0
+	for _, entry := range entries {
+		id, err := sandbox.ParseID(entry.Name())
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(e.SandboxDir(id), settledName)); err == nil {
+			continue // ended and kept
+		}
+		if gone, err := e.abandoned(id); err == nil && gone {
+			n++
+		}
+	}
+	return n, nil
+}

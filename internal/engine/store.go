@@ -1,0 +1,296 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"creel/internal/keeper"
+	"creel/internal/sandbox"
+	"creel/internal/undo"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names in the state directory and in each sandbox's; docs/format/state.md has
+// them all.
+const (
+	sandboxesName = "sandboxes"
+	namesName     = "names"
+	storeLockName = "lock"
+
+	recordName   = "record.json"
+	lockName     = "keeper.lock"
+	logName      = "keeper.log"
+	auditName    = "audit"
+	settledName  = "settled" // a kept sandbox's audit log has been closed
+	ScratchName  = "scratch.img"
+	versionName  = "version"
+	stateVersion = "1"
+
+	recordVersion = 1
+)
+
+// Users that keepers and VMMs run as where Creel is started as root: one for
+// each sandbox, from a range that no distribution hands out.
+const (
+	uidBase  = 0x70000000
+	uidCount = 1 << 27
+)
+
+// Record is what is fixed about a sandbox when it is made.
+type Record struct {
+	Version int           `json:"version"`
+	Created time.Time     `json:"created"`
+	ImageID string        `json:"imageId"`
+	UID     int           `json:"uid"` // of keeper and VMM; 0: the user's own
+	Config  keeper.Config `json:"config"`
+
+	auditDir string // of this run, in the sandbox's directory
+}
+
+// PrepareDir makes the state directory where absent, and refuses one that is
+// not the user's alone or of a version that this creel does not know.
+func PrepareDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w; set CREEL_STATE_DIR to one that can be written", err)
+	}
+	if err := checkOwner(dir); err != nil {
+		return err
+	}
+	return checkVersion(filepath.Join(dir, versionName))
+}
+
+// New opens the engine's part of a prepared state directory.
+func New(o Options) (*Engine, error) {
+	for _, name := range []string{sandboxesName, namesName} {
+		if err := os.MkdirAll(filepath.Join(o.Dir, name), 0o700); err != nil {
+			return nil, fmt.Errorf("make state directory: %w", err)
+		}
+	}
+	return &Engine{opts: o, root: os.Geteuid() == 0}, nil
+}
+
+// checkOwner refuses a state directory that others could have prepared or
+// could change.
+func checkOwner(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("look at state directory: %w", err)
+	}
+	owner := info.Sys().(*syscall.Stat_t).Uid
+	if !info.IsDir() || int(owner) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("state directory %s is not yours alone (%s, user %d); set CREEL_STATE_DIR to a directory that only you can write", dir, info.Mode(), owner)
+	}
+	return nil
+}
+
+func checkVersion(path string) error {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.WriteFile(path, []byte(stateVersion+"\n"), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("read state version: %w", err)
+	}
+	if got := string(data); got != stateVersion+"\n" {
+		return fmt.Errorf("state directory %s has version %q, this creel knows %s; use the newer creel, or another CREEL_STATE_DIR", filepath.Dir(path), got, stateVersion)
+	}
+	return nil
+}
+
+// SandboxDir is where everything of one sandbox lies.
+func (e *Engine) SandboxDir(id sandbox.ID) string {
+	return filepath.Join(e.opts.Dir, sandboxesName, string(id))
+}
+
+func (e *Engine) namePath(name string) string {
+	return filepath.Join(e.opts.Dir, namesName, name)
+}
+
+// reserve takes the name, a user and a directory, and writes the record. From
+// then on the sandbox exists for every other process. The file returned holds
+// the keeper's lock, which says that somebody looks after the sandbox.
+func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
+	store, err := e.lockStore()
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	id := rec.Config.Spec.ID
+	if err := e.takeName(rec.Config.Spec.Name, id); err != nil {
+		return nil, err
+	}
+	steps.Push("name", func() error { return os.Remove(e.namePath(rec.Config.Spec.Name)) })
+	if rec.UID, err = e.freeUID(); err != nil {
+		return nil, err
+	}
+	dir := e.SandboxDir(id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make sandbox directory: %w", err)
+	}
+	steps.Push("sandbox directory", func() error { return os.RemoveAll(dir) })
+	lock, err := lockFile(filepath.Join(dir, lockName))
+	if err != nil {
+		return nil, err
+	}
+	if err := e.writeRecord(*rec); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// writeRecord replaces a sandbox's record by rename. The store is locked.
+func (e *Engine) writeRecord(rec Record) error {
+	data, err := json.MarshalIndent(rec, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	path := filepath.Join(e.SandboxDir(rec.Config.Spec.ID), recordName)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return os.Rename(path+".new", path)
+}
+
+// takeName makes the name's file, which holds the ID. A name whose sandbox is
+// gone, because its maker was killed, is free. The store is locked.
+func (e *Engine) takeName(name string, id sandbox.ID) error {
+	path := e.namePath(name)
+	if owner, err := os.ReadFile(path); err == nil {
+		if _, err := os.Stat(e.SandboxDir(sandbox.ID(owner))); err == nil {
+			return fmt.Errorf("the name %q is in use by sandbox %s; choose another with --name", name, sandbox.ID(owner).Short())
+		}
+	}
+	if err := os.WriteFile(path, []byte(id), 0o600); err != nil {
+		return fmt.Errorf("reserve name %q: %w", name, err)
+	}
+	return nil
+}
+
+// freeUID picks a user that no sandbox has. The store is locked.
+func (e *Engine) freeUID() (int, error) {
+	if !e.root {
+		return 0, nil
+	}
+	recs, err := e.records()
+	if err != nil {
+		return 0, err
+	}
+	taken := map[int]bool{}
+	for _, r := range recs {
+		taken[r.UID] = true
+	}
+	for {
+		if uid := uidBase + rand.IntN(uidCount); !taken[uid] {
+			return uid, nil
+		}
+	}
+}
+
+// handOver gives the sandbox's directory to the user its keeper will be.
+func (e *Engine) handOver(rec Record) error {
+	if rec.UID == 0 {
+		return nil
+	}
+	dir := e.SandboxDir(rec.Config.Spec.ID)
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, rec.UID, rec.UID)
+	})
+}
+
+// records reads every sandbox's record. One that is half made has none yet.
+func (e *Engine) records() ([]Record, error) {
+	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
+	var recs []Record
+	for _, entry := range entries {
+		rec, err := e.record(sandbox.ID(entry.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		recs = append(recs, rec)
+	}
+	return recs, nil
+}
+
+func (e *Engine) record(id sandbox.ID) (Record, error) {
+	var rec Record
+	data, err := os.ReadFile(filepath.Join(e.SandboxDir(id), recordName))
+	if err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return rec, fmt.Errorf("read record of sandbox %s: %w", id.Short(), err)
+	}
+	if rec.Version != recordVersion {
+		return rec, fmt.Errorf("sandbox %s was made by another creel (record version %d, this one knows %d); remove it with that one", id.Short(), rec.Version, recordVersion)
+	}
+	return rec, nil
+}
+
+// remove deletes a sandbox that does not run, and frees its name.
+func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
+	store, err := e.lockStore()
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	dir := e.SandboxDir(id)
+	rec, err := e.record(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.RemoveAll(dir) // removed by another process, or never complete
+	}
+	if err != nil {
+		return err
+	}
+	closed := e.opts.Ledger.CloseSandbox(ctx, string(id), filepath.Join(dir, auditName))
+	name := e.namePath(rec.Config.Spec.Name)
+	if owner, err := os.ReadFile(name); err == nil && sandbox.ID(owner) == id {
+		if err := os.Remove(name); err != nil {
+			return fmt.Errorf("free name: %w", err)
+		}
+	}
+	return errors.Join(closed, os.RemoveAll(dir))
+}
+
+// lockStore holds up every other process that makes or removes a sandbox.
+func (e *Engine) lockStore() (*os.File, error) {
+	return lockFile(filepath.Join(e.opts.Dir, storeLockName))
+}
+
+// lockFile takes an exclusive lock, which lasts until the last descriptor of
+// the file is closed, by Close or by the end of the processes that have it.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}

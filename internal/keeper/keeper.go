@@ -1,0 +1,330 @@
+// Package keeper is one run of one sandbox, from boundary to receipt: the
+// process that owns the VMM, the guest's control connection, the streams, the
+// exit status and the undo stack, and serves the run's versioned socket.
+//
+// The main types are [Config], what a launcher hands over; [Run], the run
+// itself; and [Client], what front doors talk to it with. The package must not
+// know Docker or the command line, and must not choose anything: what is
+// wanted arrives complete in the Config.
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"creel/internal/audit"
+	"creel/internal/guest/api"
+	"creel/internal/guest/host"
+	"creel/internal/sandbox"
+	"creel/internal/undo"
+	"creel/internal/vm"
+)
+
+// Config is what a launcher decides before the keeper starts.
+type Config struct {
+	Spec       sandbox.Spec    `json:"spec"`
+	Process    sandbox.Process `json:"process"`
+	StopSignal int             `json:"stopSignal"` // 1 to 64
+	Template   string          `json:"template"`   // digest
+	Shape      vm.Shape        `json:"shape"`
+	Accel      sandbox.Accel   `json:"accel"`
+
+	// Helper makes this a run without a task, for the files of a sandbox that
+	// has ended; its status stays what it was.
+	Helper bool `json:"helper,omitempty"`
+}
+
+// Parts are the pieces of a template that a clone is made from, and the
+// sandbox's own writable disk.
+type Parts struct {
+	Memory, State *os.File
+	Disks         []vm.Disk
+	Close         func() error
+}
+
+// Deps are what a run acts with.
+type Deps struct {
+	Driver      vm.Driver
+	Confinement vm.Confinement // of the VMM
+	Parts       func(context.Context) (*Parts, error)
+	Audit       audit.Recorder
+	Dir         *os.Root     // the sandbox's directory
+	Confine     func() error // locks this process in; nothing is opened by path after it
+	Log         *slog.Logger
+}
+
+// Deadlines of the steps that a guest could drag out.
+const (
+	identityDeadline = 60 * time.Second // generous: emulation on a busy machine
+	startDeadline    = 60 * time.Second
+	goodbyeDeadline  = 10 * time.Second // usage and sync at the end
+	handlersDeadline = 5 * time.Second  // clients fetching the last messages
+	killGrace        = 10 * time.Second // from the stop signal to SIGKILL after a timeout
+)
+
+// Run is one clone, one start of it.
+type Run struct {
+	cfg  Config
+	deps Deps
+	undo undo.Stack
+
+	machine vm.Machine
+	guest   *host.Client
+	out     hub
+	log     *taskLog // nil unless the sandbox is kept
+
+	ready   chan struct{} // closed when the clone is ready or the start has failed
+	running chan struct{} // closed when the task runs
+	over    chan struct{} // closed when the task has ended or will never run
+	ended   chan struct{} // closed when nothing remains and status is final
+
+	handlers sync.WaitGroup // clients being served
+	tending  sync.WaitGroup // the task's output and end
+
+	mu        sync.Mutex
+	status    sandbox.Status
+	failure   error // why the run failed, if it did
+	task      *host.Exec
+	starting  bool
+	exit      api.ExecExit
+	overOnce  sync.Once
+	readyOnce sync.Once
+}
+
+// New makes a run that has not begun.
+func New(cfg Config, deps Deps) *Run {
+	return &Run{
+		cfg: cfg, deps: deps,
+		ready: make(chan struct{}), running: make(chan struct{}),
+		over: make(chan struct{}), ended: make(chan struct{}),
+		status: sandbox.Status{
+			ID: cfg.Spec.ID, Name: cfg.Spec.Name, State: sandbox.StateCreated,
+			CreatedAt: time.Now(), TemplateDigest: cfg.Template,
+			Confinement: deps.Confinement.Level, Accel: cfg.Accel, KeeperPID: os.Getpid(),
+		},
+	}
+}
+
+// Do performs the run and returns when nothing of it remains and every client
+// has its answer. Cancelling ctx kills the task. The error is for the keeper's
+// own log; clients learn of it from the status.
+func (r *Run) Do(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := r.bringUp(ctx); err != nil {
+		r.fail(err)
+	}
+	r.readyOnce.Do(func() { close(r.ready) })
+	r.await(ctx)
+	return r.finish()
+}
+
+// step is one named step of a start. Its record is durable before it is done.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+func (r *Run) bringUp(ctx context.Context) error {
+	for _, s := range []step{
+		{"log", r.openLog},
+		{"machine", r.startMachine},
+		{"boundary", r.openBoundary},
+		{"confine", func(context.Context) error { return r.deps.Confine() }},
+		{"identity", r.makeFresh},
+	} {
+		if err := r.record(ctx, "step", map[string]any{"step": s.name}); err != nil {
+			return err
+		}
+		if err := s.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return r.saveStatus()
+}
+
+// openLog begins the log of a task that is kept. The others' output is for
+// whoever is attached.
+func (r *Run) openLog(context.Context) error {
+	if !r.cfg.Spec.Keep || r.cfg.Helper {
+		return nil
+	}
+	log, err := newTaskLog(r.deps.Dir)
+	if err != nil {
+		return err
+	}
+	r.log = log
+	r.out.log = log.append
+	r.out.logError = func(err error) { r.deps.Log.Error("the task's log ends here", "err", err) }
+	return nil
+}
+
+func (r *Run) startMachine(ctx context.Context) error {
+	parts, err := r.deps.Parts(ctx)
+	if err != nil {
+		return err
+	}
+	r.undo.Push("template parts", parts.Close)
+	m, err := r.deps.Driver.Start(ctx, vm.Config{
+		Shape: r.cfg.Shape, Accel: r.cfg.Accel, Disks: parts.Disks,
+		Memory: parts.Memory, Restore: parts.State, Confinement: r.deps.Confinement,
+	})
+	if err != nil {
+		return err
+	}
+	r.machine = m
+	r.undo.Push("machine", m.Close)
+	r.mu.Lock()
+	r.status.VMMPID = m.PID()
+	r.mu.Unlock()
+	return nil
+}
+
+// fail notes why the run cannot go on; the first reason stays.
+func (r *Run) fail(err error) {
+	r.mu.Lock()
+	if r.failure == nil {
+		r.failure = err
+	}
+	r.mu.Unlock()
+	r.overOnce.Do(func() { close(r.over) })
+}
+
+func (r *Run) record(ctx context.Context, kind audit.Kind, data any) error {
+	err := r.deps.Audit.Append(ctx, audit.Event{Kind: kind, Sandbox: string(r.cfg.Spec.ID), Data: data})
+	if err != nil {
+		return fmt.Errorf("record %s: %w", kind, err)
+	}
+	return nil
+}
+
+// await returns when the run has to end: the task has ended, the machine has
+// died, or it was told to stop.
+func (r *Run) await(ctx context.Context) {
+	var machineDone, guestDone <-chan struct{}
+	if r.machine != nil {
+		machineDone = r.machine.Done()
+	}
+	if r.guest != nil {
+		guestDone = r.guest.Done()
+	}
+	select {
+	case <-r.over:
+	case <-ctx.Done():
+		r.fail(errors.New("the keeper was told to end"))
+	case <-machineDone:
+		r.fail(fmt.Errorf("the VM ended unexpectedly: %w", orUnknown(r.machine.Err())))
+	case <-guestDone:
+		r.fail(fmt.Errorf("the guest agent was lost: %w", orUnknown(r.guest.Err())))
+	}
+}
+
+func orUnknown(err error) error {
+	if err == nil {
+		return errors.New("it gave no reason")
+	}
+	return err
+}
+
+// finish takes everything down, proves it on record, and lets clients read the
+// final status.
+func (r *Run) finish() error {
+	ctx, cancel := context.WithTimeout(context.Background(), goodbyeDeadline)
+	defer cancel()
+	r.sayGoodbye(ctx)
+	r.overOnce.Do(func() { close(r.over) })
+	undone := r.undo.Unwind()
+	r.out.end()
+	r.tending.Wait()
+	if r.log != nil {
+		r.log.end()
+	}
+	r.settle(undone)
+	final := r.Status()
+	recorded := errors.Join(
+		r.record(ctx, "exit", map[string]any{
+			"exitCode": final.ExitCode, "error": final.Error,
+			"oomKilled": final.OOMKilled, "timedOut": final.TimedOut,
+		}),
+		r.record(ctx, "cleanup", map[string]any{"complete": undone == nil}),
+	)
+	err := errors.Join(undone, recorded, r.saveStatus())
+	close(r.ended)
+	r.awaitHandlers()
+	return err
+}
+
+// sayGoodbye asks a guest that still listens what the task used and, where the
+// disk is kept, to write it out.
+func (r *Run) sayGoodbye(ctx context.Context) {
+	if r.guest == nil || r.guest.Err() != nil {
+		return
+	}
+	if usage, err := r.guest.Usage(ctx); err == nil {
+		r.mu.Lock()
+		r.status.MemoryPeakBytes = usage.MemoryPeakBytes
+		r.status.DiskWrittenBytes = usage.DiskWrittenBytes
+		r.mu.Unlock()
+	}
+	if !r.cfg.Spec.Keep {
+		return
+	}
+	if err := r.guest.Shutdown(ctx); err != nil {
+		r.deps.Log.Warn("guest did not write out its disk", "err", err)
+	}
+}
+
+// settle makes the status final.
+func (r *Run) settle(undone error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.status.State = sandbox.StateExited
+	r.status.FinishedAt = time.Now()
+	r.status.VMMPID = 0
+	r.status.ExitCode = r.exit.Code
+	r.status.OOMKilled = r.exit.OOMKilled
+	if r.failure != nil {
+		r.status.Error = r.failure.Error()
+		r.status.ExitCode = exitCode(r.failure)
+	}
+	if undone != nil {
+		r.status.Error = errors.Join(r.failure, undone).Error()
+		r.status.ExitCode = sandbox.ExitCreel
+	}
+}
+
+// exitCode is what Docker's command line returns for a task that did not start.
+func exitCode(err error) int {
+	switch api.ErrorCode(err) {
+	case api.CodeNotFound:
+		return sandbox.ExitNotFound
+	case api.CodeNotExecutable:
+		return sandbox.ExitNotExecutable
+	default:
+		return sandbox.ExitCreel
+	}
+}
+
+func (r *Run) awaitHandlers() {
+	done := make(chan struct{})
+	go func() { r.handlers.Wait(); close(done) }()
+	timer := time.NewTimer(handlersDeadline)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		r.deps.Log.Warn("a client did not fetch its last messages")
+	}
+}
+
+// Status is a copy of what is known now.
+func (r *Run) Status() sandbox.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status
+}

@@ -1,0 +1,291 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"creel/internal/guest/api"
+	"creel/internal/sandbox"
+	"creel/internal/vm"
+	"creel/internal/wire"
+)
+
+// Version of the keeper's socket. A client of another version is told so.
+const Version = 1
+
+// Operations of the socket beside those it shares with the guest's control
+// port: exec, copy-in, copy-out, stat and usage look the same to a client as
+// they do to the keeper. docs/format/keeper.md has all of them.
+const (
+	opHello  = "hello"  // helloRequest → helloReply; first on every connection
+	opReady  = "ready"  // Empty → statusReply, once the clone can run the task or cannot
+	opAttach = "attach" // attachRequest, stdin on 0 → Reply, stdout on 1, stderr on 2
+	opStart  = "start"  // Empty → Reply, once the task runs or cannot
+	opWait   = "wait"   // Empty → statusReply, once nothing remains of the run
+	opStatus = "status" // Empty → statusReply, at once
+	opSignal = "signal" // api.ExecControl → Reply
+	opStop   = "stop"   // stopRequest → Reply, once the task has ended
+	opKill   = "kill"   // Empty → Reply; ends the run at once, whatever the guest does
+	opPause  = "pause"  // Empty → Reply
+	opResume = "resume" // Empty → Reply
+	opLogs   = "logs"   // Empty → Reply, then the log's lines on 1 until the output is complete
+)
+
+type helloRequest struct {
+	Version int `json:"version"`
+}
+
+type helloReply struct {
+	Error   *api.Error `json:"error,omitempty"`
+	Version int        `json:"version"`
+	ID      sandbox.ID `json:"id"`
+}
+
+type statusReply struct {
+	Error  *api.Error     `json:"error,omitempty"`
+	Status sandbox.Status `json:"status"`
+}
+
+// AttachRequest says which streams a client wants.
+type AttachRequest struct {
+	Stdin  bool `json:"stdin,omitempty"`
+	Stdout bool `json:"stdout,omitempty"`
+	Stderr bool `json:"stderr,omitempty"`
+	// EndsStdin makes the end of this client's stdin, or of the client, the
+	// end of the task's.
+	EndsStdin bool `json:"endsStdin,omitempty"`
+}
+
+type stopRequest struct {
+	Signal int           `json:"signal,omitempty"` // 0: the image's stop signal
+	Grace  time.Duration `json:"grace"`            // until SIGKILL
+}
+
+// Serve answers clients on l until it is closed. Only root and the user that
+// the keeper was started by may connect.
+func (r *Run) Serve(l net.Listener, uid int) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		if peer, err := peerUID(conn); err != nil || (peer != 0 && peer != uid) {
+			r.deps.Log.Warn("refused a client", "uid", peer, "err", err)
+			conn.Close()
+			continue
+		}
+		r.ServeConn(conn)
+	}
+}
+
+// ServeConn answers one client in the background.
+func (r *Run) ServeConn(conn net.Conn) *wire.Conn {
+	return wire.NewConn(conn, wire.Options{Handler: r.handle})
+}
+
+func (r *Run) handle(ctx context.Context, s *wire.Stream) {
+	r.handlers.Add(1)
+	defer r.handlers.Done()
+	serve, known := map[string]func(context.Context, *wire.Stream) error{
+		opHello: r.serveHello, opReady: r.serveReady, opAttach: r.serveAttach, opStart: r.serveStart,
+		opWait: r.serveWait, opStatus: r.serveStatus, opSignal: r.serveSignal, opStop: r.serveStop,
+		opKill: r.serveKill, opPause: r.servePause, opResume: r.serveResume, opLogs: r.serveLogs,
+		api.OpExec: r.serveExec, api.OpCopyIn: r.serveCopyIn, api.OpCopyOut: r.serveCopyOut,
+		api.OpStat: r.serveStat, api.OpUsage: r.serveUsage,
+	}[s.Op()]
+	err := fmt.Errorf("operation %q is not known to this keeper", s.Op())
+	if known {
+		err = serve(ctx, s)
+	}
+	if err != nil {
+		s.Send(ctx, api.Reply{Error: apiError(err)}) // the client may have gone
+	}
+}
+
+// apiError keeps the class of an error that came from the guest.
+func apiError(err error) *api.Error {
+	if err == nil {
+		return nil
+	}
+	return &api.Error{Code: api.ErrorCode(err), Message: err.Error()}
+}
+
+func (r *Run) serveHello(ctx context.Context, s *wire.Stream) error {
+	var req helloRequest
+	if err := s.Body(&req); err != nil {
+		return err
+	}
+	reply := helloReply{Version: Version, ID: r.cfg.Spec.ID}
+	if req.Version != Version {
+		reply.Error = &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf(
+			"the sandbox's keeper speaks version %d, this creel version %d; use the creel that started it", Version, req.Version)}
+	}
+	return s.Send(ctx, reply)
+}
+
+func (r *Run) serveReady(ctx context.Context, s *wire.Stream) error {
+	select {
+	case <-r.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	r.mu.Lock()
+	reply := statusReply{Status: r.status, Error: apiError(r.failure)}
+	r.mu.Unlock()
+	return s.Send(ctx, reply)
+}
+
+func (r *Run) serveStatus(ctx context.Context, s *wire.Stream) error {
+	return s.Send(ctx, statusReply{Status: r.Status()})
+}
+
+func (r *Run) serveWait(ctx context.Context, s *wire.Stream) error {
+	select {
+	case <-r.ended:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.Send(ctx, statusReply{Status: r.Status()})
+}
+
+func (r *Run) serveStart(ctx context.Context, s *wire.Stream) error {
+	if err := r.start(ctx); err != nil {
+		return err
+	}
+	return s.Send(ctx, api.Reply{})
+}
+
+func (r *Run) serveAttach(ctx context.Context, s *wire.Stream) error {
+	var req AttachRequest
+	if err := s.Body(&req); err != nil {
+		return err
+	}
+	writers := map[int]io.WriteCloser{}
+	if req.Stdout {
+		writers[api.ChannelOut] = s.Writer(api.ChannelOut)
+	}
+	if req.Stderr {
+		writers[api.ChannelErr] = s.Writer(api.ChannelErr)
+	}
+	client := r.out.attach(writers)
+	defer r.out.detach(client)
+	if err := s.Send(ctx, api.Reply{}); err != nil {
+		return nil // gone already
+	}
+	if req.Stdin && r.cfg.Process.Interactive {
+		go r.feed(s.Reader(api.ChannelIn), req.EndsStdin)
+	}
+	select {
+	case <-client.gone:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
+	var req api.ExecControl
+	if err := s.Body(&req); err != nil {
+		return err
+	}
+	err := errors.New("neither a signal nor a size was given")
+	switch task := r.runningTask(); {
+	case task == nil:
+		err = errNotRunning
+	case req.Resize != nil:
+		err = task.Resize(ctx, req.Resize.Rows, req.Resize.Cols)
+	case req.Signal > 0:
+		err = r.signal(ctx, req.Signal)
+	}
+	if err != nil {
+		return err
+	}
+	return s.Send(ctx, api.Reply{})
+}
+
+func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
+	var req stopRequest
+	if err := s.Body(&req); err != nil {
+		return err
+	}
+	if req.Signal == 0 {
+		req.Signal = r.cfg.StopSignal
+	}
+	if err := r.stop(ctx, req.Signal, req.Grace); err != nil {
+		return err
+	}
+	return s.Send(ctx, api.Reply{})
+}
+
+func (r *Run) serveKill(ctx context.Context, s *wire.Stream) error {
+	if err := r.record(ctx, "signal", map[string]any{"signal": sigkill, "target": "vm"}); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	if r.exit.Code == 0 {
+		r.exit = api.ExecExit{Code: sandbox.ExitSignalBase + sigkill, Signal: sigkill}
+	}
+	r.mu.Unlock()
+	r.overOnce.Do(func() { close(r.over) })
+	return s.Send(ctx, api.Reply{})
+}
+
+func (r *Run) servePause(ctx context.Context, s *wire.Stream) error {
+	return r.withPauser(ctx, s, "pause", func(p vm.Pauser) error {
+		if err := p.Pause(ctx); err != nil {
+			return err
+		}
+		return r.setPaused(true)
+	})
+}
+
+// serveResume also sets the clock: a paused guest's has stood still.
+func (r *Run) serveResume(ctx context.Context, s *wire.Stream) error {
+	return r.withPauser(ctx, s, "resume", func(p vm.Pauser) error {
+		if err := p.Resume(ctx); err != nil {
+			return err
+		}
+		return errors.Join(r.guest.Clock(ctx, time.Now()), r.setPaused(false))
+	})
+}
+
+func (r *Run) setPaused(paused bool) error {
+	r.mu.Lock()
+	r.status.Paused = paused
+	r.mu.Unlock()
+	return r.saveStatus()
+}
+
+func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do func(vm.Pauser) error) error {
+	<-r.ready
+	p, ok := r.machine.(vm.Pauser)
+	if !ok {
+		return fmt.Errorf("%s: this machine cannot be paused", verb)
+	}
+	if err := r.record(ctx, "step", map[string]any{"step": verb}); err != nil {
+		return err
+	}
+	if err := do(p); err != nil {
+		return err
+	}
+	return s.Send(ctx, api.Reply{})
+}
+
+func (r *Run) serveLogs(ctx context.Context, s *wire.Stream) error {
+	<-r.ready
+	if r.log == nil {
+		return errors.New("this sandbox keeps no log: it runs in the foreground")
+	}
+	if err := s.Send(ctx, api.Reply{}); err != nil {
+		return nil
+	}
+	w := s.Writer(api.ChannelOut)
+	defer w.Close()
+	if err := r.log.follow(ctx, w); err != nil && ctx.Err() == nil {
+		r.deps.Log.Warn("following the log", "err", err)
+	}
+	return nil
+}

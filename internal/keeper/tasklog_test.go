@@ -1,0 +1,115 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"strings"
+	"testing"
+)
+
+func openTestLog(t *testing.T) (*taskLog, *os.Root) {
+	t.Helper()
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	l, err := newTaskLog(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.end)
+	return l, root
+}
+
+func TestLogKeepsOutputExactly(t *testing.T) {
+	l, root := openTestLog(t)
+	want := [][]byte{[]byte("plain\n"), {0, 0xff, '\n', 0x80}, bytes.Repeat([]byte("x"), 64<<10)}
+	for i, data := range want {
+		if err := l.append(1+i%2, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got [][]byte
+	if err := ReadLog(root.FS(), func(e LogEntry) error {
+		if e.Stream != 1+len(got)%2 {
+			t.Errorf("entry %d is of stream %d", len(got), e.Stream)
+		}
+		got = append(got, e.Data)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%d entries, want %d", len(got), len(want))
+	}
+	for i := range want {
+		if !bytes.Equal(got[i], want[i]) {
+			t.Errorf("entry %d differs", i)
+		}
+	}
+}
+
+func TestLogIsBounded(t *testing.T) {
+	l, root := openTestLog(t)
+	chunk := bytes.Repeat([]byte("y"), 64<<10)
+	for range 5 * logFileBytes / len(chunk) {
+		if err := l.append(1, chunk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var total int64
+	for _, name := range []string{logCurrent, logOlder} {
+		info, err := root.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += info.Size()
+	}
+	if total > 2*logFileBytes || total < logFileBytes {
+		t.Errorf("the log takes %d bytes, want %d to %d", total, logFileBytes, 2*logFileBytes)
+	}
+}
+
+// A follower that starts in the middle and reads slower than the log rotates
+// once still gets every later entry, in order, and then the end.
+func TestFollowGoesThroughRotation(t *testing.T) {
+	l, _ := openTestLog(t)
+	chunk := strings.Repeat("z", 60<<10)
+	const entries = logFileBytes / (60 << 10) * 5 / 4 // past one rotation
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(l.follow(context.Background(), w)) }()
+	go func() {
+		for i := range entries {
+			l.append(1, []byte(chunk+string(rune('a'+i%26))))
+		}
+		l.end()
+	}()
+	n := 0
+	err := DecodeLog(r, func(e LogEntry) error {
+		if last := e.Data[len(e.Data)-1]; last != byte('a'+n%26) {
+			t.Fatalf("entry %d ends in %q", n, last)
+		}
+		n++
+		return nil
+	})
+	if err != nil || n != entries {
+		t.Errorf("%d entries of %d, error %v", n, entries, err)
+	}
+}
+
+func TestReadLogLeavesOutAHalfWrittenLine(t *testing.T) {
+	l, root := openTestLog(t)
+	if err := l.append(1, []byte("whole")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.file.WriteString(`{"time":"2026-`); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := ReadLog(root.FS(), func(LogEntry) error { n++; return nil }); err != nil || n != 1 {
+		t.Errorf("%d entries, error %v", n, err)
+	}
+}
