@@ -2,20 +2,23 @@
 // which many processes append to, and one log per sandbox, which its keeper
 // alone writes. Both are JSON lines under a Merkle tree with signed
 // checkpoints. [Recorder] is what the rest of Creel sees; [Ledger] and [Log]
-// implement it, [Verifier] checks both offline, and [Query] reads them.
+// implement it, [Verify] checks both offline, and [Query] reads them.
 //
 // The package must not know who calls it, imports nothing of ours, and never
 // lets an act happen whose record is not on disk.
 package audit
 
-import "context"
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+)
 
 // Kind says what an event is about. Later parts of Creel add kinds; a reader
 // keeps an event of a kind that it does not know.
 type Kind string
 
-// The kinds of a life cycle. Those that this package itself writes into the
-// ledger are named in ledger.go.
+// The kinds of a life cycle.
 const (
 	KindAdmitted Kind = "admitted" // the Spec passed policy
 	KindRefused  Kind = "refused"  // the Spec did not pass; no sandbox came of it
@@ -27,6 +30,50 @@ const (
 	KindExit     Kind = "exit"     // the task, or an exec, ended
 	KindCleanup  Kind = "cleanup"  // what was removed, and the proof that nothing is left
 )
+
+// The kinds that this package writes itself.
+const (
+	KindKey       Kind = "key"       // ledger: the installation's key from here on
+	KindOpened    Kind = "opened"    // ledger: a sandbox's log begins, with its public key; log: its first record
+	KindClosed    Kind = "closed"    // ledger: a sandbox's log has ended, with its root; log: its keeper ended in order
+	KindRecovered Kind = "recovered" // what a crash had left half-written was set aside
+)
+
+// keyData is the data of [KindKey].
+type keyData struct {
+	Key     string `json:"key"`               // public
+	Retires string `json:"retires,omitempty"` // the public key that it takes the place of
+}
+
+// Opened is the data of the ledger's [KindOpened].
+type Opened struct {
+	Log string `json:"log"` // the log's origin
+	Key string `json:"key"` // its public key
+	Dir string `json:"dir"` // where it is until it is closed
+}
+
+// logOpened is the data of [KindOpened] in the log itself.
+type logOpened struct {
+	Log    string `json:"log"`
+	Ledger string `json:"ledger"` // the ledger's checkpoint over the log's opening
+}
+
+// Closed is the data of the ledger's [KindClosed].
+type Closed struct {
+	Log   string   `json:"log"`
+	Head  *Head    `json:"head,omitempty"` // of what is sound of it; nil: nothing is
+	Ended bool     `json:"ended"`          // its keeper closed it; false: it was killed
+	Torn  *tornEnd `json:"torn,omitempty"` // cut off at its end
+	Fault string   `json:"fault,omitempty"`
+}
+
+func decodeData[T any](r Record) (T, error) {
+	var v T
+	if err := json.Unmarshal(r.Data, &v); err != nil {
+		return v, fmt.Errorf("decode data of %s record: %w", r.Kind, err)
+	}
+	return v, nil
+}
 
 // Event is one thing that is about to happen, or that has just ended.
 type Event struct {

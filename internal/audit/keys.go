@@ -1,0 +1,141 @@
+package audit
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/mod/sumdb/note"
+)
+
+// Files of the installation's key, in the audit directory.
+const (
+	keyName     = "key"      // private and public, mode 0600
+	nextKeyName = "key.next" // a key that the ledger may not have recorded yet
+	PublicName  = "key.pub"  // the public key, for people
+)
+
+// keyPair is an installation's key.
+type keyPair struct {
+	private, public string
+	signer          note.Signer
+	verifier        note.Verifier
+}
+
+func newKeyPair(origin string) (keyPair, error) {
+	if origin == "" {
+		var b [8]byte
+		rand.Read(b[:])
+		origin = "creel/ledger/" + hex.EncodeToString(b[:])
+	}
+	private, public, err := note.GenerateKey(rand.Reader, origin)
+	if err != nil {
+		return keyPair{}, fmt.Errorf("make audit key: %w", err)
+	}
+	return parseKeyPair(private + "\n" + public + "\n")
+}
+
+func parseKeyPair(text string) (k keyPair, err error) {
+	lines := strings.Split(text, "\n")
+	if len(lines) != 3 || lines[2] != "" {
+		return k, errors.New("audit key: want two lines, the private and the public key")
+	}
+	k.private, k.public = lines[0], lines[1]
+	if k.signer, err = note.NewSigner(k.private); err != nil {
+		return k, fmt.Errorf("audit key: %w", err)
+	}
+	if k.verifier, err = verifierOf(k.public); err != nil {
+		return k, err
+	}
+	if k.signer.Name() != k.verifier.Name() || k.signer.KeyHash() != k.verifier.KeyHash() {
+		return k, errors.New("audit key: the private and the public key do not belong together")
+	}
+	return k, nil
+}
+
+func readKeyPair(dir, name string) (keyPair, error) {
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return keyPair{}, fmt.Errorf("read audit key: %w", err)
+	}
+	return parseKeyPair(string(data))
+}
+
+// offerKey writes a key that is not in force yet.
+func offerKey(dir string, k keyPair) error {
+	return writeFile(filepath.Join(dir, nextKeyName), []byte(k.private+"\n"+k.public+"\n"))
+}
+
+// promoteKey puts the offered key in force and forgets the one before.
+func promoteKey(dir string, k keyPair) error {
+	if err := writeFile(filepath.Join(dir, PublicName), []byte(k.public+"\n")); err != nil {
+		return err
+	}
+	if err := os.Rename(filepath.Join(dir, nextKeyName), filepath.Join(dir, keyName)); err != nil {
+		return fmt.Errorf("put audit key in force: %w", err)
+	}
+	return syncDir(dir)
+}
+
+// keyInForce returns the key that signed the ledger's last checkpoint. Where a
+// crash came between recording a new key and putting it in force, the latter is
+// done now.
+func keyInForce(dir, checkpoint string) (keyPair, error) {
+	current, currentErr := readKeyPair(dir, keyName)
+	next, nextErr := readKeyPair(dir, nextKeyName)
+	// A rotation's checkpoint is signed by both, and then the next one counts.
+	if nextErr == nil && signedBy(checkpoint, next.verifier) {
+		return next, promoteKey(dir, next)
+	}
+	if currentErr != nil {
+		return keyPair{}, currentErr
+	}
+	if !signedBy(checkpoint, current.verifier) {
+		return keyPair{}, errors.New("the ledger's last checkpoint is not signed by this installation's key: it was changed or exchanged; run `creel audit verify`")
+	}
+	return current, nil
+}
+
+// writeFile puts a private file in place, whole and durable.
+func writeFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return nil
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

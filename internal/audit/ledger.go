@@ -1,0 +1,292 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
+)
+
+// Ledger is an installation's ledger, open to append. Any number of processes
+// may have it open, and any number of goroutines use it.
+type Ledger struct {
+	dir   string
+	group group
+
+	mu     sync.Mutex // around every use of the file by this process
+	lock   *os.File   // around every use of it by any process
+	key    keyPair
+	seg    *segment // as this process last left it; nil: to be read
+	broken error    // set once the disk cannot be trusted any more
+
+	// unrecorded are torn ends that were set aside and not yet recorded.
+	unrecorded []entry
+}
+
+// OpenLedger opens the ledger in dir and makes what is missing on first use,
+// the installation's key among it. The caller closes it.
+func OpenLedger(dir string) (*Ledger, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	for _, d := range []string{dir, filepath.Join(dir, ledgerName), filepath.Join(dir, logsName), filepath.Join(dir, tornName)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, fmt.Errorf("open ledger: %w", err)
+		}
+	}
+	l := &Ledger{dir: dir}
+	if l.lock, err = openLock(dir, lockName); err != nil {
+		return nil, err
+	}
+	l.group.write = l.write
+	if err := l.locked(func() error { return nil }); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Append implements [Recorder].
+func (l *Ledger) Append(ctx context.Context, e Event) error {
+	_, err := l.group.append(ctx, e)
+	return err
+}
+
+// Close waits for appends under way and closes the ledger's files.
+func (l *Ledger) Close() error {
+	l.group.close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forget()
+	return l.lock.Close()
+}
+
+// PublicKey returns the installation's public key, in the form of
+// golang.org/x/mod/sumdb/note.
+func (l *Ledger) PublicKey() (public string, err error) {
+	err = l.locked(func() error { public = l.key.public; return nil })
+	return public, err
+}
+
+// Checkpoint returns the ledger's last checkpoint, a signed note. Kept
+// elsewhere, it shows later that nothing before it was taken away.
+func (l *Ledger) Checkpoint() (checkpoint string, err error) {
+	err = l.locked(func() error { checkpoint = l.seg.checkpoint; return nil })
+	return checkpoint, err
+}
+
+// Signer signs with the installation's key: receipts.
+func (l *Ledger) Signer() (signer note.Signer, err error) {
+	err = l.locked(func() error { signer = l.key.signer; return nil })
+	return signer, err
+}
+
+// RotateKey makes a new installation key and puts it in force. The old and the
+// new key both sign the record of it, so whoever has the old public key can go
+// on verifying; the old private key is forgotten.
+func (l *Ledger) RotateKey() error {
+	return l.locked(func() error {
+		next, err := newKeyPair(l.seg.head.Origin)
+		if err != nil {
+			return err
+		}
+		if err := offerKey(l.dir, next); err != nil {
+			return err
+		}
+		e, err := encodeEvent(Event{Kind: KindKey, Data: keyData{Key: next.public, Retires: l.key.public}})
+		if err != nil {
+			return err
+		}
+		if err := l.append([]entry{e}, l.key.signer, next.signer); err != nil {
+			return err
+		}
+		l.key = next
+		return promoteKey(l.dir, next)
+	})
+}
+
+func (l *Ledger) write(entries []entry) (checkpoint string, err error) {
+	err = l.locked(func() error {
+		if err := l.append(entries, l.key.signer); err != nil {
+			return err
+		}
+		checkpoint = l.seg.checkpoint
+		return nil
+	})
+	return checkpoint, err
+}
+
+// locked calls f while no other process writes, with the ledger's present state
+// in l.key and l.seg.
+func (l *Ledger) locked(f func() error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.broken != nil {
+		return l.broken
+	}
+	if err := flock(l.lock, unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock ledger: %w", err)
+	}
+	defer flock(l.lock, unix.LOCK_UN)
+	if err := l.refresh(); err != nil {
+		l.forget()
+		return err
+	}
+	return f()
+}
+
+// refresh brings l.seg up to what other processes have written.
+func (l *Ledger) refresh() error {
+	paths, err := segments(l.dir)
+	if err != nil {
+		return err
+	}
+	if len(paths) == 0 {
+		return l.begin()
+	}
+	newest := paths[len(paths)-1]
+	if l.seg != nil && l.seg.path == newest {
+		byName, err := os.Lstat(newest)
+		if err != nil {
+			return fmt.Errorf("look at ledger: %w", err)
+		}
+		open, err := l.seg.file.Stat()
+		if err != nil {
+			return fmt.Errorf("look at ledger: %w", err)
+		}
+		if os.SameFile(byName, open) && open.Size() == l.seg.size {
+			return nil
+		}
+	}
+	l.forget()
+	seg, tail, err := openSegment(newest)
+	if err != nil {
+		return err
+	}
+	l.seg = seg
+	if l.key, err = keyInForce(l.dir, seg.checkpoint); err != nil {
+		return err
+	}
+	noted := readHead(l.dir)
+	if noted.Size > seg.head.Size || noted.Size == seg.head.Size && noted != seg.head {
+		return fmt.Errorf("the ledger ends at line %d, but had reached %d: it was cut, exchanged or put back from a copy; run `creel audit verify`, and see docs/audit.md",
+			seg.head.Size, noted.Size)
+	}
+	return l.setAside(tail)
+}
+
+// begin makes the key and the first segment.
+func (l *Ledger) begin() error {
+	for _, name := range []string{keyName, headName} {
+		there, err := exists(filepath.Join(l.dir, name))
+		if err != nil {
+			return fmt.Errorf("begin ledger: %w", err)
+		}
+		if there {
+			return errors.New("the ledger's files are gone, but it had begun: put them back from a copy, or move the whole audit directory away to begin anew")
+		}
+	}
+	key, err := newKeyPair("")
+	if err != nil {
+		return err
+	}
+	if err := offerKey(l.dir, key); err != nil {
+		return err
+	}
+	e, err := encodeEvent(Event{Kind: KindKey, Data: keyData{Key: key.public}})
+	if err != nil {
+		return err
+	}
+	s := sealer{origin: key.signer.Name(), signers: []note.Signer{key.signer}, peaks: true}
+	c, err := s.seal(&tree{}, []entry{e}, time.Now().UTC())
+	if err != nil {
+		return err
+	}
+	if l.seg, err = newSegment(l.dir, 0, c); err != nil {
+		return err
+	}
+	l.key = key
+	return promoteKey(l.dir, key)
+}
+
+// setAside moves what a crash left behind the last commit out of the ledger.
+func (l *Ledger) setAside(tail []byte) error {
+	if len(tail) == 0 {
+		return nil
+	}
+	about := describeTorn(tail, "")
+	about.File = fmt.Sprintf("%s/%012d-%s", tornName, l.seg.tree.size, about.SHA256[:16])
+	if err := writeFile(filepath.Join(l.dir, about.File), tail); err != nil {
+		return err
+	}
+	if err := l.seg.file.Truncate(l.seg.size); err != nil {
+		return fmt.Errorf("set torn end of ledger aside: %w", err)
+	}
+	e, err := encodeEvent(Event{Kind: KindRecovered, Data: about})
+	l.unrecorded = append(l.unrecorded, e)
+	return err
+}
+
+// append writes one commit. The caller holds the locks.
+func (l *Ledger) append(entries []entry, signers ...note.Signer) error {
+	entries = append(l.unrecorded[:len(l.unrecorded):len(l.unrecorded)], entries...)
+	s := sealer{origin: l.seg.head.Origin, signers: signers, peaks: true}
+	first := l.seg.tree.size
+	c, err := s.seal(&l.seg.tree, entries, time.Now().UTC())
+	if err != nil {
+		return err
+	}
+	if l.seg.size+int64(len(c.bytes)) > maxSegment {
+		next, err := newSegment(l.dir, first, c)
+		if err != nil {
+			l.forget()
+			return err
+		}
+		l.forget()
+		l.seg = next
+	} else {
+		trusted, err := appendDurable(l.seg.file, l.seg.size, c.bytes)
+		if err != nil {
+			err = fmt.Errorf("write ledger: %w", err)
+			if !trusted {
+				l.broken = err
+			}
+			return err
+		}
+		l.seg.size += int64(len(c.bytes))
+		l.seg.tree, l.seg.head, l.seg.checkpoint = c.tree, c.head, c.checkpoint
+	}
+	l.unrecorded = nil
+	return writeHead(l.dir, c.checkpoint)
+}
+
+func (l *Ledger) forget() {
+	if l.seg != nil {
+		l.seg.file.Close()
+		l.seg = nil
+	}
+}
+
+func openLock(dir, name string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger's lock: %w", err)
+	}
+	return f, nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,305 @@
+package audit
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of a sandbox's log, in bytes.
+const (
+	// DefaultMaxLog is the quota of a log.
+	DefaultMaxLog = 64 << 20
+	// endReserve is kept back from the quota for how a run ended.
+	endReserve = 256 << 10
+)
+
+// LogName is the file of a sandbox's log in its directory.
+const LogName = "log.jsonl"
+
+// ErrQuota is what [Log.Append] returns once a log has used up its quota; the
+// events that end a run are still taken.
+var ErrQuota = errors.New("the sandbox's audit log has reached its quota")
+
+// SandboxKey is what a keeper needs for its sandbox's log. It is encoded as
+// JSON only to go through the pipe to the keeper; printing it hides the
+// private key.
+type SandboxKey struct {
+	Sandbox  string `json:"sandbox"`
+	Origin   string `json:"origin"` // the log's own name
+	Private  string `json:"private"`
+	Public   string `json:"public"`
+	MaxBytes int64  `json:"maxBytes"`
+}
+
+// String hides the private key.
+func (k SandboxKey) String() string { return k.Public }
+
+// GoString hides the private key.
+func (k SandboxKey) GoString() string { return k.Public }
+
+// LogValue hides the private key.
+func (k SandboxKey) LogValue() slog.Value { return slog.StringValue(k.Public) }
+
+// Log is one sandbox's log, written by one process. It is safe for use by
+// several goroutines.
+type Log struct {
+	group group
+	file  *os.File
+
+	// Below is touched only by the group's writing goroutine.
+	sealer sealer
+	tree   tree
+	size   int64
+	max    int64
+	broken error // set once the file cannot be trusted any more
+}
+
+// newLog makes a sandbox's log; its first commit says where in the ledger it
+// belongs.
+func newLog(path string, key SandboxKey, ledger string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("make sandbox log: %w", err)
+	}
+	defer f.Close()
+	l := &Log{file: f, max: key.MaxBytes}
+	if l.sealer, err = key.sealer(); err != nil {
+		return err
+	}
+	e, err := encodeEvent(Event{Kind: KindOpened, Sandbox: key.Sandbox, Data: logOpened{key.Origin, ledger}})
+	if err != nil {
+		return err
+	}
+	_, err = l.write([]entry{e})
+	return err
+}
+
+// OpenLog opens the log that [Ledger.OpenSandbox] made in dir. The caller
+// closes it.
+func OpenLog(dir string, key SandboxKey) (*Log, error) {
+	f, err := os.OpenFile(dir+"/"+LogName, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open sandbox log: %w", err)
+	}
+	l, err := OpenLogFile(f, key)
+	if err != nil {
+		f.Close()
+	}
+	return l, err
+}
+
+// OpenLogFile is [OpenLog] for a file that is already open to read and write;
+// the log owns it unless there is an error. What a crash left half-written is
+// cut off, and recorded.
+func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
+	l := &Log{file: f, max: key.MaxBytes}
+	var err error
+	if l.sealer, err = key.sealer(); err != nil {
+		return nil, err
+	}
+	l.group.write = l.write
+	got, err := readLog(context.Background(), f, key.Origin, key.Public)
+	if err != nil {
+		return nil, fmt.Errorf("read sandbox log: %w", err)
+	}
+	if got.fault != "" {
+		return nil, fmt.Errorf("read sandbox log: %s", got.fault)
+	}
+	l.tree, l.size = got.tree, got.end
+	if len(got.torn) == 0 {
+		return l, nil
+	}
+	if err := f.Truncate(l.size); err != nil {
+		return nil, fmt.Errorf("cut torn end of sandbox log: %w", err)
+	}
+	e, err := encodeEvent(Event{Kind: KindRecovered, Sandbox: key.Sandbox, Data: describeTorn(got.torn, "")})
+	if err == nil {
+		_, err = l.write([]entry{e})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// Append implements [Recorder].
+func (l *Log) Append(ctx context.Context, e Event) error {
+	_, err := l.group.append(ctx, e)
+	return err
+}
+
+// Close records that the log ends here and closes its file.
+func (l *Log) Close() error {
+	_, err := l.group.append(context.Background(), Event{Kind: KindClosed})
+	l.group.close()
+	return errors.Join(err, l.file.Close())
+}
+
+func (l *Log) write(entries []entry) (string, error) {
+	if l.broken != nil {
+		return "", l.broken
+	}
+	if err := l.unchanged(); err != nil {
+		l.broken = err
+		return "", err
+	}
+	c, err := l.sealer.seal(&l.tree, entries, time.Now().UTC())
+	if err != nil {
+		return "", err
+	}
+	room := l.max - l.size - endReserve
+	if endsRun(entries) {
+		room += endReserve
+	}
+	if int64(len(c.bytes)) > room {
+		return "", fmt.Errorf("%w of %d bytes", ErrQuota, l.max)
+	}
+	trusted, err := appendDurable(l.file, l.size, c.bytes)
+	if err != nil {
+		err = fmt.Errorf("write sandbox log: %w", err)
+		if !trusted {
+			l.broken = err
+		}
+		return "", err
+	}
+	l.tree, l.size = c.tree, l.size+int64(len(c.bytes))
+	return c.checkpoint, nil
+}
+
+// unchanged fails where the file has gone, or somebody else has changed it.
+func (l *Log) unchanged() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(l.file.Fd()), &st); err != nil {
+		return fmt.Errorf("look at sandbox log: %w", err)
+	}
+	if st.Nlink == 0 {
+		return errors.New("the sandbox's audit log was deleted while it is in use")
+	}
+	if st.Size != l.size {
+		return fmt.Errorf("the sandbox's audit log has %d bytes instead of %d: something else has changed it", st.Size, l.size)
+	}
+	return nil
+}
+
+// endsRun reports whether all of the entries are about how a run ended.
+func endsRun(entries []entry) bool {
+	for _, e := range entries {
+		switch e.kind {
+		case KindExit, KindCleanup, KindClosed:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// appendDurable writes data at the end of f and syncs it. On error it takes
+// back what was written; trusted tells whether the file is known to be on disk
+// as it was before.
+func appendDurable(f *os.File, size int64, data []byte) (trusted bool, err error) {
+	if _, err = f.WriteAt(data, size); err == nil {
+		if err = unix.Fdatasync(int(f.Fd())); err == nil {
+			return true, nil
+		}
+		// The kernel may have dropped pages and will not say so again.
+		return false, errors.Join(err, f.Truncate(size))
+	}
+	undone := f.Truncate(size)
+	return undone == nil, errors.Join(err, undone)
+}
+
+func newSandboxKey(sandbox string) (SandboxKey, error) {
+	var b [8]byte
+	rand.Read(b[:])
+	key := SandboxKey{Sandbox: sandbox, Origin: "creel/log/" + sandbox + "/" + hex.EncodeToString(b[:]), MaxBytes: DefaultMaxLog}
+	var err error
+	if key.Private, key.Public, err = note.GenerateKey(rand.Reader, key.Origin); err != nil {
+		return key, fmt.Errorf("make key of sandbox log: %w", err)
+	}
+	return key, nil
+}
+
+func (k SandboxKey) sealer() (sealer, error) {
+	signer, err := note.NewSigner(k.Private)
+	if err != nil {
+		return sealer{}, fmt.Errorf("use key of sandbox log: %w", err)
+	}
+	return sealer{origin: k.Origin, signers: []note.Signer{signer}}, nil
+}
+
+// logState is what a reader finds in a sandbox's log.
+type logState struct {
+	head   Head   // of the last checkpoint that is good
+	ledger string // the ledger's checkpoint that its first record names
+	tree   tree
+	end    int64 // bytes up to the end of that checkpoint
+	torn   []byte
+	ended  bool   // its keeper closed it in order
+	fault  string // why it is not sound; what is above is then about the part that is
+}
+
+// readLog checks a log from its start against its public key.
+func readLog(ctx context.Context, f io.ReaderAt, origin, public string) (logState, error) {
+	key, err := verifierOf(public)
+	if err != nil {
+		return logState{}, err
+	}
+	var st logState
+	var last Kind
+	s := scanner{origin: origin, record: func(r Record) error {
+		last = r.Kind
+		if r.Seq == 0 {
+			opened, err := decodeData[logOpened](r)
+			st.ledger = opened.Ledger
+			return err
+		}
+		return nil
+	}}
+	err = s.scan(ctx, io.NewSectionReader(f, 0, 1<<62))
+	if ctx.Err() != nil {
+		return st, ctx.Err()
+	}
+	st.head, st.tree, st.end = s.last, s.committed, s.end
+	st.ended = err == nil && last == KindClosed
+	if err != nil {
+		tail, readErr := io.ReadAll(io.NewSectionReader(f, s.end, maxTorn+1))
+		switch {
+		case readErr != nil:
+			return st, readErr
+		case torn(tail):
+			st.torn = tail
+		default:
+			st.fault = err.Error()
+		}
+	}
+	switch {
+	case st.head.Size == 0 && st.fault == "":
+		st.fault = "it holds no checkpoint"
+	case st.head.Size > 0 && !signedBy(s.checkpoint, key):
+		st.fault = "its last checkpoint is not signed by the log's key"
+	}
+	return st, nil
+}
+
+// tornEnd describes bytes that were cut off.
+type tornEnd struct {
+	Bytes  int    `json:"bytes"`
+	SHA256 string `json:"sha256"`
+	File   string `json:"file,omitempty"` // where they were set aside
+}
+
+func describeTorn(tail []byte, file string) tornEnd {
+	sum := sha256.Sum256(tail)
+	return tornEnd{len(tail), hex.EncodeToString(sum[:]), file}
+}

@@ -1,0 +1,284 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenSandbox records that a sandbox's log begins, and makes it in dir, which
+// is made too. The key is for the sandbox's keeper alone; nothing else keeps
+// its private half.
+func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return SandboxKey{}, fmt.Errorf("open sandbox log: %w", err)
+	}
+	if !namePattern.MatchString(id) {
+		return SandboxKey{}, fmt.Errorf("open sandbox log: id %q: want letters, digits, '.', '_' and '-'", id)
+	}
+	there, err := exists(filepath.Join(dir, LogName))
+	if err == nil && there {
+		err = errors.New("there is one already; close it first")
+	}
+	if err != nil {
+		return SandboxKey{}, fmt.Errorf("open sandbox log in %s: %w", dir, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return SandboxKey{}, fmt.Errorf("open sandbox log: %w", err)
+	}
+	key, err := newSandboxKey(id)
+	if err != nil {
+		return SandboxKey{}, err
+	}
+	checkpoint, err := l.group.append(ctx, Event{Kind: KindOpened, Sandbox: id, Data: Opened{Log: key.Origin, Key: key.Public, Dir: dir}})
+	if err != nil {
+		return SandboxKey{}, err
+	}
+	if err := newLog(filepath.Join(dir, LogName), key, checkpoint); err != nil {
+		return SandboxKey{}, err
+	}
+	return key, syncDir(dir)
+}
+
+// CloseSandbox ends the log that was opened for id in dir, whose keeper must
+// have gone: it checks the log, takes it into the ledger's own directory,
+// records its final root, and removes it from dir. A log that is not sound is
+// closed as well, with what is wrong on record, and that is then the error; a
+// log that is closed already is none.
+func (l *Ledger) CloseSandbox(ctx context.Context, id, dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("close sandbox log: %w", err)
+	}
+	lock, err := openLock(l.dir, closeName)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := flock(lock, unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock closing of logs: %w", err)
+	}
+	opened, found, err := l.findOpen(id, dir)
+	if err != nil || !found {
+		return err
+	}
+	closed, err := l.archive(ctx, opened)
+	if err != nil {
+		return fmt.Errorf("close sandbox log: %w", err)
+	}
+	if err := l.Append(ctx, Event{Kind: KindClosed, Sandbox: id, Data: closed}); err != nil {
+		return err
+	}
+	removeLog(dir)
+	if closed.Fault != "" {
+		return fmt.Errorf("the audit log of sandbox %s is not sound, which is on record: %s", id, closed.Fault)
+	}
+	return nil
+}
+
+// Unclosed calls yield for each log that was opened and not closed: those of
+// running sandboxes, and those of keepers that died.
+func (l *Ledger) Unclosed(ctx context.Context, yield func(sandbox string, o Opened) error) error {
+	type open struct {
+		sandbox string
+		data    Opened
+	}
+	var all []open
+	paths, err := segments(l.dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range paths {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		err := eachOpening(p, nil, func(r Record, o *Opened, c *Closed) {
+			if o != nil {
+				all = append(all, open{r.Sandbox, *o})
+				return
+			}
+			all = slices.DeleteFunc(all, func(x open) bool { return x.data.Log == c.Log })
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, o := range all {
+		if err := yield(o.sandbox, o.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findOpen looks for the newest opening of id in dir, and whether it is still
+// open. It reads the newest segments first.
+func (l *Ledger) findOpen(id, dir string) (Opened, bool, error) {
+	paths, err := segments(l.dir)
+	if err != nil {
+		return Opened{}, false, err
+	}
+	closed := map[string]bool{}
+	for _, p := range slices.Backward(paths) {
+		var last *Opened
+		err := eachOpening(p, []byte(id), func(r Record, o *Opened, c *Closed) {
+			switch {
+			case r.Sandbox != id:
+			case c != nil:
+				closed[c.Log] = true
+			case o.Dir == dir:
+				last = o
+			}
+		})
+		if err != nil {
+			return Opened{}, false, err
+		}
+		if last != nil {
+			return *last, !closed[last.Log], nil
+		}
+	}
+	return Opened{}, false, nil
+}
+
+// eachOpening calls f for the openings and closings in one segment, of the
+// lines that contain part.
+func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read ledger: %w", err)
+	}
+	defer file.Close()
+	br, spill := bufio.NewReaderSize(file, 64<<10), []byte(nil)
+	for {
+		raw, err := readLine(br, &spill)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read ledger %s: %w", filepath.Base(path), err)
+		}
+		isOpen, isClose := bytes.Contains(raw, []byte(`"kind":"opened"`)), bytes.Contains(raw, []byte(`"kind":"closed"`))
+		if !isOpen && !isClose || !bytes.Contains(raw, part) {
+			continue
+		}
+		ln, err := parseLine(raw)
+		if err != nil {
+			continue // torn; the ledger sets it aside
+		}
+		r := ln.record()
+		switch r.Kind {
+		case KindOpened:
+			if o, err := decodeData[Opened](r); err == nil {
+				f(r, &o, nil)
+			}
+		case KindClosed:
+			if c, err := decodeData[Closed](r); err == nil {
+				f(r, nil, &c)
+			}
+		}
+	}
+}
+
+// archive copies a log out of its keeper's reach, and checks the copy.
+func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
+	closed := Closed{Log: o.Log}
+	source, err := openUntrusted(o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		closed.Fault = "it is missing"
+		return closed, nil
+	}
+	if err != nil {
+		closed.Fault = err.Error()
+		return closed, nil
+	}
+	defer source.Close()
+	to := archivePath(l.dir, o.Log)
+	tmp, err := os.OpenFile(to+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return closed, err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	const most = DefaultMaxLog + maxTorn
+	n, err := io.Copy(tmp, io.LimitReader(source, most+1))
+	if err != nil {
+		return closed, err
+	}
+	st, err := readLog(ctx, tmp, o.Log, o.Key)
+	if err != nil {
+		return closed, err
+	}
+	closed.Ended, closed.Fault = st.ended, st.fault
+	if st.head.Size > 0 {
+		closed.Head = &st.head
+	}
+	if n > most && closed.Fault == "" {
+		closed.Fault = fmt.Sprintf("it is longer than %d bytes", most)
+	}
+	if len(st.torn) > 0 && closed.Fault == "" {
+		about := describeTorn(st.torn, path.Join(tornName, filepath.Base(to)))
+		closed.Torn = &about
+		if err := writeFile(filepath.Join(l.dir, about.File), st.torn); err != nil {
+			return closed, err
+		}
+		if err := tmp.Truncate(st.end); err != nil {
+			return closed, err
+		}
+	}
+	if err := tmp.Sync(); err != nil {
+		return closed, err
+	}
+	if err := os.Rename(tmp.Name(), to); err != nil {
+		return closed, err
+	}
+	return closed, syncDir(filepath.Dir(to))
+}
+
+// archivePath is where a closed log is; origin is creel/log/SANDBOX/RANDOM.
+func archivePath(dir, origin string) string {
+	return filepath.Join(dir, logsName, path.Base(path.Dir(origin))+"-"+path.Base(origin)+extension)
+}
+
+// openUntrusted opens the log in a directory that belongs to a keeper, which
+// may have been taken over: it follows no link and waits for nothing.
+func openUntrusted(dir string) (*os.File, error) {
+	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open directory", Path: dir, Err: err}
+	}
+	defer unix.Close(at)
+	fd, err := unix.Openat(at, LogName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir, LogName), Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return nil, fmt.Errorf("%s is not a regular file", filepath.Join(dir, LogName))
+	}
+	return os.NewFile(uintptr(fd), LogName), nil
+}
+
+// removeLog removes a log that was taken in, and its directory if nothing else
+// is there. What cannot be removed is left to who owns the directory.
+func removeLog(dir string) {
+	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(at)
+	if unix.Unlinkat(at, LogName, 0) == nil {
+		os.Remove(dir)
+	}
+}
