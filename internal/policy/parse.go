@@ -1,0 +1,417 @@
+package policy
+
+import (
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Bounds of a policy file.
+const (
+	MaxFileBytes = 8 << 20
+	MaxRules     = 20000
+)
+
+// Inputs are what a policy may refer to; nil functions refuse.
+type Inputs struct {
+	// Preset gives the rules of a preset, named and without lines.
+	Preset func(name string) ([]Rule, error)
+	// File reads a file that the policy names: an upstream's CA.
+	File func(name string) ([]byte, error)
+}
+
+// Parse reads a policy file. The error is [Faults], all of them; warnings are
+// returned either way.
+func Parse(data []byte, in Inputs) (p *Policy, warnings Faults, err error) {
+	r := &reader{in: in}
+	doc := r.document(data)
+	if len(r.faults) > 0 {
+		slices.SortStableFunc(r.faults, func(a, b Fault) int { return a.Line - b.Line })
+		return nil, nil, r.faults
+	}
+	return finish(doc)
+}
+
+// draft is a policy whose rules are each right, but not yet looked at
+// together.
+type draft struct {
+	own, preset []Rule
+	budget      Budget
+	cases       []Case
+}
+
+type reader struct {
+	in     Inputs
+	faults Faults
+	last   Rule // the last rule that had to be named by its line
+}
+
+func (r *reader) fault(line int, mend, format string, args ...any) {
+	r.faults = append(r.faults, Fault{Line: line, Text: fmt.Sprintf(format, args...), Mend: mend})
+}
+
+func (r *reader) document(data []byte) (doc draft) {
+	if len(data) > MaxFileBytes {
+		r.fault(0, "", "the file has %d bytes, at most %d", len(data), MaxFileBytes)
+		return doc
+	}
+	dec := yaml.NewDecoder(strings.NewReader(string(data)))
+	var root yaml.Node
+	if err := dec.Decode(&root); err != nil {
+		if errors.Is(err, io.EOF) {
+			r.fault(1, "write `version: 1`", "the file is empty")
+		} else {
+			r.fault(0, "mend the YAML", "%s", strings.TrimPrefix(err.Error(), "yaml: "))
+		}
+		return doc
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		r.fault(0, "keep one", "the file holds more than one document, or text behind it")
+		return doc
+	}
+	version := false
+	r.mapping(root.Content[0], "a policy", map[string]func(*yaml.Node){
+		"version": func(n *yaml.Node) {
+			if version = true; n.Value != "1" || n.Tag != "!!int" {
+				r.fault(n.Line, "write `version: 1`", "version %q is not known", n.Value)
+			}
+		},
+		"presets": func(n *yaml.Node) { doc.preset = r.presets(n) },
+		"rules": func(n *yaml.Node) {
+			for _, item := range r.sequence(n, "rules", MaxRules) {
+				if rule, ok := r.rule(item); ok {
+					doc.own = append(doc.own, rule)
+				}
+			}
+		},
+		"budget": func(n *yaml.Node) { doc.budget = r.budget(n) },
+		"tests":  func(n *yaml.Node) { doc.cases = r.cases(n) },
+	})
+	if !version {
+		r.fault(1, "write `version: 1` at the top", "no version")
+	}
+	return doc
+}
+
+// mapping calls the function of each key, and faults unknown and double ones.
+func (r *reader) mapping(n *yaml.Node, what string, fields map[string]func(*yaml.Node)) {
+	if n.Kind != yaml.MappingNode {
+		r.fault(n.Line, "write `key: value` lines", "%s is not a mapping", what)
+		return
+	}
+	seen := map[string]int{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		read, ok := fields[key.Value]
+		switch {
+		case !ok || key.Kind != yaml.ScalarNode:
+			r.fault(key.Line, "the keys here are "+strings.Join(slices.Sorted(maps.Keys(fields)), ", "), "unknown key %.60q in %s", key.Value, what)
+		case seen[key.Value] > 0:
+			r.fault(key.Line, "keep one", "%s is given twice, first in line %d", key.Value, seen[key.Value])
+		case value.Kind == yaml.AliasNode || value.Anchor != "":
+			r.fault(value.Line, "write the value out", "%s uses a YAML anchor or alias", key.Value)
+		default:
+			seen[key.Value] = key.Line
+			read(value)
+		}
+	}
+}
+
+func (r *reader) sequence(n *yaml.Node, what string, most int) []*yaml.Node {
+	switch {
+	case n.Kind != yaml.SequenceNode:
+		r.fault(n.Line, "write a list", "%s is not a list", what)
+		return nil
+	case len(n.Content) > most:
+		r.fault(n.Line, "write fewer", "%s has %d entries, at most %d", what, len(n.Content), most)
+		return nil
+	}
+	return n.Content
+}
+
+func (r *reader) text(n *yaml.Node, what string) string {
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" || n.Value == "" {
+		r.fault(n.Line, "write it in quotes", "%s is not text", what)
+		return ""
+	}
+	return n.Value
+}
+
+func (r *reader) truth(n *yaml.Node, what string) bool {
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" {
+		r.fault(n.Line, "write true, or leave the key out", "%s is neither true nor false", what)
+	}
+	return n.Value == "true"
+}
+
+// words reads one scalar or a list of them.
+func (r *reader) words(n *yaml.Node, what string) (out []string) {
+	items := []*yaml.Node{n}
+	if n.Kind == yaml.SequenceNode {
+		if items = n.Content; len(items) == 0 {
+			r.fault(n.Line, "leave the key out, or name some", "%s is an empty list", what)
+		}
+	}
+	for _, item := range items {
+		if item.Kind != yaml.ScalarNode || item.Value == "" || item.Tag != "!!str" && item.Tag != "!!int" {
+			r.fault(item.Line, "write words or a list of them", "%s holds something that is not a word", what)
+			continue
+		}
+		if slices.Contains(out, item.Value) {
+			r.fault(item.Line, "keep one", "%s names %.60q twice", what, item.Value)
+			continue
+		}
+		out = append(out, item.Value)
+	}
+	return out
+}
+
+func (r *reader) rule(n *yaml.Node) (rule Rule, ok bool) {
+	before := len(r.faults)
+	rule.Line = n.Line
+	var verbs, onlyAllow []string
+	verb := func(deny bool) func(*yaml.Node) {
+		return func(n *yaml.Node) {
+			rule.Deny = deny
+			verbs = append(verbs, "")
+			r.try(n.Line, rule.setDestination(r.text(n, "the destination")))
+		}
+	}
+	allow := func(key string, read func(*yaml.Node)) func(*yaml.Node) {
+		return func(n *yaml.Node) {
+			onlyAllow = append(onlyAllow, key)
+			read(n)
+		}
+	}
+	r.mapping(n, "a rule", map[string]func(*yaml.Node){
+		"allow":         verb(false),
+		"deny":          verb(true),
+		"name":          func(n *yaml.Node) { rule.Name = r.text(n, "name") },
+		"ports":         func(n *yaml.Node) { r.try(n.Line, rule.setPorts(r.words(n, "ports"))) },
+		"protocol":      func(n *yaml.Node) { rule.Protocol = Protocol(r.text(n, "protocol")) },
+		"methods":       func(n *yaml.Node) { rule.Methods = slices.Sorted(slices.Values(r.words(n, "methods"))) },
+		"paths":         func(n *yaml.Node) { rule.Paths = slices.Sorted(slices.Values(r.words(n, "paths"))) },
+		"secret":        allow("secret", func(n *yaml.Node) { rule.Secret = r.text(n, "secret") }),
+		"upstream":      allow("upstream", func(n *yaml.Node) { rule.Upstream = r.upstream(n) }),
+		"allow_private": allow("allow_private", func(n *yaml.Node) { rule.AllowPrivate = r.truth(n, "allow_private") }),
+		"budget":        allow("budget", func(n *yaml.Node) { rule.Budget = r.budget(n) }),
+		"ech": allow("ech", func(n *yaml.Node) {
+			if rule.ECH = n.Value == "allow"; !rule.ECH {
+				r.fault(n.Line, "write `ech: allow`, or leave it out to deny", "ech %.40q is not known", n.Value)
+			}
+		}),
+	})
+	if len(r.faults) > before {
+		return rule, false
+	}
+	if len(verbs) != 1 {
+		r.fault(n.Line, "write `allow: DESTINATION` or `deny: DESTINATION`", "a rule has one of allow and deny, this has %d", len(verbs))
+		return rule, false
+	}
+	if rule.Deny && len(onlyAllow) > 0 {
+		r.fault(n.Line, "remove it", "a deny has no %s", strings.Join(onlyAllow, " and "))
+	}
+	if rule.Name == "" {
+		if rule.Name = "line " + strconv.Itoa(n.Line); r.last.Line == n.Line {
+			rule.Name += "." + strconv.Itoa(n.Column)
+		}
+		r.last = rule
+	}
+	for _, f := range rule.settle() {
+		f.Line = n.Line
+		r.faults = append(r.faults, f)
+	}
+	return rule, len(r.faults) == before
+}
+
+// try turns an error into a fault. An error's text says how to mend it.
+func (r *reader) try(line int, err error) {
+	if err != nil {
+		r.fault(line, "", "%v", err)
+	}
+}
+
+func (rule *Rule) setDestination(s string) (err error) {
+	if s == "" {
+		return nil // already a fault
+	}
+	if rule.Prefix, err = netip.ParsePrefix(s); err == nil {
+		if rule.Prefix != rule.Prefix.Masked() {
+			return fmt.Errorf("%s has bits behind its prefix; write %s", s, rule.Prefix.Masked())
+		}
+	} else if addr, err := netip.ParseAddr(s); err == nil {
+		if addr.Zone() != "" {
+			return fmt.Errorf("address %s: write it without its zone", s)
+		}
+		rule.Prefix = netip.PrefixFrom(addr, addr.BitLen())
+	} else {
+		rule.Host, err = cleanPattern(s)
+		return err
+	}
+	if rule.Prefix.Addr().Is4In6() {
+		return fmt.Errorf("address %s: write the IPv4 address itself", s)
+	}
+	return nil
+}
+
+func (rule *Rule) setPorts(words []string) error {
+	for _, w := range words {
+		first, last, isRange := strings.Cut(w, "-")
+		a, err := parsePort(first)
+		b := a
+		if err == nil && isRange {
+			b, err = parsePort(last)
+		}
+		if err != nil || b < a {
+			return fmt.Errorf("port %.40q: want 1 to 65535, or a range such as 8000-8010", w)
+		}
+		rule.Ports = append(rule.Ports, PortRange{a, b})
+	}
+	slices.SortFunc(rule.Ports, func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	for i := 1; i < len(rule.Ports); i++ {
+		if rule.Ports[i].First <= rule.Ports[i-1].Last {
+			return fmt.Errorf("ports %s overlap; write each once", strings.Join(formatPorts(rule.Ports[i-1:i+1]), " and "))
+		}
+	}
+	return nil
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 || strings.HasPrefix(s, "+") {
+		return 0, fmt.Errorf("port %.20q: want 1 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+func formatPorts(ports []PortRange) (out []string) {
+	for _, p := range ports {
+		s := strconv.Itoa(int(p.First))
+		if p.Last != p.First {
+			s += "-" + strconv.Itoa(int(p.Last))
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func (r *reader) upstream(n *yaml.Node) (u Upstream) {
+	r.mapping(n, "upstream", map[string]func(*yaml.Node){
+		"address": func(n *yaml.Node) { u.Address = r.text(n, "address") },
+		"ca":      func(n *yaml.Node) { u.CA = r.ca(n) },
+	})
+	host, port, err := net.SplitHostPort(u.Address)
+	if err == nil {
+		_, err = parsePort(port)
+	}
+	if err == nil {
+		if addr, aerr := netip.ParseAddr(host); aerr != nil {
+			_, err = CleanHost(host)
+		} else if c := AddressClass(addr); addr.Zone() != "" || c == Multicast || c == Reserved {
+			err = fmt.Errorf("%s is a %s address", addr, c)
+		}
+	}
+	if err != nil {
+		r.fault(n.Line, "write `address: HOST:PORT`", "upstream: address %.100q: %v", u.Address, err)
+	}
+	return u
+}
+
+func (r *reader) ca(n *yaml.Node) string {
+	text := r.text(n, "ca")
+	if text == "" {
+		return ""
+	}
+	if !strings.HasPrefix(text, "-----BEGIN") {
+		if r.in.File == nil {
+			r.fault(n.Line, "write the PEM itself", "ca %.100q: files cannot be read here", text)
+			return ""
+		}
+		data, err := r.in.File(text)
+		if err != nil {
+			r.fault(n.Line, "name a readable PEM file", "ca: %v", err)
+			return ""
+		}
+		text = string(data)
+	}
+	block, _ := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" {
+		r.fault(n.Line, "give certificates in PEM", "ca: no certificate found in it")
+	}
+	if strings.Contains(text, "PRIVATE KEY") {
+		r.fault(n.Line, "give certificates only", "ca: it holds a private key")
+	}
+	return strings.TrimSpace(text) + "\n"
+}
+
+func (r *reader) presets(n *yaml.Node) (rules []Rule) {
+	for _, name := range r.words(n, "presets") {
+		if r.in.Preset == nil {
+			r.fault(n.Line, "write its rules out", "preset %.60q: presets cannot be read here", name)
+			continue
+		}
+		more, err := r.in.Preset(name)
+		r.try(n.Line, err)
+		rules = append(rules, more...)
+	}
+	return rules
+}
+
+// limits are a budget's keys, in the order in which they are printed.
+func (b *Budget) limits() []limit {
+	return []limit{
+		{"bytes_out", &b.BytesOut, true}, {"bytes_in", &b.BytesIn, true}, {"requests", &b.Requests, false},
+		{"connections", &b.Connections, false}, {"hosts", &b.Hosts, false}, {"requests_per_minute", &b.RequestsPerMinute, false},
+	}
+}
+
+type limit struct {
+	key   string
+	value *int64
+	bytes bool
+}
+
+func (r *reader) budget(n *yaml.Node) (b Budget) {
+	fields := map[string]func(*yaml.Node){}
+	for _, l := range b.limits() {
+		fields[l.key] = func(n *yaml.Node) {
+			v, err := ParseCount(n.Value, l.bytes)
+			if err != nil || n.Kind != yaml.ScalarNode {
+				r.fault(n.Line, "write a number, for bytes with KiB, MiB or GiB; to allow nothing, deny the destination", "%s %.40q is not a limit", l.key, n.Value)
+			}
+			*l.value = v
+		}
+	}
+	r.mapping(n, "a budget", fields)
+	if b.Hosts > maxHosts {
+		r.fault(n.Line, "leave it out", "hosts %d: at most %d", b.Hosts, maxHosts)
+	}
+	return b
+}
+
+// ParseCount reads a positive number; for bytes it may end in KiB, MiB, GiB or
+// TiB.
+func ParseCount(s string, bytes bool) (int64, error) {
+	digits, shift := s, 0
+	if bytes {
+		for i, unit := range []string{"KiB", "MiB", "GiB", "TiB"} {
+			if d, ok := strings.CutSuffix(s, unit); ok {
+				digits, shift = strings.TrimSpace(d), 10*(i+1)
+			}
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n <= 0 || n > 1<<60>>shift {
+		return 0, fmt.Errorf("%.40q: want a positive number", s)
+	}
+	return n << shift, nil
+}

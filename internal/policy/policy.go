@@ -1,0 +1,213 @@
+// Package policy decides what a sandbox may reach. [Parse] and [FromFlags]
+// make a [Policy] out of a user's words, [Policy.Decide] answers one [Request]
+// with one [Decision], and a [Meter] counts what budgets limit. All of it is
+// pure: whoever calls passes bytes, addresses and the time. The package must
+// not touch files, the network, the environment or the clock, and must not
+// import anything of ours.
+package policy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Protocol is what is spoken on a connection.
+type Protocol string
+
+const (
+	TLS  Protocol = "tls"
+	HTTP Protocol = "http"
+	TCP  Protocol = "tcp" // opaque: bound by name, not looked into
+	UDP  Protocol = "udp"
+)
+
+// HostAlias is the name of the machine that Creel runs on. A rule for it is of
+// its own kind: no wildcard matches it, and its ports are loopback ports of
+// the host.
+const HostAlias = "host.creel.internal"
+
+// PortRange is an inclusive range; First is at least 1.
+type PortRange struct{ First, Last uint16 }
+
+// Upstream sends a name elsewhere. Address is HOST:PORT; CA is PEM, or "" for
+// the system's roots.
+type Upstream struct{ Address, CA string }
+
+// Rule is one line of a policy. Exactly one of Host and Prefix is set.
+type Rule struct {
+	Name string // how people and records know it; unique in a policy
+	Line int    // in the file it was read from; 0: none
+	Deny bool
+
+	Host   string // a name, *.NAME for one label below it, **.NAME for any depth, ** for all
+	Prefix netip.Prefix
+
+	Ports    []PortRange // sorted, disjoint; empty on a deny: every port
+	Protocol Protocol    // allow: "" is by port, see ProtocolAt; deny: "" is all, else TCP or UDP
+	Methods  []string    // sorted; empty: every method
+	Paths    []string    // sorted patterns; empty: every path
+
+	Secret       string // name of the secret that is used here
+	Upstream     Upstream
+	AllowPrivate bool
+	ECH          bool // encrypted ClientHello may pass
+	Budget       Budget
+
+	paths []pathPattern
+	key   string
+	pos   int // among the rules: of two equals the later is the fault
+}
+
+// Budget holds limits; 0 is no limit.
+type Budget struct {
+	BytesOut, BytesIn, Requests, Connections int64
+	Hosts                                    int64 // distinct destinations, at most 65,536
+	RequestsPerMinute                        int64
+}
+
+// Policy is a set of rules; their order means nothing. The zero value, and a
+// nil pointer, deny everything. It must not be changed once made, and is then
+// safe for use by several goroutines.
+type Policy struct {
+	Rules  []Rule
+	Budget Budget
+	Cases  []Case // what the file itself says should be allowed or denied
+
+	index index
+}
+
+// compile makes a policy of rules that are known to be right.
+func compile(rules []Rule, budget Budget, cases []Case) *Policy {
+	p := &Policy{Rules: rules, Budget: budget, Cases: cases}
+	for i := range p.Rules {
+		p.Rules[i].prepare()
+		p.Rules[i].pos = i
+	}
+	p.index.build(p.Rules)
+	return p
+}
+
+func (r *Rule) prepare() {
+	r.paths = nil
+	for _, s := range r.Paths {
+		r.paths = append(r.paths, compilePath(s))
+	}
+	r.key = r.scope() + " " + r.options()
+}
+
+// ProtocolAt is the protocol of an allow rule on one of its ports: TLS on 443
+// and HTTP on 80, opaque TCP elsewhere, unless the rule names one.
+func (r *Rule) ProtocolAt(port uint16) Protocol {
+	switch {
+	case r.Protocol != "":
+		return r.Protocol
+	case port == 443:
+		return TLS
+	case port == 80:
+		return HTTP
+	}
+	return TCP
+}
+
+// NeedsHTTP reports whether the rule can be enforced only by reading requests:
+// over TLS that means interception.
+func (r *Rule) NeedsHTTP() bool {
+	return len(r.Methods) > 0 || len(r.Paths) > 0 || r.Secret != ""
+}
+
+// Intercepts reports whether the rule needs TLS to be opened on any port.
+func (r *Rule) Intercepts() bool {
+	if r.Deny || !r.NeedsHTTP() {
+		return false
+	}
+	return slices.ContainsFunc(r.Ports, func(p PortRange) bool {
+		return r.Protocol == TLS || r.Protocol == "" && p.First <= 443 && 443 <= p.Last
+	})
+}
+
+// Destination is the rule's host pattern or address.
+func (r *Rule) Destination() string {
+	if r.Host != "" {
+		return r.Host
+	}
+	if r.Prefix.IsSingleIP() {
+		return r.Prefix.Addr().String()
+	}
+	return r.Prefix.String()
+}
+
+func (r *Rule) conditional() bool { return len(r.Methods) > 0 || len(r.Paths) > 0 }
+
+// coversPort reports whether the rule speaks of a port and transport.
+func (r *Rule) coversPort(port uint16, udp bool) bool {
+	if r.Deny && r.Protocol == "" {
+		// A deny without a protocol covers both transports.
+	} else if (r.Protocol == UDP) != udp {
+		return false
+	}
+	if len(r.Ports) == 0 {
+		return r.Deny
+	}
+	for _, p := range r.Ports {
+		if p.First <= port && port <= p.Last {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Rule) coversRequest(t *target) bool {
+	if len(r.Methods) > 0 && !slices.Contains(r.Methods, t.method) {
+		return false
+	}
+	if len(r.paths) == 0 {
+		return true
+	}
+	path := t.read()
+	if r.Deny {
+		return slices.ContainsFunc(r.paths, path.mayMatch)
+	}
+	return slices.ContainsFunc(r.paths, path.surelyMatches)
+}
+
+// scope and options together say all that a rule means, but for its budget: a
+// budget that changes must not forget what was used.
+func (r *Rule) scope() string {
+	verb := "allow "
+	if r.Deny {
+		verb = "deny "
+	}
+	return verb + r.Destination() + " " + string(r.Protocol) + " " + strings.Join(formatPorts(r.Ports), ",") + " " +
+		strings.Join(r.Methods, ",") + " " + strings.Join(r.Paths, ",")
+}
+
+func (r *Rule) options() string { return r.connectOptions() + " secret=" + r.Secret }
+
+func (r *Rule) connectOptions() string {
+	s := "upstream=" + r.Upstream.Address + " ca=" + r.Upstream.CA
+	if r.AllowPrivate {
+		s += " private"
+	}
+	if r.ECH {
+		s += " ech"
+	}
+	return s
+}
+
+// bySpecificity orders allow rules of one pattern: the first that matches a
+// request is the one that decides it, however the file was ordered.
+func bySpecificity(a, b *Rule) int {
+	longest := func(r *Rule) (n int) {
+		for _, p := range r.Paths {
+			n = max(n, len(p))
+		}
+		return n
+	}
+	return cmp.Or(
+		-cmp.Compare(longest(a), longest(b)),
+		-cmp.Compare(min(1, len(a.Methods)), min(1, len(b.Methods))),
+		cmp.Compare(a.key, b.key),
+	)
+}

@@ -1,0 +1,100 @@
+package policy
+
+import (
+	"bytes"
+	"fmt"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// The file form, in the order in which keys are printed.
+type fileForm struct {
+	Version int              `yaml:"version"`
+	Budget  map[string]int64 `yaml:"budget,omitempty"`
+	Rules   []ruleForm       `yaml:"rules,omitempty"`
+	Tests   []caseForm       `yaml:"tests,omitempty"`
+}
+
+type ruleForm struct {
+	Allow        string           `yaml:"allow,omitempty"`
+	Deny         string           `yaml:"deny,omitempty"`
+	Name         string           `yaml:"name,omitempty"`
+	Ports        []string         `yaml:"ports,omitempty,flow"`
+	Protocol     Protocol         `yaml:"protocol,omitempty"`
+	Methods      []string         `yaml:"methods,omitempty,flow"`
+	Paths        []string         `yaml:"paths,omitempty,flow"`
+	Secret       string           `yaml:"secret,omitempty"`
+	Upstream     *upstreamForm    `yaml:"upstream,omitempty"`
+	AllowPrivate bool             `yaml:"allow_private,omitempty"`
+	ECH          string           `yaml:"ech,omitempty"`
+	Budget       map[string]int64 `yaml:"budget,omitempty"`
+}
+
+type upstreamForm struct {
+	Address string `yaml:"address"`
+	CA      string `yaml:"ca,omitempty"`
+}
+
+type caseForm struct {
+	Allow string `yaml:"allow,omitempty"`
+	Deny  string `yaml:"deny,omitempty"`
+	Rule  string `yaml:"rule,omitempty"`
+}
+
+// Text is the whole policy as a file that needs no inputs: presets are rules,
+// and every rule has its name. Parse gives the same policy back, but for line
+// numbers; a digest of the text is a digest of the policy.
+func (p *Policy) Text() []byte {
+	form := fileForm{Version: 1}
+	if p != nil {
+		form.Budget = p.Budget.form()
+		for i := range p.Rules {
+			form.Rules = append(form.Rules, p.Rules[i].form())
+		}
+		for _, c := range p.Cases {
+			f := caseForm{Rule: c.Rule}
+			if c.Allow {
+				f.Allow = c.String()
+			} else {
+				f.Deny = c.String()
+			}
+			form.Tests = append(form.Tests, f)
+		}
+	}
+	var buf bytes.Buffer
+	enc := yaml.NewEncoder(&buf)
+	enc.SetIndent(2)
+	if err := enc.Encode(form); err != nil {
+		panic(fmt.Sprintf("policy: print: %v", err)) // strings and numbers always encode
+	}
+	return buf.Bytes()
+}
+
+func (r *Rule) form() ruleForm {
+	f := ruleForm{
+		Name: r.Name, Ports: formatPorts(r.Ports), Protocol: r.Protocol, Methods: r.Methods, Paths: r.Paths,
+		Secret: r.Secret, AllowPrivate: r.AllowPrivate, Budget: r.Budget.form(),
+	}
+	if r.Deny {
+		f.Deny = r.Destination()
+	} else {
+		f.Allow = r.Destination()
+	}
+	if r.ECH {
+		f.ECH = "allow"
+	}
+	if r.Upstream.Address != "" {
+		f.Upstream = &upstreamForm{r.Upstream.Address, r.Upstream.CA}
+	}
+	return f
+}
+
+func (b Budget) form() map[string]int64 {
+	m := map[string]int64{}
+	for _, l := range b.limits() {
+		if *l.value > 0 {
+			m[l.key] = *l.value
+		}
+	}
+	return m
+}
