@@ -12,11 +12,19 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+
+	"creel/internal/audit/chain"
 )
 
 // Kind says what an event is about. Later parts of Creel add kinds; a reader
 // keeps an event of a kind that it does not know.
-type Kind string
+type Kind = chain.Kind
+
+// Record is an event as it stands on disk.
+type Record = chain.Record
+
+// Head is a ledger or log at one length: what a checkpoint signs.
+type Head = chain.Head
 
 // The kinds of a life cycle.
 const (
@@ -88,3 +96,5 @@ type Recorder interface {
 	// is not, and that the act it announces must not happen.
 	Append(ctx context.Context, e Event) error
 }
+
+func (e Event) encode() (chain.Entry, error) { return chain.Encode(e.Kind, e.Sandbox, e.Data) }

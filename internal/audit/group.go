@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"sync"
+
+	"creel/internal/audit/chain"
 )
 
 // group gathers the events of many goroutines into one commit each time that
@@ -12,7 +14,7 @@ import (
 type group struct {
 	// write makes the entries durable and returns the checkpoint over them. It
 	// is called by one goroutine at a time.
-	write func([]entry) (string, error)
+	write func([]chain.Entry) (string, error)
 
 	mu      sync.Mutex
 	pending []*waiter
@@ -22,7 +24,7 @@ type group struct {
 }
 
 type waiter struct {
-	entry      entry
+	entry      chain.Entry
 	done       chan struct{} // closed once what follows is set
 	checkpoint string
 	err        error
@@ -32,7 +34,7 @@ var errClosed = errors.New("audit: closed")
 
 // append returns when the event is durable, with the checkpoint over it.
 func (g *group) append(ctx context.Context, e Event) (string, error) {
-	encoded, err := encodeEvent(e)
+	encoded, err := e.encode()
 	if err != nil {
 		return "", err
 	}
@@ -70,7 +72,7 @@ func (g *group) queue(w *waiter) error {
 // run writes batches until nobody waits.
 func (g *group) run() {
 	for batch := g.next(); len(batch) > 0; batch = g.next() {
-		entries := make([]entry, len(batch))
+		entries := make([]chain.Entry, len(batch))
 		for i, w := range batch {
 			entries[i] = w.entry
 		}
@@ -91,8 +93,8 @@ func (g *group) next() []*waiter {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n, bytes := 0, 0
-	for n < len(g.pending) && (n == 0 || bytes+g.pending[n].entry.size() <= maxBatch) {
-		bytes += g.pending[n].entry.size()
+	for n < len(g.pending) && (n == 0 || bytes+g.pending[n].entry.Size() <= chain.MaxBatch) {
+		bytes += g.pending[n].entry.Size()
 		n++
 	}
 	batch := slices.Clone(g.pending[:n])

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/audit/chain"
+
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -49,7 +51,7 @@ func parseKeyPair(text string) (k keyPair, err error) {
 	if k.signer, err = note.NewSigner(k.private); err != nil {
 		return k, fmt.Errorf("audit key: %w", err)
 	}
-	if k.verifier, err = verifierOf(k.public); err != nil {
+	if k.verifier, err = chain.Verifier(k.public); err != nil {
 		return k, err
 	}
 	if k.signer.Name() != k.verifier.Name() || k.signer.KeyHash() != k.verifier.KeyHash() {
@@ -89,13 +91,13 @@ func keyInForce(dir, checkpoint string) (keyPair, error) {
 	current, currentErr := readKeyPair(dir, keyName)
 	next, nextErr := readKeyPair(dir, nextKeyName)
 	// A rotation's checkpoint is signed by both, and then the next one counts.
-	if nextErr == nil && signedBy(checkpoint, next.verifier) {
+	if nextErr == nil && chain.SignedBy(checkpoint, next.verifier) {
 		return next, promoteKey(dir, next)
 	}
 	if currentErr != nil {
 		return keyPair{}, currentErr
 	}
-	if !signedBy(checkpoint, current.verifier) {
+	if !chain.SignedBy(checkpoint, current.verifier) {
 		return keyPair{}, errors.New("the ledger's last checkpoint is not signed by this installation's key: it was changed or exchanged; run `creel audit verify`")
 	}
 	return current, nil

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/audit/chain"
+
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
 )
@@ -26,7 +28,7 @@ type Ledger struct {
 	broken error    // set once the disk cannot be trusted any more
 
 	// unrecorded are torn ends that were set aside and not yet recorded.
-	unrecorded []entry
+	unrecorded []chain.Entry
 }
 
 // OpenLedger opens the ledger in dir and makes what is missing on first use,
@@ -100,11 +102,11 @@ func (l *Ledger) RotateKey() error {
 		if err := offerKey(l.dir, next); err != nil {
 			return err
 		}
-		e, err := encodeEvent(Event{Kind: KindKey, Data: keyData{Key: next.public, Retires: l.key.public}})
+		e, err := Event{Kind: KindKey, Data: keyData{Key: next.public, Retires: l.key.public}}.encode()
 		if err != nil {
 			return err
 		}
-		if err := l.append([]entry{e}, l.key.signer, next.signer); err != nil {
+		if err := l.append([]chain.Entry{e}, l.key.signer, next.signer); err != nil {
 			return err
 		}
 		l.key = next
@@ -112,7 +114,7 @@ func (l *Ledger) RotateKey() error {
 	})
 }
 
-func (l *Ledger) write(entries []entry) (checkpoint string, err error) {
+func (l *Ledger) write(entries []chain.Entry) (checkpoint string, err error) {
 	err = l.locked(func() error {
 		if err := l.append(entries, l.key.signer); err != nil {
 			return err
@@ -200,12 +202,12 @@ func (l *Ledger) begin() error {
 	if err := offerKey(l.dir, key); err != nil {
 		return err
 	}
-	e, err := encodeEvent(Event{Kind: KindKey, Data: keyData{Key: key.public}})
+	e, err := Event{Kind: KindKey, Data: keyData{Key: key.public}}.encode()
 	if err != nil {
 		return err
 	}
-	s := sealer{origin: key.signer.Name(), signers: []note.Signer{key.signer}, peaks: true}
-	c, err := s.seal(&tree{}, []entry{e}, time.Now().UTC())
+	s := chain.Sealer{Origin: key.signer.Name(), Signers: []note.Signer{key.signer}, Peaks: true}
+	c, err := s.Seal(&chain.Tree{}, []chain.Entry{e}, time.Now().UTC())
 	if err != nil {
 		return err
 	}
@@ -222,28 +224,28 @@ func (l *Ledger) setAside(tail []byte) error {
 		return nil
 	}
 	about := describeTorn(tail, "")
-	about.File = fmt.Sprintf("%s/%012d-%s", tornName, l.seg.tree.size, about.SHA256[:16])
+	about.File = fmt.Sprintf("%s/%012d-%s", tornName, l.seg.tree.Size, about.SHA256[:16])
 	if err := writeFile(filepath.Join(l.dir, about.File), tail); err != nil {
 		return err
 	}
 	if err := l.seg.file.Truncate(l.seg.size); err != nil {
 		return fmt.Errorf("set torn end of ledger aside: %w", err)
 	}
-	e, err := encodeEvent(Event{Kind: KindRecovered, Data: about})
+	e, err := Event{Kind: KindRecovered, Data: about}.encode()
 	l.unrecorded = append(l.unrecorded, e)
 	return err
 }
 
 // append writes one commit. The caller holds the locks.
-func (l *Ledger) append(entries []entry, signers ...note.Signer) error {
+func (l *Ledger) append(entries []chain.Entry, signers ...note.Signer) error {
 	entries = append(l.unrecorded[:len(l.unrecorded):len(l.unrecorded)], entries...)
-	s := sealer{origin: l.seg.head.Origin, signers: signers, peaks: true}
-	first := l.seg.tree.size
-	c, err := s.seal(&l.seg.tree, entries, time.Now().UTC())
+	s := chain.Sealer{Origin: l.seg.head.Origin, Signers: signers, Peaks: true}
+	first := l.seg.tree.Size
+	c, err := s.Seal(&l.seg.tree, entries, time.Now().UTC())
 	if err != nil {
 		return err
 	}
-	if l.seg.size+int64(len(c.bytes)) > maxSegment {
+	if l.seg.size+int64(len(c.Bytes)) > maxSegment {
 		next, err := newSegment(l.dir, first, c)
 		if err != nil {
 			l.forget()
@@ -252,7 +254,7 @@ func (l *Ledger) append(entries []entry, signers ...note.Signer) error {
 		l.forget()
 		l.seg = next
 	} else {
-		trusted, err := appendDurable(l.seg.file, l.seg.size, c.bytes)
+		trusted, err := appendDurable(l.seg.file, l.seg.size, c.Bytes)
 		if err != nil {
 			err = fmt.Errorf("write ledger: %w", err)
 			if !trusted {
@@ -260,11 +262,11 @@ func (l *Ledger) append(entries []entry, signers ...note.Signer) error {
 			}
 			return err
 		}
-		l.seg.size += int64(len(c.bytes))
-		l.seg.tree, l.seg.head, l.seg.checkpoint = c.tree, c.head, c.checkpoint
+		l.seg.size += int64(len(c.Bytes))
+		l.seg.tree, l.seg.head, l.seg.checkpoint = c.Tree, c.Head, c.Checkpoint
 	}
 	l.unrecorded = nil
-	return writeHead(l.dir, c.checkpoint)
+	return writeHead(l.dir, c.Checkpoint)
 }
 
 func (l *Ledger) forget() {

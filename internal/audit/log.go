@@ -12,6 +12,8 @@ import (
 	"os"
 	"time"
 
+	"creel/internal/audit/chain"
+
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
 )
@@ -58,8 +60,8 @@ type Log struct {
 	file  *os.File
 
 	// Below is touched only by the group's writing goroutine.
-	sealer sealer
-	tree   tree
+	sealer chain.Sealer
+	tree   chain.Tree
 	size   int64
 	max    int64
 	broken error // set once the file cannot be trusted any more
@@ -77,11 +79,11 @@ func newLog(path string, key SandboxKey, ledger string) error {
 	if l.sealer, err = key.sealer(); err != nil {
 		return err
 	}
-	e, err := encodeEvent(Event{Kind: KindOpened, Sandbox: key.Sandbox, Data: logOpened{key.Origin, ledger}})
+	e, err := Event{Kind: KindOpened, Sandbox: key.Sandbox, Data: logOpened{key.Origin, ledger}}.encode()
 	if err != nil {
 		return err
 	}
-	_, err = l.write([]entry{e})
+	_, err = l.write([]chain.Entry{e})
 	return err
 }
 
@@ -109,7 +111,7 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 		return nil, err
 	}
 	l.group.write = l.write
-	got, err := readLog(context.Background(), f, key.Origin, key.Public)
+	got, err := readLog(context.Background(), f, Opened{Log: key.Origin, Key: key.Public}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read sandbox log: %w", err)
 	}
@@ -123,9 +125,9 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 	if err := f.Truncate(l.size); err != nil {
 		return nil, fmt.Errorf("cut torn end of sandbox log: %w", err)
 	}
-	e, err := encodeEvent(Event{Kind: KindRecovered, Sandbox: key.Sandbox, Data: describeTorn(got.torn, "")})
+	e, err := Event{Kind: KindRecovered, Sandbox: key.Sandbox, Data: describeTorn(got.torn, "")}.encode()
 	if err == nil {
-		_, err = l.write([]entry{e})
+		_, err = l.write([]chain.Entry{e})
 	}
 	if err != nil {
 		return nil, err
@@ -146,7 +148,7 @@ func (l *Log) Close() error {
 	return errors.Join(err, l.file.Close())
 }
 
-func (l *Log) write(entries []entry) (string, error) {
+func (l *Log) write(entries []chain.Entry) (string, error) {
 	if l.broken != nil {
 		return "", l.broken
 	}
@@ -154,7 +156,7 @@ func (l *Log) write(entries []entry) (string, error) {
 		l.broken = err
 		return "", err
 	}
-	c, err := l.sealer.seal(&l.tree, entries, time.Now().UTC())
+	c, err := l.sealer.Seal(&l.tree, entries, time.Now().UTC())
 	if err != nil {
 		return "", err
 	}
@@ -162,10 +164,10 @@ func (l *Log) write(entries []entry) (string, error) {
 	if endsRun(entries) {
 		room += endReserve
 	}
-	if int64(len(c.bytes)) > room {
+	if int64(len(c.Bytes)) > room {
 		return "", fmt.Errorf("%w of %d bytes", ErrQuota, l.max)
 	}
-	trusted, err := appendDurable(l.file, l.size, c.bytes)
+	trusted, err := appendDurable(l.file, l.size, c.Bytes)
 	if err != nil {
 		err = fmt.Errorf("write sandbox log: %w", err)
 		if !trusted {
@@ -173,8 +175,8 @@ func (l *Log) write(entries []entry) (string, error) {
 		}
 		return "", err
 	}
-	l.tree, l.size = c.tree, l.size+int64(len(c.bytes))
-	return c.checkpoint, nil
+	l.tree, l.size = c.Tree, l.size+int64(len(c.Bytes))
+	return c.Checkpoint, nil
 }
 
 // unchanged fails where the file has gone, or somebody else has changed it.
@@ -193,9 +195,9 @@ func (l *Log) unchanged() error {
 }
 
 // endsRun reports whether all of the entries are about how a run ended.
-func endsRun(entries []entry) bool {
+func endsRun(entries []chain.Entry) bool {
 	for _, e := range entries {
-		switch e.kind {
+		switch e.Kind {
 		case KindExit, KindCleanup, KindClosed:
 		default:
 			return false
@@ -230,35 +232,38 @@ func newSandboxKey(sandbox string) (SandboxKey, error) {
 	return key, nil
 }
 
-func (k SandboxKey) sealer() (sealer, error) {
+func (k SandboxKey) sealer() (chain.Sealer, error) {
 	signer, err := note.NewSigner(k.Private)
 	if err != nil {
-		return sealer{}, fmt.Errorf("use key of sandbox log: %w", err)
+		return chain.Sealer{}, fmt.Errorf("use key of sandbox log: %w", err)
 	}
-	return sealer{origin: k.Origin, signers: []note.Signer{signer}}, nil
+	return chain.Sealer{Origin: k.Origin, Signers: []note.Signer{signer}}, nil
 }
 
 // logState is what a reader finds in a sandbox's log.
 type logState struct {
-	head   Head   // of the last checkpoint that is good
-	ledger string // the ledger's checkpoint that its first record names
-	tree   tree
-	end    int64 // bytes up to the end of that checkpoint
-	torn   []byte
-	ended  bool   // its keeper closed it in order
-	fault  string // why it is not sound; what is above is then about the part that is
+	head    Head   // of the last checkpoint that is good
+	ledger  string // the ledger's checkpoint that its first record names
+	tree    chain.Tree
+	records int64
+	end     int64 // bytes up to the end of that checkpoint
+	torn    []byte
+	ended   bool   // its keeper closed it in order
+	fault   string // why it is not sound; what is above is then about the part that is
 }
 
-// readLog checks a log from its start against its public key.
-func readLog(ctx context.Context, f io.ReaderAt, origin, public string) (logState, error) {
-	key, err := verifierOf(public)
+// readLog checks a log from its start against its opening, and calls meets,
+// unless it is nil, with each head of it.
+func readLog(ctx context.Context, f io.ReaderAt, o Opened, meets func(Head, string) error) (logState, error) {
+	key, err := chain.Verifier(o.Key)
 	if err != nil {
 		return logState{}, err
 	}
 	var st logState
 	var last Kind
-	s := scanner{origin: origin, record: func(r Record) error {
+	s := chain.Scanner{Origin: o.Log, Sealed: meets, Record: func(r Record) error {
 		last = r.Kind
+		st.records++
 		if r.Seq == 0 {
 			opened, err := decodeData[logOpened](r)
 			st.ledger = opened.Ledger
@@ -266,18 +271,18 @@ func readLog(ctx context.Context, f io.ReaderAt, origin, public string) (logStat
 		}
 		return nil
 	}}
-	err = s.scan(ctx, io.NewSectionReader(f, 0, 1<<62))
+	err = s.Scan(ctx, io.NewSectionReader(f, 0, 1<<62))
 	if ctx.Err() != nil {
 		return st, ctx.Err()
 	}
-	st.head, st.tree, st.end = s.last, s.committed, s.end
+	st.head, st.tree, st.end = s.Last, s.Committed, s.End
 	st.ended = err == nil && last == KindClosed
 	if err != nil {
-		tail, readErr := io.ReadAll(io.NewSectionReader(f, s.end, maxTorn+1))
+		tail, readErr := io.ReadAll(io.NewSectionReader(f, s.End, chain.MaxTorn+1))
 		switch {
 		case readErr != nil:
 			return st, readErr
-		case torn(tail):
+		case chain.Torn(tail):
 			st.torn = tail
 		default:
 			st.fault = err.Error()
@@ -286,8 +291,11 @@ func readLog(ctx context.Context, f io.ReaderAt, origin, public string) (logStat
 	switch {
 	case st.head.Size == 0 && st.fault == "":
 		st.fault = "it holds no checkpoint"
-	case st.head.Size > 0 && !signedBy(s.checkpoint, key):
-		st.fault = "its last checkpoint is not signed by the log's key"
+	case st.head.Size > 0 && !chain.SignedBy(s.Checkpoint, key):
+		st.head = Head{}
+		if st.fault == "" {
+			st.fault = "its last checkpoint is not signed by the log's key"
+		}
 	}
 	return st, nil
 }

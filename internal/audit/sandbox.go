@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"creel/internal/audit/chain"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +26,7 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	if err != nil {
 		return SandboxKey{}, fmt.Errorf("open sandbox log: %w", err)
 	}
-	if !namePattern.MatchString(id) {
+	if !chain.NamePattern.MatchString(id) {
 		return SandboxKey{}, fmt.Errorf("open sandbox log: id %q: want letters, digits, '.', '_' and '-'", id)
 	}
 	there, err := exists(filepath.Join(dir, LogName))
@@ -161,7 +163,7 @@ func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) err
 	defer file.Close()
 	br, spill := bufio.NewReaderSize(file, 64<<10), []byte(nil)
 	for {
-		raw, err := readLine(br, &spill)
+		raw, err := chain.ReadLine(br, &spill)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -172,11 +174,11 @@ func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) err
 		if !isOpen && !isClose || !bytes.Contains(raw, part) {
 			continue
 		}
-		ln, err := parseLine(raw)
+		ln, err := chain.Parse(raw)
 		if err != nil {
 			continue // torn; the ledger sets it aside
 		}
-		r := ln.record()
+		r := ln.Record()
 		switch r.Kind {
 		case KindOpened:
 			if o, err := decodeData[Opened](r); err == nil {
@@ -210,12 +212,12 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	}
 	defer os.Remove(tmp.Name())
 	defer tmp.Close()
-	const most = DefaultMaxLog + maxTorn
+	const most = DefaultMaxLog + chain.MaxTorn
 	n, err := io.Copy(tmp, io.LimitReader(source, most+1))
 	if err != nil {
 		return closed, err
 	}
-	st, err := readLog(ctx, tmp, o.Log, o.Key)
+	st, err := readLog(ctx, tmp, o, nil)
 	if err != nil {
 		return closed, err
 	}

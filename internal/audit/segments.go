@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/audit/chain"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -46,8 +48,8 @@ func segments(dir string) ([]string, error) {
 type segment struct {
 	file *os.File
 	path string
-	size int64 // up to the end of its last commit
-	tree tree  // of the whole ledger, at that size
+	size int64      // up to the end of its last commit
+	tree chain.Tree // of the whole ledger, at that size
 
 	head       Head
 	checkpoint string
@@ -76,7 +78,7 @@ func (s *segment) load() (tail []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, window := range []int64{16 << 10, maxTorn + 2*MaxLine} {
+	for _, window := range []int64{16 << 10, chain.MaxTorn + 2*chain.MaxLine} {
 		from := max(0, info.Size()-window)
 		data, err := io.ReadAll(io.NewSectionReader(s.file, from, info.Size()-from))
 		if err != nil {
@@ -86,11 +88,11 @@ func (s *segment) load() (tail []byte, err error) {
 		for stop := end; stop > 0; {
 			start := int64(bytes.LastIndexByte(data[:stop-1], '\n') + 1)
 			raw := data[start : stop-1]
-			if l, err := parseLine(raw); err == nil && l.Checkpoint != "" && (start > 0 || from == 0) {
+			if l, err := chain.Parse(raw); err == nil && l.Checkpoint != "" && (start > 0 || from == 0) {
 				s.size = from + stop
 				return data[stop:], s.adopt(l, raw)
 			}
-			if start == 0 || window < maxTorn && stop == end && info.Size() > window {
+			if start == 0 || window < chain.MaxTorn && stop == end && info.Size() > window {
 				break // look at more of the file first
 			}
 			stop = start
@@ -100,32 +102,32 @@ func (s *segment) load() (tail []byte, err error) {
 }
 
 // adopt takes the state of the ledger from a checkpoint's line.
-func (s *segment) adopt(l line, raw []byte) error {
-	head, err := ParseCheckpoint(l.Checkpoint)
+func (s *segment) adopt(l chain.Line, raw []byte) error {
+	head, err := chain.ParseCheckpoint(l.Checkpoint)
 	if err != nil {
 		return err
 	}
-	s.tree = tree{size: l.Seq, peaks: l.Peaks}
-	if head.Size != l.Seq || !s.tree.wellFormed() || s.tree.root() != head.Root {
+	s.tree = chain.Tree{Size: l.Seq, Peaks: l.Peaks}
+	if head.Size != l.Seq || !s.tree.WellFormed() || s.tree.Root() != head.Root {
 		return errors.New("its last checkpoint contradicts itself; run `creel audit verify`")
 	}
-	s.tree.add(raw)
+	s.tree.Add(raw)
 	s.head, s.checkpoint = head, l.Checkpoint
 	return nil
 }
 
 // newSegment makes a file that begins with a whole commit. It appears under its
 // name only then, so a ledger's file without one was tampered with.
-func newSegment(dir string, first int64, c commit) (*segment, error) {
+func newSegment(dir string, first int64, c chain.Commit) (*segment, error) {
 	path := filepath.Join(dir, ledgerName, segmentName(first))
-	if err := writeFile(path, c.bytes); err != nil {
+	if err := writeFile(path, c.Bytes); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	return &segment{file: f, path: path, size: int64(len(c.bytes)), tree: c.tree, head: c.head, checkpoint: c.checkpoint}, nil
+	return &segment{file: f, path: path, size: int64(len(c.Bytes)), tree: c.Tree, head: c.Head, checkpoint: c.Checkpoint}, nil
 }
 
 // readHead returns the head that was last noted beside the ledger, or the zero
@@ -135,7 +137,7 @@ func readHead(dir string) Head {
 	if err != nil {
 		return Head{}
 	}
-	h, err := ParseCheckpoint(string(data))
+	h, err := chain.ParseCheckpoint(string(data))
 	if err != nil {
 		return Head{}
 	}

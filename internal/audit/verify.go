@@ -1,0 +1,379 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"creel/internal/audit/chain"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
+)
+
+// Options of [Verify].
+type Options struct {
+	// Expect are heads that the ledger or a log had once, from checkpoints or
+	// receipts that were kept elsewhere. Without one, nobody can tell that the
+	// end of the ledger was cut off.
+	Expect []Head
+	// Live is whether to read logs that are not closed where their keepers
+	// write them; where not, they are only counted.
+	Live bool
+}
+
+// Report is what [Verify] found. Everything is whole only if Faults is empty.
+type Report struct {
+	Ledger  Head    // its last checkpoint
+	Keys    int     // installation keys that it has had
+	Records int64   // in ledger and logs
+	Closed  int     // logs that were closed
+	Open    int     // logs that were not: running, or their keepers died
+	Killed  int     // closed logs whose keepers were killed
+	Faults  []Fault // in the order in which they were found
+}
+
+// Fault is one thing that is not as it was written.
+type Fault struct {
+	Where string // a file in the audit directory, or an origin
+	What  string
+}
+
+func (f Fault) String() string { return f.Where + ": " + f.What }
+
+// Verify checks an audit directory, or a copy of one, offline: every line, the
+// chain of keys to which publicKey must belong, and every log against what the
+// ledger says of it. An error means that it could not be checked; what is wrong
+// with the record is in the report.
+func Verify(ctx context.Context, dir, publicKey string, o Options) (Report, error) {
+	publicKey = strings.TrimSpace(publicKey)
+	if _, err := chain.Verifier(publicKey); err != nil {
+		return Report{}, err
+	}
+	v := &verification{ctx: ctx, dir: dir, opts: o, trusted: publicKey, open: map[string]*openLog{}, files: map[string]bool{},
+		expect: slices.Clone(o.Expect)}
+	if err := v.ledger(); err != nil {
+		return Report{}, err
+	}
+	if err := v.leftOver(); err != nil {
+		return Report{}, err
+	}
+	return v.report, nil
+}
+
+type verification struct {
+	ctx     context.Context
+	dir     string
+	opts    Options
+	trusted string // the public key that was given
+	report  Report
+	expect  []Head
+
+	// The chain of the installation's keys.
+	current note.Verifier
+	next    note.Verifier // recorded, and to be confirmed by the next checkpoint
+	inChain bool          // trusted is among them
+	pending []string      // logs opened since the last checkpoint
+	scanner chain.Scanner
+	open    map[string]*openLog
+	files   map[string]bool // logs that were closed, by file name
+}
+
+type openLog struct {
+	Opened
+	anchor string // the ledger's checkpoint over its opening
+}
+
+func (v *verification) fault(where, format string, args ...any) {
+	v.report.Faults = append(v.report.Faults, Fault{where, fmt.Sprintf(format, args...)})
+}
+
+// ledger streams through the segments.
+func (v *verification) ledger() error {
+	paths, size, err := v.snapshot()
+	if err != nil {
+		return err
+	}
+	if len(paths) == 0 {
+		v.fault(ledgerName, "there is no ledger")
+		return nil
+	}
+	v.scanner = chain.Scanner{Record: v.record, Sealed: v.sealed}
+	for i, p := range paths {
+		limit := int64(1) << 62
+		if i == len(paths)-1 {
+			limit = size
+		}
+		where := filepath.Join(ledgerName, filepath.Base(p))
+		if want := segmentName(v.scanner.Tree.Size); filepath.Base(p) != want {
+			v.fault(where, "stands where %s was to follow: a segment is missing, repeated or exchanged", want)
+			return nil
+		}
+		err := v.file(p, limit)
+		if v.ctx.Err() != nil {
+			return v.ctx.Err()
+		}
+		if ioErr, ok := errors.AsType[*fs.PathError](err); ok {
+			return ioErr
+		}
+		if err != nil {
+			v.fault(where, "%v", err)
+			return nil
+		}
+	}
+	v.report.Ledger = v.scanner.Last
+	v.trust()
+	for _, h := range v.expect {
+		if h.Origin == v.scanner.Origin {
+			v.fault(ledgerName, "ends at line %d, but a checkpoint is known of line %d: its end was cut off", v.scanner.Tree.Size, h.Size)
+		}
+	}
+	return nil
+}
+
+func (v *verification) file(path string, limit int64) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return v.scanner.Scan(v.ctx, io.LimitReader(f, limit))
+}
+
+// snapshot lists the segments and the size of the newest at a moment at which
+// nobody writes.
+func (v *verification) snapshot() (paths []string, size int64, err error) {
+	// A copy may have no lock, or be read-only; nobody writes there.
+	if lock, err := os.Open(filepath.Join(v.dir, lockName)); err == nil {
+		defer lock.Close()
+		if err := flock(lock, unix.LOCK_SH); err != nil {
+			return nil, 0, fmt.Errorf("lock ledger: %w", err)
+		}
+	}
+	if paths, err = segments(v.dir); err != nil || len(paths) == 0 {
+		return nil, 0, err
+	}
+	info, err := os.Stat(paths[len(paths)-1])
+	if err != nil {
+		return nil, 0, fmt.Errorf("look at ledger: %w", err)
+	}
+	return paths, info.Size(), nil
+}
+
+// record follows what the ledger says of keys and logs.
+func (v *verification) record(r Record) error {
+	v.report.Records++
+	switch r.Kind {
+	case KindKey:
+		return v.newKey(r)
+	case KindOpened:
+		o, err := decodeData[Opened](r)
+		if err != nil {
+			return err
+		}
+		if v.open[o.Log] != nil || v.files[filepath.Base(archivePath(v.dir, o.Log))] {
+			return fmt.Errorf("opens log %s for a second time", o.Log)
+		}
+		v.open[o.Log] = &openLog{Opened: o}
+		v.pending = append(v.pending, o.Log)
+	case KindClosed:
+		c, err := decodeData[Closed](r)
+		if err != nil {
+			return err
+		}
+		o := v.open[c.Log]
+		if o == nil || o.anchor == "" {
+			return fmt.Errorf("closes log %s, which is not open", c.Log)
+		}
+		delete(v.open, c.Log)
+		return v.closedLog(o, c)
+	}
+	return nil
+}
+
+func (v *verification) newKey(r Record) error {
+	k, err := decodeData[keyData](r)
+	if err != nil {
+		return err
+	}
+	key, err := chain.Verifier(k.Key)
+	if err != nil {
+		return err
+	}
+	if v.next != nil || (r.Seq == 0) != (v.current == nil) {
+		return errors.New("the chain of keys is broken")
+	}
+	v.report.Keys++
+	v.inChain = v.inChain || k.Key == v.trusted
+	if v.current == nil {
+		v.current = key
+		return nil
+	}
+	v.next = key
+	return nil
+}
+
+// sealed follows the ledger's checkpoints: a new key counts once the one before
+// it and itself have signed.
+func (v *verification) sealed(head Head, checkpoint string) error {
+	if v.current == nil {
+		return errors.New("the ledger does not begin with its key")
+	}
+	if v.next != nil {
+		if !chain.SignedBy(checkpoint, v.current) || !chain.SignedBy(checkpoint, v.next) {
+			return errors.New("a new key is not signed by the one before it and by itself")
+		}
+		v.current, v.next = v.next, nil
+	}
+	for _, name := range v.pending {
+		if o := v.open[name]; o != nil {
+			o.anchor = checkpoint
+		}
+	}
+	v.pending = v.pending[:0]
+	return v.meets(head, checkpoint)
+}
+
+// meets compares a head with those that are expected at its size.
+func (v *verification) meets(head Head, _ string) (err error) {
+	v.expect = slices.DeleteFunc(v.expect, func(h Head) bool {
+		if h.Origin != head.Origin || h.Size != head.Size {
+			return false
+		}
+		if h.Root != head.Root {
+			err = errors.New("a checkpoint with another root is known of here: this is a fork, or its lines were rewritten")
+		}
+		return true
+	})
+	return err
+}
+
+// trust decides whether the ledger is the one of the key that was given.
+func (v *verification) trust() {
+	switch {
+	case !v.inChain:
+		v.fault(ledgerName, "the given public key is none of this ledger's")
+	case !chain.SignedBy(v.scanner.Checkpoint, v.current):
+		v.fault(ledgerName, "its last checkpoint is not signed by its key")
+	}
+}
+
+// closedLog checks a log in the archive against its opening and closing.
+func (v *verification) closedLog(o *openLog, c Closed) error {
+	v.report.Closed++
+	if !c.Ended {
+		v.report.Killed++
+	}
+	path := archivePath(v.dir, c.Log)
+	where := filepath.Join(logsName, filepath.Base(path))
+	v.files[filepath.Base(path)] = true
+	if c.Fault != "" {
+		v.fault(where, "was not sound when it was closed: %s", c.Fault)
+	}
+	if c.Head == nil {
+		return nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		v.fault(where, "is missing")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := v.log(f, o)
+	switch {
+	case err != nil:
+		return err
+	case c.Fault != "":
+		if st.head != *c.Head { // it cannot be said what else of it is as it was
+			v.fault(where, "what is sound of it is not what was when it was closed")
+		}
+	case st.fault != "":
+		v.fault(where, "%s", st.fault)
+	case len(st.torn) > 0:
+		v.fault(where, "has %d bytes at its end that no checkpoint covers", len(st.torn))
+	case st.head.Size < c.Head.Size:
+		v.fault(where, "has %d lines under its last checkpoint, but was closed with %d: its end was cut off, or the closing claims too much", st.head.Size, c.Head.Size)
+	case st.head != *c.Head || st.ended != c.Ended:
+		v.fault(where, "is not the log that was closed")
+	}
+	return nil
+}
+
+// log reads one log and checks that it belongs to its opening.
+func (v *verification) log(f *os.File, o *openLog) (logState, error) {
+	st, err := readLog(v.ctx, f, o.Opened, v.meets)
+	if err != nil {
+		return st, err
+	}
+	v.report.Records += st.records
+	if st.fault == "" && st.ledger != o.anchor {
+		st.fault = "it was opened under another checkpoint of the ledger: one of the two was rewritten"
+	}
+	v.expect = slices.DeleteFunc(v.expect, func(h Head) bool {
+		if h.Origin != o.Log || st.fault != "" {
+			return h.Origin == o.Log
+		}
+		st.fault = fmt.Sprintf("it ends at line %d, but a checkpoint is known of line %d: its end was cut off", st.head.Size, h.Size)
+		return true
+	})
+	return st, nil
+}
+
+// leftOver looks at what the ledger has not closed, and at what it does not
+// know of.
+func (v *verification) leftOver() error {
+	v.report.Open = len(v.open)
+	for _, origin := range slices.Sorted(maps.Keys(v.open)) {
+		if !v.opts.Live {
+			break
+		}
+		if err := v.openLog(v.open[origin]); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(v.dir, logsName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list logs: %w", err)
+	}
+	for origin := range v.open {
+		v.files[filepath.Base(archivePath(v.dir, origin))] = true // its closing may be under way
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == extension && !v.files[e.Name()] && len(v.report.Faults) == 0 {
+			v.fault(filepath.Join(logsName, e.Name()), "is not in the ledger")
+		}
+	}
+	for _, h := range v.expect {
+		_, open := v.open[h.Origin]
+		if h.Origin != v.scanner.Origin && !(open && !v.opts.Live) {
+			v.fault(h.Origin, "a checkpoint is known of it, but it is not here")
+		}
+	}
+	return nil
+}
+
+// openLog checks a log that its keeper may be writing to at this moment: lines
+// that no checkpoint covers yet are no fault.
+func (v *verification) openLog(o *openLog) error {
+	f, err := openUntrusted(o.Dir)
+	if err != nil {
+		v.fault(o.Log, "is open and cannot be read: %v", err)
+		return nil
+	}
+	defer f.Close()
+	st, err := v.log(f, o)
+	if err == nil && st.fault != "" {
+		v.fault(filepath.Join(o.Dir, LogName), "%s", st.fault)
+	}
+	return err
+}
