@@ -2,8 +2,10 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"syscall"
@@ -35,6 +37,11 @@ func Listen(dir string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	defer done()
+	// The keeper holds the sandbox's lock: a socket that is there is of an
+	// earlier run.
+	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove the last run's socket: %w", err)
+	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: at, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("listen in %s: %w", dir, err)
