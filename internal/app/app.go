@@ -121,9 +121,9 @@ func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
 			devices := qemu.MachineID(shape, a, template.Disks(nil, nil))
 			return template.Boot{Cmdline: cmdline, CPU: qemu.CPU(a), Devices: devices}, err
 		},
-		Kernel:  func() (kernel.Kernel, error) { return kernel.Latest(kernelDir(dir)) },
-		Agent:   agent,
-		Guest:   func(control net.Conn) template.Guest { return host.New(control) },
+		Kernel: func() (kernel.Kernel, error) { return kernel.Latest(kernelDir(dir)) },
+		Agent:  agent,
+		Guest:  func(control net.Conn) template.Guest { return host.New(control) },
 		Confinement: func(level sandbox.Confinement, dir string) vm.Confinement {
 			uid := builderUIDBase + rand.IntN(builderUIDCount)
 			return vm.Confinement{Level: level, UID: uid, GID: uid, Dir: dir}
