@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/archive"
 	"creel/internal/guest/api"
 	"creel/internal/keeper"
 
@@ -107,57 +107,9 @@ func copyTo(ctx context.Context, env Env, k *keeper.Client, src, dst string) err
 		name = "."
 	}
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(writeTar(w, src, name)) }()
+	go func() { w.CloseWithError(archive.Pack(w, src, name)) }()
 	err = k.CopyIn(ctx, api.CopyRequest{Path: dir, NoOverwriteDirNonDir: true}, r)
 	r.Close()
-	return err
-}
-
-// writeTar packs src, which it names name.
-func writeTar(w io.Writer, src, name string) error {
-	tw := tar.NewWriter(w)
-	err := filepath.WalkDir(src, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(src, p)
-		if err != nil {
-			return err
-		}
-		return writeEntry(tw, p, path.Join(name, filepath.ToSlash(rel)), d)
-	})
-	return errors.Join(err, tw.Close())
-}
-
-func writeEntry(tw *tar.Writer, p, name string, d fs.DirEntry) error {
-	info, err := d.Info()
-	if err != nil {
-		return err
-	}
-	link := ""
-	if info.Mode()&fs.ModeSymlink != 0 {
-		if link, err = os.Readlink(p); err != nil {
-			return err
-		}
-	}
-	h, err := tar.FileInfoHeader(info, link)
-	if err != nil {
-		return fmt.Errorf("pack %s: %w", p, err)
-	}
-	h.Name = name
-	if info.IsDir() {
-		h.Name += "/"
-	}
-	h.Uid, h.Gid, h.Uname, h.Gname = 0, 0, "", "" // as Docker: what comes in is root's
-	if err := tw.WriteHeader(h); err != nil || !info.Mode().IsRegular() {
-		return err
-	}
-	f, err := os.Open(p)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(tw, f)
 	return err
 }
 
@@ -183,61 +135,5 @@ func copyFrom(ctx context.Context, env Env, k *keeper.Client, src, dst string) e
 		return err
 	}
 	defer root.Close()
-	return extract(root, tar.NewReader(tarball), name)
-}
-
-// extract unpacks a sandbox's archive below root, which no entry and no link
-// in it can leave. What is not a file, directory or symlink is refused: a
-// sandbox could otherwise plant a device here.
-func extract(root *os.Root, tr *tar.Reader, rename string) error {
-	for {
-		h, err := tr.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read the sandbox's archive: %w", err)
-		}
-		name := path.Clean(h.Name)
-		if rename != "" {
-			_, below, _ := strings.Cut(name, "/")
-			name = path.Join(rename, below)
-		}
-		if err := extractEntry(root, tr, h, filepath.FromSlash(name)); err != nil {
-			return fmt.Errorf("unpack %s: %w", h.Name, err)
-		}
-	}
-}
-
-func extractEntry(root *os.Root, tr *tar.Reader, h *tar.Header, name string) error {
-	mode := h.FileInfo().Mode().Perm()
-	switch h.Typeflag {
-	case tar.TypeDir:
-		if err := root.MkdirAll(name, 0o700); err != nil {
-			return err
-		}
-		return root.Chmod(name, mode|0o700)
-	case tar.TypeReg:
-		f, err := root.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, mode)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, tr)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-		return root.Chtimes(name, h.ModTime, h.ModTime)
-	case tar.TypeSymlink:
-		err := root.Symlink(h.Linkname, name)
-		if errors.Is(err, fs.ErrExist) {
-			if err = root.Remove(name); err == nil {
-				err = root.Symlink(h.Linkname, name)
-			}
-		}
-		return err
-	case tar.TypeLink:
-		return root.Link(path.Clean(h.Linkname), name)
-	default:
-		return errors.New("not a file, directory or link; copy to - to get the archive as it is")
-	}
+	return archive.Unpack(root, tarball, name)
 }

@@ -1,6 +1,6 @@
 // Package undo is the unwind stack: each step of a start pushes what takes it
 // back, and a start that fails, or a run that ends, unwinds them all, newest
-// first. It knows nothing of what the steps do.
+// first. It must not know what the steps do.
 package undo
 
 import (
