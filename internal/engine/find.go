@@ -135,6 +135,7 @@ func (e *Engine) kill(ctx context.Context, f Found) error {
 	if err != nil {
 		return err
 	}
+	client.Close() // the keeper waits for its clients to go
 	lock, err := lockFile(filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), lockName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // removed by its launcher

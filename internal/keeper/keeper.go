@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"creel/internal/sandbox"
 	"creel/internal/undo"
 	"creel/internal/vm"
+	"creel/internal/wire"
 )
 
 // Config is what a launcher decides before the keeper starts.
@@ -63,7 +65,7 @@ const (
 	identityDeadline = 60 * time.Second // generous: emulation on a busy machine
 	startDeadline    = 60 * time.Second
 	goodbyeDeadline  = 10 * time.Second // usage and sync at the end
-	handlersDeadline = 5 * time.Second  // clients fetching the last messages
+	clientsDeadline  = 5 * time.Second  // clients asking for the end and going away
 	killGrace        = 10 * time.Second // from the stop signal to SIGKILL after a timeout
 )
 
@@ -83,10 +85,10 @@ type Run struct {
 	over    chan struct{} // closed when the task has ended or will never run
 	ended   chan struct{} // closed when nothing remains and status is final
 
-	handlers sync.WaitGroup // clients being served
-	tending  sync.WaitGroup // the task's output and end
+	tending sync.WaitGroup // the task's output and end
 
 	mu        sync.Mutex
+	clients   []*wire.Conn // some may have gone
 	status    sandbox.Status
 	failure   error // why the run failed, if it did
 	task      *host.Exec
@@ -255,7 +257,7 @@ func (r *Run) finish() error {
 	)
 	err := errors.Join(undone, recorded, r.saveStatus())
 	close(r.ended)
-	r.awaitHandlers()
+	r.awaitClients()
 	return err
 }
 
@@ -310,15 +312,25 @@ func exitCode(err error) int {
 	}
 }
 
-func (r *Run) awaitHandlers() {
-	done := make(chan struct{})
-	go func() { r.handlers.Wait(); close(done) }()
-	timer := time.NewTimer(handlersDeadline)
+// awaitClients waits until every client has gone: one that has just seen the
+// end of the output has yet to ask how the task ended.
+func (r *Run) awaitClients() {
+	timer := time.NewTimer(clientsDeadline)
 	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-		r.deps.Log.Warn("a client did not fetch its last messages")
+	for {
+		r.mu.Lock()
+		r.clients = slices.DeleteFunc(r.clients, hasEnded)
+		left := slices.Clone(r.clients)
+		r.mu.Unlock()
+		if len(left) == 0 {
+			return
+		}
+		select {
+		case <-left[0].Done():
+		case <-timer.C:
+			r.deps.Log.Warn("clients did not go away at the end", "clients", len(left))
+			return
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"creel/internal/guest/api"
@@ -84,12 +85,16 @@ func (r *Run) Serve(l net.Listener, uid int) {
 
 // ServeConn answers one client in the background.
 func (r *Run) ServeConn(conn net.Conn) *wire.Conn {
-	return wire.NewConn(conn, wire.Options{Handler: r.handle})
+	w := wire.NewConn(conn, wire.Options{Handler: r.handle})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clients = append(slices.DeleteFunc(r.clients, hasEnded), w)
+	return w
 }
 
+func hasEnded(w *wire.Conn) bool { return w.Err() != nil }
+
 func (r *Run) handle(ctx context.Context, s *wire.Stream) {
-	r.handlers.Add(1)
-	defer r.handlers.Done()
 	serve, known := map[string]func(context.Context, *wire.Stream) error{
 		opHello: r.serveHello, opReady: r.serveReady, opAttach: r.serveAttach, opStart: r.serveStart,
 		opWait: r.serveWait, opStatus: r.serveStatus, opSignal: r.serveSignal, opStop: r.serveStop,
