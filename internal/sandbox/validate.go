@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"regexp"
 	"strings"
 )
 
@@ -24,15 +23,16 @@ const (
 	maxSpecBytes = 512 << 10 // all arguments and variables together
 )
 
-var (
-	namePattern     = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$`)
-)
+const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 // ValidName reports whether s can name a sandbox: Docker's rule, at most 128
 // characters, and nothing that looks like an ID.
 func ValidName(s string) bool {
-	return namePattern.MatchString(s) && !idPattern.MatchString(s)
+	return len(s) >= 1 && len(s) <= 128 && only(s[:1], alphanumeric) && only(s, alphanumeric+"_.-") && !looksLikeID(s)
+}
+
+func validHostname(s string) bool {
+	return len(s) <= 63 && only(s[:1], alphanumeric) && only(s[len(s)-1:], alphanumeric) && only(s, alphanumeric+".-")
 }
 
 // Validate returns every fault of the Spec at once, joined, each beginning
@@ -50,7 +50,7 @@ func (s *Spec) Validate() error {
 	if s.Image == "" {
 		fault("image: none given; name one that `creel image ls` shows")
 	}
-	if s.Hostname != "" && !hostnamePattern.MatchString(s.Hostname) {
+	if s.Hostname != "" && !validHostname(s.Hostname) {
 		fault("hostname %q: want at most 63 letters, digits, '.' and '-', no '-' at either end", s.Hostname)
 	}
 	if s.Workdir != "" && (!path.IsAbs(s.Workdir) || strings.Contains(s.Workdir, "\x00")) {
