@@ -92,16 +92,19 @@ func makeDevices() error {
 			return err
 		}
 	}
-	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	for _, s := range []struct{ kind, target, options string }{
-		{"devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5"},
-		{"tmpfs", "/dev/shm", "mode=1777,size=64m"},
-		{"mqueue", "/dev/mqueue", ""},
+	const flags = unix.MS_NOSUID | unix.MS_NOEXEC
+	for _, s := range []struct {
+		kind, target, options string
+		flags                 uintptr
+	}{
+		{"devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5", flags},
+		{"tmpfs", "/dev/shm", "mode=1777,size=64m", flags | unix.MS_NODEV},
+		{"mqueue", "/dev/mqueue", "", flags | unix.MS_NODEV},
 	} {
 		if err := os.Mkdir(s.target, 0o755); err != nil {
 			return err
 		}
-		err := mount(s.kind, s.target, s.kind, flags, s.options)
+		err := mount(s.kind, s.target, s.kind, s.flags, s.options)
 		if err != nil && !(s.kind == "mqueue" && errors.Is(err, unix.ENODEV)) {
 			return err
 		}

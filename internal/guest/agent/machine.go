@@ -30,7 +30,6 @@ type Machine struct {
 	disks  map[string]string // role → device
 	oom    *os.File          // /proc/self/oom_score_adj
 	cgroup *os.File          // of the task
-	warm   []byte
 
 	mu       sync.Mutex // of starts: this process's own OOM score is lent to the child
 	scratch  *os.File   // its top, unreachable by name once the root was changed
@@ -119,7 +118,7 @@ func (m *Machine) changeRoot() error {
 	if device == "" {
 		return fmt.Errorf("no disk has the serial %q", api.DiskScratch)
 	}
-	if err := mount(device, scratchDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+	if err := mount(device, scratchDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV|unix.MS_NOSUID, "noinit_itable"); err != nil {
 		return err
 	}
 	fd, err := unix.Open(scratchDir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
