@@ -89,9 +89,9 @@ func embedded(addr netip.Addr) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// prefixClass is the class of a whole prefix, or Public when it reaches into
+// PrefixClass is the class of a whole prefix, or Public when it reaches into
 // public space.
-func prefixClass(p netip.Prefix) Class {
+func PrefixClass(p netip.Prefix) Class {
 	for _, c := range classes {
 		for _, known := range c.prefixes {
 			if known.Bits() <= p.Bits() && known.Contains(p.Addr()) {
@@ -117,7 +117,7 @@ func (r *Rule) permits(addr netip.Addr, c Class) bool {
 	case Private, Loopback:
 		return r.AllowPrivate || r.Host == HostAlias && c == Loopback || r.Upstream.Address != ""
 	case LinkLocal, Metadata:
-		return literal || r.AllowPrivate && r.Prefix.IsValid() && (c == prefixClass(r.Prefix) || prefixClass(r.Prefix) == LinkLocal && c == LinkLocal)
+		return literal || r.AllowPrivate && r.Prefix.IsValid() && (c == PrefixClass(r.Prefix) || PrefixClass(r.Prefix) == LinkLocal && c == LinkLocal)
 	}
 	return false
 }

@@ -120,7 +120,7 @@ func (p *Policy) connect(d *Decision) {
 			if !r.coversPort(req.Port, udp) {
 				continue
 			}
-			if r.conditional() {
+			if r.Conditional() {
 				inspect, partly = true, r
 			} else if deny == nil {
 				deny = r
@@ -222,7 +222,7 @@ func ask(d *Decision, buckets []*bucket, group []*Rule) Why {
 	t := target{method: req.Method, path: req.Path}
 	for _, b := range buckets {
 		for _, r := range b.deny {
-			if r.conditional() && r.coversPort(req.Port, false) && r.coversRequest(&t) {
+			if r.Conditional() && r.coversPort(req.Port, false) && r.coversRequest(&t) {
 				d.Rule = r
 				return WhyRule
 			}
@@ -256,7 +256,7 @@ func (p *Policy) resolve(d *Decision) {
 	}
 	for _, b := range buckets {
 		for _, r := range b.deny {
-			if d.Rule == nil && !r.conditional() {
+			if d.Rule == nil && !r.Conditional() {
 				d.Why, d.Rule = WhyRule, r
 			}
 		}
@@ -288,7 +288,7 @@ func closed(buckets []*bucket, allow *Rule) (deny *Rule) {
 // deniesThrough is the last port of the range that a deny closes beginning at
 // port, for the protocol that allow has there; 0: it closes nothing.
 func (r *Rule) deniesThrough(port uint16, allow *Rule) uint32 {
-	if r.conditional() || !r.coversPort(port, allow.Protocol == UDP) {
+	if r.Conditional() || !r.coversPort(port, allow.Protocol == UDP) {
 		return 0
 	}
 	for _, p := range r.Ports {

@@ -4,11 +4,16 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
-
-	"go.yaml.in/yaml/v3"
 )
+
+// MethodPattern is what an HTTP method looks like.
+const MethodPattern = `^[A-Z][A-Z0-9_-]{0,19}$`
+
+var methodPattern = regexp.MustCompile(MethodPattern)
 
 // Explanation is a Decision with how it came about.
 type Explanation struct {
@@ -74,7 +79,7 @@ func (r *Rule) bearing(d *Decision, t *target) string {
 		return ""
 	case !r.coversPort(req.Port, udp):
 		return "names another port or transport"
-	case r.Deny && !r.conditional():
+	case r.Deny && !r.Conditional():
 		return "denies it"
 	case r.NeedsHTTP() && req.Op == Ask && !r.coversRequest(t):
 		return "names another method or path"
@@ -103,7 +108,7 @@ func requestOf(method, rawURL string) (req Request, err error) {
 	case u.Port() != "":
 		port = u.Port()
 	}
-	if req.Port, err = parsePort(port); err != nil {
+	if req.Port, err = ParsePort(port); err != nil {
 		return req, fmt.Errorf("url %.200q: %w", rawURL, err)
 	}
 	if req.Addr, err = netip.ParseAddr(u.Hostname()); err != nil {
@@ -151,34 +156,11 @@ func (c Case) Run(p *Policy) string {
 // String is the case as it is written in a file.
 func (c Case) String() string { return strings.TrimSpace(c.Method + " " + c.URL) }
 
-func (r *reader) cases(n *yaml.Node) (cases []Case) {
-	for _, item := range r.sequence(n, "tests", MaxRules) {
-		c := Case{Line: item.Line}
-		verbs := 0
-		read := func(allow bool) func(*yaml.Node) {
-			return func(n *yaml.Node) {
-				verbs++
-				c.Allow = allow
-				fields := strings.Fields(r.text(n, "a test"))
-				if len(fields) == 2 {
-					c.Method, fields = fields[0], fields[1:]
-				}
-				if len(fields) == 1 {
-					c.URL = fields[0]
-				}
-				if _, err := requestOf(c.Method, c.URL); err != nil {
-					r.fault(n.Line, "write `allow: METHOD URL` or `deny: METHOD URL`", "a test: %v", err)
-				}
-			}
-		}
-		r.mapping(item, "a test", map[string]func(*yaml.Node){
-			"allow": read(true), "deny": read(false),
-			"rule": func(n *yaml.Node) { c.Rule = r.text(n, "rule") },
-		})
-		if verbs != 1 {
-			r.fault(item.Line, "write `allow: METHOD URL` or `deny: METHOD URL`", "a test has one of allow and deny")
-		}
-		cases = append(cases, c)
+// ParsePort reads 1 to 65535.
+func ParsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("port %.20q: want 1 to 65535", s)
 	}
-	return cases
+	return uint16(n), nil
 }

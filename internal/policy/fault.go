@@ -38,8 +38,8 @@ func (fs Faults) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// err is nil for no faults, which a Faults in an error would not be.
-func (fs Faults) err() error {
+// Err is nil for no faults, which a Faults in an error would not be.
+func (fs Faults) Err() error {
 	if len(fs) == 0 {
 		return nil
 	}

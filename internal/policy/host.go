@@ -53,8 +53,8 @@ func numeric(label string) bool {
 	return strings.Trim(label, "0123456789") == ""
 }
 
-// cleanPattern is CleanHost for what a rule may name.
-func cleanPattern(s string) (string, error) {
+// CleanPattern is CleanHost for what a rule may name.
+func CleanPattern(s string) (string, error) {
 	switch s {
 	case "**":
 		return s, nil
@@ -123,8 +123,9 @@ var openToAll = []string{
 	"netlify.app", "herokuapp.com", "oastify.com", "interact.sh",
 }
 
-// openPlaces are those of openToAll that a wildcard reaches.
-func openPlaces(pattern string) (found []string) {
+// OpenPlaces are destinations where anybody can have a place to write to, and
+// that a wildcard reaches.
+func OpenPlaces(pattern string) (found []string) {
 	for _, place := range openToAll {
 		below := patternCovers("**."+place, pattern)
 		if pattern == "**" || patternMatches(pattern, place) || patternCovers(pattern, "*."+place) || below {

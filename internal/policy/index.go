@@ -133,3 +133,47 @@ func (x *index) addressed(addr netip.Addr, f *found) []*bucket {
 	}
 	return f.list
 }
+
+// Covering are the rules whose destination covers all of the rule's own,
+// denies first within each destination; the rule itself is one of them where
+// it is of this policy.
+func (p *Policy) Covering(r *Rule) (out []*Rule) {
+	for _, b := range p.wider(r) {
+		out = append(append(out, b.deny...), b.allow...)
+	}
+	return out
+}
+
+func (p *Policy) wider(r *Rule) (out []*bucket) {
+	var near found
+	if r.Prefix.IsValid() {
+		for _, b := range p.index.addressed(r.Prefix.Addr(), &near) {
+			if b.any().Prefix.Bits() <= r.Prefix.Bits() {
+				out = append(out, b)
+			}
+		}
+		return out
+	}
+	// Names that the pattern matches find every bucket that may cover it.
+	probes := []string{r.Host}
+	if wildcard(r.Host) {
+		below := strings.TrimLeft(r.Host, "*")
+		probes = []string{"x" + below, "x.x" + below}
+	}
+	for _, host := range probes {
+		for _, b := range p.index.named(host, &near) {
+			if !slices.Contains(out, b) && patternCovers(b.any().Host, r.Host) {
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}
+
+// any is one of the bucket's rules: all have the same destination.
+func (b *bucket) any() *Rule {
+	if len(b.allow) > 0 {
+		return b.allow[0]
+	}
+	return b.deny[0]
+}

@@ -12,9 +12,9 @@ type Usage struct {
 	Host                                     string // set with Connections: the destination
 }
 
-// maxHosts bounds the destinations that a Meter remembers, and so a budget of
+// MaxHosts bounds the destinations that a Meter remembers, and so a budget of
 // hosts.
-const maxHosts = 1 << 16
+const MaxHosts = 1 << 16
 
 // Meter counts what a task used, for the task and for each rule. It outlives
 // connections and policy generations, so that neither resets a budget. The
@@ -135,7 +135,7 @@ func (c *counters) add(u *Usage) {
 	c.used.Requests += u.Requests
 	c.used.Connections += u.Connections
 	c.perSecond[(c.last%60+60)%60] += u.Requests
-	if u.Host == "" || len(c.hosts) >= maxHosts {
+	if u.Host == "" || len(c.hosts) >= MaxHosts {
 		return
 	}
 	if c.hosts == nil {

@@ -9,7 +9,8 @@ import (
 // characters in one segment, ** for any number of segments.
 type pathPattern []string
 
-func checkPath(s string) error {
+// CheckPath says what is wrong with a path pattern.
+func CheckPath(s string) error {
 	switch {
 	case !strings.HasPrefix(s, "/"):
 		return fmt.Errorf("path %.200q: begin it with /", s)

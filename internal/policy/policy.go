@@ -1,16 +1,17 @@
-// Package policy decides what a sandbox may reach. [Parse] and [FromFlags]
-// make a [Policy] out of a user's words, [Policy.Decide] answers one [Request]
-// with one [Decision], and a [Meter] counts what budgets limit. All of it is
-// pure: whoever calls passes bytes, addresses and the time. The package must
-// not touch files, the network, the environment or the clock, and must not
-// import anything of ours.
+// Package policy decides what a sandbox may reach. [New] makes a [Policy] of
+// rules, which package syntax reads from files and flags; [Policy.Decide]
+// answers one [Request] with one [Decision], and a [Meter] counts what budgets
+// limit. All of it is pure: whoever calls passes addresses and the time. The
+// package must not touch files, the network, the environment or the clock, and
+// must not import anything of ours.
 package policy
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
+	"strconv"
 )
 
 // Protocol is what is spoken on a connection.
@@ -30,6 +31,14 @@ const HostAlias = "host.creel.internal"
 
 // PortRange is an inclusive range; First is at least 1.
 type PortRange struct{ First, Last uint16 }
+
+func (p PortRange) String() string {
+	s := strconv.Itoa(int(p.First))
+	if p.Last != p.First {
+		s += "-" + strconv.Itoa(int(p.Last))
+	}
+	return s
+}
 
 // Upstream sends a name elsewhere. Address is HOST:PORT; CA is PEM, or "" for
 // the system's roots.
@@ -57,7 +66,6 @@ type Rule struct {
 
 	paths []pathPattern
 	key   string
-	pos   int // among the rules: of two equals the later is the fault
 }
 
 // Budget holds limits; 0 is no limit.
@@ -78,12 +86,12 @@ type Policy struct {
 	index index
 }
 
-// compile makes a policy of rules that are known to be right.
-func compile(rules []Rule, budget Budget, cases []Case) *Policy {
+// New makes a policy of rules that are known to be right and have unique
+// names: package syntax checks what people write.
+func New(rules []Rule, budget Budget, cases []Case) *Policy {
 	p := &Policy{Rules: rules, Budget: budget, Cases: cases}
 	for i := range p.Rules {
 		p.Rules[i].prepare()
-		p.Rules[i].pos = i
 	}
 	p.index.build(p.Rules)
 	return p
@@ -94,7 +102,7 @@ func (r *Rule) prepare() {
 	for _, s := range r.Paths {
 		r.paths = append(r.paths, compilePath(s))
 	}
-	r.key = r.scope() + " " + r.options()
+	r.key = fmt.Sprintf("%s %q %v %v %q", r.Scope(), r.Upstream, r.AllowPrivate, r.ECH, r.Secret)
 }
 
 // ProtocolAt is the protocol of an allow rule on one of its ports: TLS on 443
@@ -138,7 +146,8 @@ func (r *Rule) Destination() string {
 	return r.Prefix.String()
 }
 
-func (r *Rule) conditional() bool { return len(r.Methods) > 0 || len(r.Paths) > 0 }
+// Conditional reports whether the rule speaks only of some requests.
+func (r *Rule) Conditional() bool { return len(r.Methods) > 0 || len(r.Paths) > 0 }
 
 // coversPort reports whether the rule speaks of a port and transport.
 func (r *Rule) coversPort(port uint16, udp bool) bool {
@@ -172,28 +181,14 @@ func (r *Rule) coversRequest(t *target) bool {
 	return slices.ContainsFunc(r.paths, path.surelyMatches)
 }
 
-// scope and options together say all that a rule means, but for its budget: a
-// budget that changes must not forget what was used.
-func (r *Rule) scope() string {
-	verb := "allow "
+// Scope says what the rule is about. With the options it is the whole rule,
+// but for the budget: one that changes must not forget what was used.
+func (r *Rule) Scope() string {
+	verb := "allow"
 	if r.Deny {
-		verb = "deny "
+		verb = "deny"
 	}
-	return verb + r.Destination() + " " + string(r.Protocol) + " " + strings.Join(formatPorts(r.Ports), ",") + " " +
-		strings.Join(r.Methods, ",") + " " + strings.Join(r.Paths, ",")
-}
-
-func (r *Rule) options() string { return r.connectOptions() + " secret=" + r.Secret }
-
-func (r *Rule) connectOptions() string {
-	s := "upstream=" + r.Upstream.Address + " ca=" + r.Upstream.CA
-	if r.AllowPrivate {
-		s += " private"
-	}
-	if r.ECH {
-		s += " ech"
-	}
-	return s
+	return fmt.Sprintf("%s %s %s %v %q %q", verb, r.Destination(), r.Protocol, r.Ports, r.Methods, r.Paths)
 }
 
 // bySpecificity orders allow rules of one pattern: the first that matches a
@@ -210,4 +205,41 @@ func bySpecificity(a, b *Rule) int {
 		-cmp.Compare(min(1, len(a.Methods)), min(1, len(b.Methods))),
 		cmp.Compare(a.key, b.key),
 	)
+}
+
+// Secrets are the names of the secrets that the policy uses, sorted.
+func (p *Policy) Secrets() (names []string) {
+	if p == nil {
+		return nil
+	}
+	for i := range p.Rules {
+		if s := p.Rules[i].Secret; s != "" && !slices.Contains(names, s) {
+			names = append(names, s)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// ReachesPrivate reports whether the rule can lead to an address that is not
+// public.
+func (r *Rule) ReachesPrivate() bool {
+	upstream, err := netip.ParseAddrPort(r.Upstream.Address)
+	return !r.Deny && (r.AllowPrivate || err == nil && AddressClass(upstream.Addr()) != Public)
+}
+
+// Protocols are those that an allow rule speaks on its ports, sorted.
+func (r *Rule) Protocols() (out []Protocol) {
+	for _, p := range r.Ports {
+		for _, port := range []uint16{p.First, p.Last, 80, 443} {
+			if p.First <= port && port <= p.Last {
+				out = append(out, r.ProtocolAt(port))
+			}
+		}
+		if p.Last-p.First > 2 {
+			out = append(out, r.ProtocolAt(1)) // between the ends
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }

@@ -1,4 +1,4 @@
-package policy
+package policy_test
 
 import (
 	"fmt"
@@ -7,15 +7,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	. "creel/internal/policy"
+	"creel/internal/policy/syntax"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // must parses rules written without their heading.
 func must(t testing.TB, rules string) *Policy {
 	t.Helper()
-	p, _, err := Parse([]byte("version: 1\nrules:\n"+rules), Inputs{})
+	p, _, err := syntax.Parse([]byte("version: 1\nrules:\n"+rules), syntax.Inputs{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +234,7 @@ func randomPolicy(rnd *rand.Rand) *Policy {
 		for i, r := range randomRules(rnd) {
 			text += "  - " + strings.TrimSuffix(r, "}") + fmt.Sprintf(", name: r%d}\n", i)
 		}
-		if p, _, err := Parse([]byte(text), Inputs{}); err == nil {
+		if p, _, err := syntax.Parse([]byte(text), syntax.Inputs{}); err == nil {
 			return p
 		}
 	}
@@ -254,9 +257,9 @@ func randomRequest(rnd *rand.Rand) Request {
 
 // meets is the whole of what a rule says about a request, read plainly.
 func meets(r *Rule, req Request) bool {
-	byHost := r.Host != "" && req.Host != "" && patternMatches(r.Host, req.Host)
+	byHost := r.Host != "" && req.Host != "" && PatternMatches(r.Host, req.Host)
 	byAddr := r.Prefix.IsValid() && req.Addr.IsValid() && r.Prefix.Contains(req.Addr) && (req.Host == "" || r.Deny)
-	return (byHost || byAddr) && r.coversPort(req.Port, req.Protocol == UDP)
+	return (byHost || byAddr) && r.CoversPort(req.Port, req.Protocol == UDP)
 }
 
 func TestProperties(t *testing.T) {
@@ -266,30 +269,30 @@ func TestProperties(t *testing.T) {
 		p := randomPolicy(rnd)
 		shuffled := slices.Clone(p.Rules)
 		rnd.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-		other := compile(shuffled, p.Budget, nil)
+		other := New(shuffled, p.Budget, nil)
 		for range 30 {
 			req := randomRequest(rnd)
 			d := p.Decide(req)
 			if o := other.Decide(req); d.Allow != o.Allow || d.RuleName() != o.RuleName() || d.Why != o.Why {
-				t.Fatalf("order matters for %+v:\n%s\n%+v\n%+v", req, p.Text(), d, o)
+				t.Fatalf("order matters for %+v:\n%s\n%+v\n%+v", req, syntax.Text(p), d, o)
 			}
 			if !d.Allow {
 				continue
 			}
 			allowed++
 			if d.Rule == nil || d.Rule.Deny || d.Why != WhyRule {
-				t.Fatalf("allowed without an allow rule: %+v\n%s", d, p.Text())
+				t.Fatalf("allowed without an allow rule: %+v\n%s", d, syntax.Text(p))
 			}
 			for i := range p.Rules {
-				if r := &p.Rules[i]; r.Deny && !r.conditional() && req.Op != Resolve && meets(r, req) {
-					t.Fatalf("%+v is allowed, and denied by %s\n%s", req, r.Name, p.Text())
+				if r := &p.Rules[i]; r.Deny && !r.Conditional() && req.Op != Resolve && meets(r, req) {
+					t.Fatalf("%+v is allowed, and denied by %s\n%s", req, r.Name, syntax.Text(p))
 				}
 			}
 			if req.Op != Resolve && !meets(d.Rule, req) {
-				t.Fatalf("%+v is allowed by %s, which does not name it\n%s", req, d.Rule.Name, p.Text())
+				t.Fatalf("%+v is allowed by %s, which does not name it\n%s", req, d.Rule.Name, syntax.Text(p))
 			}
 			if req.Op != Resolve && req.Host != "" && !p.Decide(Request{Op: Resolve, Host: req.Host}).Allow {
-				t.Fatalf("%+v is allowed, but its name does not resolve\n%s", req, p.Text())
+				t.Fatalf("%+v is allowed, but its name does not resolve\n%s", req, syntax.Text(p))
 			}
 		}
 	}
@@ -312,7 +315,7 @@ func TestExplainAgrees(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req, err := requestOf(method, url)
+		req, err := RequestOf(method, url)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -323,42 +326,22 @@ func TestExplainAgrees(t *testing.T) {
 			want = p.Decide(req)
 		}
 		if e.Decision.Allow != want.Allow || e.Decision.RuleName() != want.RuleName() {
-			t.Fatalf("%s %s: explained as %+v, decided as %+v\n%s", method, url, e.Decision, want, p.Text())
+			t.Fatalf("%s %s: explained as %+v, decided as %+v\n%s", method, url, e.Decision, want, syntax.Text(p))
 		}
 		// The bearings are found without the index: they must tell the same.
 		says := func(text string) bool {
 			return slices.ContainsFunc(e.Rules, func(b Bearing) bool { return b.Text == text })
 		}
 		if want.Allow != says("allows it") && want.Why == WhyRule || want.Allow && says("denies it") {
-			t.Fatalf("%s %s: decided as %+v, but the rules say %v\n%s", method, url, want, e.Rules, p.Text())
+			t.Fatalf("%s %s: decided as %+v, but the rules say %v\n%s", method, url, want, e.Rules, syntax.Text(p))
 		}
 		if (want.Why == WhyNoRule) != (len(e.Rules) == 0) && !slices.ContainsFunc(e.Rules, func(b Bearing) bool { return b.Rule.Deny }) {
-			t.Fatalf("%s %s: decided as %+v, but the rules say %v\n%s", method, url, want, e.Rules, p.Text())
+			t.Fatalf("%s %s: decided as %+v, but the rules say %v\n%s", method, url, want, e.Rules, syntax.Text(p))
 		}
 		verdicts[want.Allow]++
 	}
 	if verdicts[true] < 200 || verdicts[false] < 500 {
 		t.Fatalf("one-sided: %v", verdicts)
-	}
-}
-
-var sameMeaning = cmp.Options{
-	cmpopts.IgnoreFields(Rule{}, "Line"), cmpopts.IgnoreFields(Case{}, "Line"), cmpopts.IgnoreUnexported(Policy{}, Rule{}),
-	cmpopts.EquateComparable(netip.Prefix{}), cmpopts.EquateEmpty(),
-}
-
-func checkRoundTrip(t *testing.T, p *Policy) {
-	t.Helper()
-	text := p.Text()
-	again, _, err := Parse(text, Inputs{})
-	if err != nil {
-		t.Fatalf("the printed policy does not parse: %v\n%s", err, text)
-	}
-	if diff := cmp.Diff(p, again, sameMeaning); diff != "" {
-		t.Fatalf("printed and parsed:\n%s", diff)
-	}
-	if got := again.Text(); string(got) != string(text) {
-		t.Fatalf("printing is not stable:\n%s\n%s", text, got)
 	}
 }
 
@@ -380,7 +363,7 @@ func BenchmarkDecide(b *testing.B) {
 				fmt.Fprintf(&text, "  - {allow: h%d.example.com, ports: 443}\n", i)
 			}
 		}
-		p, _, err := Parse([]byte(text.String()), Inputs{})
+		p, _, err := syntax.Parse([]byte(text.String()), syntax.Inputs{})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -409,4 +392,99 @@ func BenchmarkDecide(b *testing.B) {
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "decisions/s")
 		})
 	}
+}
+
+func TestMeter(t *testing.T) {
+	p, _, err := syntax.Parse([]byte(`
+version: 1
+budget: {bytes_out: 100, hosts: 2, requests_per_minute: 3}
+rules:
+  - {allow: a.test, name: a, budget: {bytes_out: 10, connections: 2}}
+  - {allow: b.test, name: b}
+`), syntax.Inputs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := &p.Rules[0], &p.Rules[1]
+	now := time.Unix(1e9, 0)
+	var m Meter
+	for i, step := range []struct {
+		rule  *Rule
+		use   Usage
+		after time.Duration
+		limit string
+	}{
+		{a, Usage{Connections: 1, Host: "a.test"}, 0, ""},
+		{a, Usage{BytesOut: 10}, 0, ""},
+		{a, Usage{BytesOut: 1}, 0, "bytes_out"},
+		{a, Usage{Connections: 1, Host: "a.test"}, 0, "bytes_out"}, // reconnecting resets nothing
+		{b, Usage{BytesOut: 80}, 0, ""},
+		{b, Usage{Requests: 3}, 0, ""},
+		{b, Usage{Requests: 1}, 59 * time.Second, "requests_per_minute"},
+		{b, Usage{Requests: 1}, -30 * time.Second, "requests_per_minute"},
+		{b, Usage{Requests: 1}, 31 * time.Second, ""},
+		{b, Usage{Connections: 1, Host: "b.test"}, 0, ""},
+		{b, Usage{Connections: 1, Host: "b.test"}, 0, ""},
+		{b, Usage{BytesIn: 1 << 40}, 0, ""},
+		{b, Usage{Connections: 1, Host: "c.test"}, 0, "hosts"},
+		{b, Usage{BytesOut: 1}, 0, "hosts"},
+	} {
+		now = now.Add(step.after)
+		d := m.Use(p, step.rule, step.use, now)
+		if d.Limit != step.limit || d.Allow != (step.limit == "") {
+			t.Errorf("step %d: %+v, want limit %q", i, d, step.limit)
+		}
+		if !d.Allow && (d.Why != WhyBudget || !strings.Contains(d.Reason(), step.limit) || d.Hint() == "") {
+			t.Errorf("step %d: reason %q", i, d.Reason())
+		}
+	}
+	if m.Spent(a) != "hosts" || m.Spent(nil) != "hosts" {
+		t.Errorf("spent: %q %q", m.Spent(a), m.Spent(nil))
+	}
+	used, hosts := m.Used()
+	if diff := cmp.Diff(Usage{BytesOut: 90, BytesIn: 1 << 40, Requests: 4, Connections: 3}, used); diff != "" || hosts != 2 {
+		t.Errorf("used: %s, %d hosts", diff, hosts)
+	}
+	if m.Use(p, nil, Usage{}, now).Allow || m.Use(nil, a, Usage{}, now).Allow || new(Meter).Use(p, &Rule{Deny: true}, Usage{}, now).Allow {
+		t.Error("use without a policy, or without an allow rule, is allowed")
+	}
+}
+
+// A new generation of the policy keeps what was used under the old one.
+func TestMeterOutlivesPolicy(t *testing.T) {
+	var m Meter
+	now := time.Unix(1e9, 0)
+	for want, limit := range []string{"requests: 1", "requests: 2", "requests: 3"} {
+		p := must(t, "  - {allow: b.test}\n  - {allow: a.test, budget: {"+limit+"}}\n")
+		if !m.Use(p, &p.Rules[1], Usage{Requests: 1}, now).Allow {
+			t.Fatalf("request %d under %s", want, limit)
+		}
+	}
+	p := must(t, "  - {allow: a.test, budget: {requests: 2}}\n")
+	if m.Use(p, &p.Rules[0], Usage{Requests: 1}, now).Allow {
+		t.Error("a lowered budget forgot what was used")
+	}
+}
+
+func FuzzDecide(f *testing.F) {
+	p, _, err := syntax.Parse([]byte("version: 1\nrules:\n  - {allow: '**.test', protocol: http, ports: 80, paths: ['/a/**', '/*/b*c']}\n  - {deny: '**.test', paths: '/a/secret/**'}"), syntax.Inputs{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("x.test", "/a/b", "GET")
+	f.Add("x.test.", "/a/%73ecret/../secret", "GET")
+	f.Fuzz(func(t *testing.T, host, path, method string) {
+		d := p.Decide(Request{Op: Ask, Host: host, Port: 80, Path: path, Method: method})
+		_, _, _ = d.Reason(), d.Hint(), d.Target()
+		if !d.Allow {
+			return
+		}
+		seen, _, _ := strings.Cut(path, "?")
+		if !strings.HasPrefix(seen, "/") || strings.Contains(seen, "\\") || !strings.HasSuffix(d.Request.Host, ".test") {
+			t.Fatalf("allowed: %q %q", host, path)
+		}
+		if r := ReadSqueezed(path); len(r) > 1 && r[0] == "a" && strings.EqualFold(r[1], "secret") {
+			t.Fatalf("the denied part is allowed: %q", path)
+		}
+	})
 }

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"creel/internal/policy"
+	"creel/internal/policy/syntax"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -78,12 +78,12 @@ func TestPresetsParse(t *testing.T) {
 	all := reader(map[string]string{"GOPROXY": "https://go.test", "PIP_INDEX_URL": "https://pip.test", "npm_config_registry": "https://npm.test"},
 		map[string]string{"/etc/apt/sources.list": "deb http://apt.test x"})
 	for _, names := range append([]string{strings.Join(Names(), ", ")}, Names()...) {
-		p, _, err := policy.Parse([]byte("version: 1\npresets: ["+names+"]\n"), policy.Inputs{Preset: all.Rules})
+		p, _, err := syntax.Parse([]byte("version: 1\npresets: ["+names+"]\n"), syntax.Inputs{Preset: all.Rules})
 		if err != nil || len(p.Rules) == 0 {
 			t.Errorf("%s: %v", names, err)
 			continue
 		}
-		if _, _, err := policy.Parse(p.Text(), policy.Inputs{}); err != nil {
+		if _, _, err := syntax.Parse(syntax.Text(p), syntax.Inputs{}); err != nil {
 			t.Errorf("%s: the printed policy: %v", names, err)
 		}
 	}

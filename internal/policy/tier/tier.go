@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"creel/internal/policy"
+	"creel/internal/policy/syntax"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -74,7 +75,7 @@ func (b *Bytes) UnmarshalYAML(n *yaml.Node) error {
 		*b = 0
 		return nil
 	}
-	v, err := policy.ParseCount(n.Value, true)
+	v, err := syntax.ParseCount(n.Value, true)
 	if err != nil || n.Kind != yaml.ScalarNode {
 		return fmt.Errorf("line %d: size %.40q: want a number with KiB, MiB or GiB, or 0 for no ceiling", n.Line, n.Value)
 	}
@@ -113,8 +114,8 @@ func Parse(data []byte) (Tiers, error) {
 		Version int   `yaml:"version"`
 		Tiers   Tiers `yaml:"tiers"`
 	}
-	if len(data) > policy.MaxFileBytes {
-		return nil, fmt.Errorf("read tiers: %d bytes, at most %d", len(data), policy.MaxFileBytes)
+	if len(data) > syntax.MaxFileBytes {
+		return nil, fmt.Errorf("read tiers: %d bytes, at most %d", len(data), syntax.MaxFileBytes)
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)

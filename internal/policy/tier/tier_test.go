@@ -7,11 +7,12 @@ import (
 	"time"
 
 	"creel/internal/policy"
+	"creel/internal/policy/syntax"
 )
 
 func rules(t *testing.T, text string) *policy.Policy {
 	t.Helper()
-	p, _, err := policy.Parse([]byte("version: 1\n"+text), policy.Inputs{})
+	p, _, err := syntax.Parse([]byte("version: 1\n"+text), syntax.Inputs{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,26 +1,29 @@
-package policy
+package syntax
 
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
-	"time"
+
+	"creel/internal/policy"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 const testCA = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 var testInputs = Inputs{
-	Preset: func(name string) ([]Rule, error) {
+	Preset: func(name string) ([]policy.Rule, error) {
 		if name != "tools" {
 			return nil, fmt.Errorf("preset %q is not known", name)
 		}
-		return []Rule{
-			{Name: "tools: a", Host: "tools.test", Ports: []PortRange{{443, 443}}},
-			{Name: "tools: b", Host: "api.test", Ports: []PortRange{{443, 443}}},
+		return []policy.Rule{
+			{Name: "tools: a", Host: "tools.test", Ports: []policy.PortRange{{First: 443, Last: 443}}},
+			{Name: "tools: b", Host: "api.test", Ports: []policy.PortRange{{First: 443, Last: 443}}},
 		}, nil
 	},
 	File: func(name string) ([]byte, error) {
@@ -64,7 +67,7 @@ func TestParseWhole(t *testing.T) {
 		t.Fatal(err, warnings)
 	}
 	checkRoundTrip(t, p)
-	want := Budget{BytesOut: 10 << 20, BytesIn: 1 << 30, Requests: 100, Connections: 50, Hosts: 5, RequestsPerMinute: 60}
+	want := policy.Budget{BytesOut: 10 << 20, BytesIn: 1 << 30, Requests: 100, Connections: 50, Hosts: 5, RequestsPerMinute: 60}
 	if p.Budget != want || len(p.Rules) != 5 || p.Rules[0].Upstream.CA != testCA || p.Rules[0].Line != 6 {
 		t.Errorf("%+v", p)
 	}
@@ -76,10 +79,10 @@ func TestParseWhole(t *testing.T) {
 			t.Errorf("%s: %s", c, got)
 		}
 	}
-	if got := (Case{Allow: true, URL: "tcp://nowhere.test:1"}).Run(p); got != "no rule names this destination" {
+	if got := (policy.Case{Allow: true, URL: "tcp://nowhere.test:1"}).Run(p); got != "no rule names this destination" {
 		t.Errorf("a case that fails: %q", got)
 	}
-	if got := (Case{Allow: true, Method: "GET", URL: "https://api.test/v1/x", Rule: "other"}).Run(p); !strings.Contains(got, "the API") {
+	if got := (policy.Case{Allow: true, Method: "GET", URL: "https://api.test/v1/x", Rule: "other"}).Run(p); !strings.Contains(got, "the API") {
 		t.Errorf("a case that is decided by another rule: %q", got)
 	}
 }
@@ -155,7 +158,7 @@ func TestFaults(t *testing.T) {
 			text = "version: 1\nrules:\n  - " + text
 		}
 		_, _, err := Parse([]byte(text), testInputs)
-		if _, ok := errors.AsType[Faults](err); !ok || !strings.Contains(err.Error(), c.want) {
+		if _, ok := errors.AsType[policy.Faults](err); !ok || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s\n\tgot  %v\n\twant %s", text, err, c.want)
 		}
 	}
@@ -163,7 +166,7 @@ func TestFaults(t *testing.T) {
 
 func TestEveryFaultAtOnce(t *testing.T) {
 	_, _, err := Parse([]byte("version: 3\nrules:\n  - {allow: 'a..b', ports: 0, protocol: x}\n  - {deny: b.test, nope: 1}\nextra: 1\n"), Inputs{})
-	if faults, _ := errors.AsType[Faults](err); len(faults) != 5 {
+	if faults, _ := errors.AsType[policy.Faults](err); len(faults) != 5 {
 		t.Errorf("got %v, want five faults", err)
 	}
 }
@@ -279,78 +282,6 @@ func TestHintsWork(t *testing.T) {
 	}
 }
 
-func TestMeter(t *testing.T) {
-	p, _, err := Parse([]byte(`
-version: 1
-budget: {bytes_out: 100, hosts: 2, requests_per_minute: 3}
-rules:
-  - {allow: a.test, name: a, budget: {bytes_out: 10, connections: 2}}
-  - {allow: b.test, name: b}
-`), Inputs{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, b := &p.Rules[0], &p.Rules[1]
-	now := time.Unix(1e9, 0)
-	var m Meter
-	for i, step := range []struct {
-		rule  *Rule
-		use   Usage
-		after time.Duration
-		limit string
-	}{
-		{a, Usage{Connections: 1, Host: "a.test"}, 0, ""},
-		{a, Usage{BytesOut: 10}, 0, ""},
-		{a, Usage{BytesOut: 1}, 0, "bytes_out"},
-		{a, Usage{Connections: 1, Host: "a.test"}, 0, "bytes_out"}, // reconnecting resets nothing
-		{b, Usage{BytesOut: 80}, 0, ""},
-		{b, Usage{Requests: 3}, 0, ""},
-		{b, Usage{Requests: 1}, 59 * time.Second, "requests_per_minute"},
-		{b, Usage{Requests: 1}, -30 * time.Second, "requests_per_minute"},
-		{b, Usage{Requests: 1}, 31 * time.Second, ""},
-		{b, Usage{Connections: 1, Host: "b.test"}, 0, ""},
-		{b, Usage{Connections: 1, Host: "b.test"}, 0, ""},
-		{b, Usage{BytesIn: 1 << 40}, 0, ""},
-		{b, Usage{Connections: 1, Host: "c.test"}, 0, "hosts"},
-		{b, Usage{BytesOut: 1}, 0, "hosts"},
-	} {
-		now = now.Add(step.after)
-		d := m.Use(p, step.rule, step.use, now)
-		if d.Limit != step.limit || d.Allow != (step.limit == "") {
-			t.Errorf("step %d: %+v, want limit %q", i, d, step.limit)
-		}
-		if !d.Allow && (d.Why != WhyBudget || !strings.Contains(d.Reason(), step.limit) || d.Hint() == "") {
-			t.Errorf("step %d: reason %q", i, d.Reason())
-		}
-	}
-	if m.Spent(a) != "hosts" || m.Spent(nil) != "hosts" {
-		t.Errorf("spent: %q %q", m.Spent(a), m.Spent(nil))
-	}
-	used, hosts := m.Used()
-	if diff := cmp.Diff(Usage{BytesOut: 90, BytesIn: 1 << 40, Requests: 4, Connections: 3}, used); diff != "" || hosts != 2 {
-		t.Errorf("used: %s, %d hosts", diff, hosts)
-	}
-	if m.Use(p, nil, Usage{}, now).Allow || m.Use(nil, a, Usage{}, now).Allow || new(Meter).Use(p, &Rule{Deny: true}, Usage{}, now).Allow {
-		t.Error("use without a policy, or without an allow rule, is allowed")
-	}
-}
-
-// A new generation of the policy keeps what was used under the old one.
-func TestMeterOutlivesPolicy(t *testing.T) {
-	var m Meter
-	now := time.Unix(1e9, 0)
-	for want, limit := range []string{"requests: 1", "requests: 2", "requests: 3"} {
-		p := must(t, "  - {allow: b.test}\n  - {allow: a.test, budget: {"+limit+"}}\n")
-		if !m.Use(p, &p.Rules[1], Usage{Requests: 1}, now).Allow {
-			t.Fatalf("request %d under %s", want, limit)
-		}
-	}
-	p := must(t, "  - {allow: a.test, budget: {requests: 2}}\n")
-	if m.Use(p, &p.Rules[0], Usage{Requests: 1}, now).Allow {
-		t.Error("a lowered budget forgot what was used")
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add(whole)
 	f.Add("version: 1\nrules:\n  - {allow: '**', methods: GET, paths: ['/a/*/**'], protocol: http}\n  - {deny: 1.0.0.0/8}")
@@ -368,25 +299,57 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func FuzzDecide(f *testing.F) {
-	p, _, err := Parse([]byte("version: 1\nrules:\n  - {allow: '**.test', protocol: http, ports: 80, paths: ['/a/**', '/*/b*c']}\n  - {deny: '**.test', paths: '/a/secret/**'}"), Inputs{})
+var sameMeaning = cmp.Options{
+	cmpopts.IgnoreFields(policy.Rule{}, "Line"), cmpopts.IgnoreFields(policy.Case{}, "Line"), cmpopts.IgnoreUnexported(policy.Policy{}, policy.Rule{}),
+	cmpopts.EquateComparable(netip.Prefix{}), cmpopts.EquateEmpty(),
+}
+
+func checkRoundTrip(t *testing.T, p *policy.Policy) {
+	t.Helper()
+	text := Text(p)
+	again, _, err := Parse(text, Inputs{})
 	if err != nil {
-		f.Fatal(err)
+		t.Fatalf("the printed policy does not parse: %v\n%s", err, text)
 	}
-	f.Add("x.test", "/a/b", "GET")
-	f.Add("x.test.", "/a/%73ecret/../secret", "GET")
-	f.Fuzz(func(t *testing.T, host, path, method string) {
-		d := p.Decide(Request{Op: Ask, Host: host, Port: 80, Path: path, Method: method})
-		_, _, _ = d.Reason(), d.Hint(), d.Target()
-		if !d.Allow {
-			return
+	if diff := cmp.Diff(p, again, sameMeaning); diff != "" {
+		t.Fatalf("printed and parsed:\n%s", diff)
+	}
+	if got := Text(again); string(got) != string(text) {
+		t.Fatalf("printing is not stable:\n%s\n%s", text, got)
+	}
+}
+
+func must(t testing.TB, rules string) *policy.Policy {
+	t.Helper()
+	p, _, err := Parse([]byte("version: 1\nrules:\n"+rules), Inputs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// The page that people copy from must be right.
+func TestDocumentedExample(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(page), "```yaml\n")
+	text, _, closed := strings.Cut(rest, "```")
+	if !ok || !closed {
+		t.Fatal("docs/policy.md has no example")
+	}
+	in := Inputs{
+		Preset: func(string) ([]policy.Rule, error) { return nil, nil },
+		File:   func(string) ([]byte, error) { return []byte(testCA), nil },
+	}
+	p, _, err := Parse([]byte(text), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range p.Cases {
+		if got := c.Run(p); got != "" {
+			t.Errorf("%s: %s", c, got)
 		}
-		seen, _, _ := strings.Cut(path, "?")
-		if !strings.HasPrefix(seen, "/") || strings.Contains(seen, "\\") || !strings.HasSuffix(d.Request.Host, ".test") {
-			t.Fatalf("allowed: %q %q", host, path)
-		}
-		if r := readPath(path); r.readings[1][0] == "a" && len(r.readings[1]) > 1 && strings.EqualFold(r.readings[1][1], "secret") {
-			t.Fatalf("the denied part is allowed: %q", path)
-		}
-	})
+	}
 }

@@ -1,4 +1,9 @@
-package policy
+// Package syntax reads and prints policies: [Parse] a file, [FromFlags] a
+// command line, [Text] the whole again. It finds every fault at once, also
+// rules that can never decide anything and rules that contradict one another.
+// What a policy refers to comes through [Inputs]; the package must not touch
+// files, the network, the environment or the clock, and must not decide.
+package syntax
 
 import (
 	"encoding/pem"
@@ -12,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 
+	"creel/internal/policy"
+
 	"go.yaml.in/yaml/v3"
 )
 
@@ -24,18 +31,18 @@ const (
 // Inputs are what a policy may refer to; nil functions refuse.
 type Inputs struct {
 	// Preset gives the rules of a preset, named and without lines.
-	Preset func(name string) ([]Rule, error)
+	Preset func(name string) ([]policy.Rule, error)
 	// File reads a file that the policy names: an upstream's CA.
 	File func(name string) ([]byte, error)
 }
 
 // Parse reads a policy file. The error is [Faults], all of them; warnings are
 // returned either way.
-func Parse(data []byte, in Inputs) (p *Policy, warnings Faults, err error) {
+func Parse(data []byte, in Inputs) (p *policy.Policy, warnings policy.Faults, err error) {
 	r := &reader{in: in}
 	doc := r.document(data)
 	if len(r.faults) > 0 {
-		slices.SortStableFunc(r.faults, func(a, b Fault) int { return a.Line - b.Line })
+		slices.SortStableFunc(r.faults, func(a, b policy.Fault) int { return a.Line - b.Line })
 		return nil, nil, r.faults
 	}
 	return finish(doc)
@@ -44,19 +51,19 @@ func Parse(data []byte, in Inputs) (p *Policy, warnings Faults, err error) {
 // draft is a policy whose rules are each right, but not yet looked at
 // together.
 type draft struct {
-	own, preset []Rule
-	budget      Budget
-	cases       []Case
+	own, preset []policy.Rule
+	budget      policy.Budget
+	cases       []policy.Case
 }
 
 type reader struct {
 	in     Inputs
-	faults Faults
-	last   Rule // the last rule that had to be named by its line
+	faults policy.Faults
+	last   policy.Rule // the last rule that had to be named by its line
 }
 
 func (r *reader) fault(line int, mend, format string, args ...any) {
-	r.faults = append(r.faults, Fault{Line: line, Text: fmt.Sprintf(format, args...), Mend: mend})
+	r.faults = append(r.faults, policy.Fault{Line: line, Text: fmt.Sprintf(format, args...), Mend: mend})
 }
 
 func (r *reader) document(data []byte) (doc draft) {
@@ -175,7 +182,7 @@ func (r *reader) words(n *yaml.Node, what string) (out []string) {
 	return out
 }
 
-func (r *reader) rule(n *yaml.Node) (rule Rule, ok bool) {
+func (r *reader) rule(n *yaml.Node) (rule policy.Rule, ok bool) {
 	before := len(r.faults)
 	rule.Line = n.Line
 	var verbs, onlyAllow []string
@@ -183,7 +190,7 @@ func (r *reader) rule(n *yaml.Node) (rule Rule, ok bool) {
 		return func(n *yaml.Node) {
 			rule.Deny = deny
 			verbs = append(verbs, "")
-			r.try(n.Line, rule.setDestination(r.text(n, "the destination")))
+			r.try(n.Line, setDestination(&rule, r.text(n, "the destination")))
 		}
 	}
 	allow := func(key string, read func(*yaml.Node)) func(*yaml.Node) {
@@ -196,8 +203,8 @@ func (r *reader) rule(n *yaml.Node) (rule Rule, ok bool) {
 		"allow":         verb(false),
 		"deny":          verb(true),
 		"name":          func(n *yaml.Node) { rule.Name = r.text(n, "name") },
-		"ports":         func(n *yaml.Node) { r.try(n.Line, rule.setPorts(r.words(n, "ports"))) },
-		"protocol":      func(n *yaml.Node) { rule.Protocol = Protocol(r.text(n, "protocol")) },
+		"ports":         func(n *yaml.Node) { r.try(n.Line, setPorts(&rule, r.words(n, "ports"))) },
+		"protocol":      func(n *yaml.Node) { rule.Protocol = policy.Protocol(r.text(n, "protocol")) },
 		"methods":       func(n *yaml.Node) { rule.Methods = slices.Sorted(slices.Values(r.words(n, "methods"))) },
 		"paths":         func(n *yaml.Node) { rule.Paths = slices.Sorted(slices.Values(r.words(n, "paths"))) },
 		"secret":        allow("secret", func(n *yaml.Node) { rule.Secret = r.text(n, "secret") }),
@@ -226,7 +233,7 @@ func (r *reader) rule(n *yaml.Node) (rule Rule, ok bool) {
 		}
 		r.last = rule
 	}
-	for _, f := range rule.settle() {
+	for _, f := range settle(&rule) {
 		f.Line = n.Line
 		r.faults = append(r.faults, f)
 	}
@@ -240,7 +247,7 @@ func (r *reader) try(line int, err error) {
 	}
 }
 
-func (rule *Rule) setDestination(s string) (err error) {
+func setDestination(rule *policy.Rule, s string) (err error) {
 	if s == "" {
 		return nil // already a fault
 	}
@@ -254,7 +261,7 @@ func (rule *Rule) setDestination(s string) (err error) {
 		}
 		rule.Prefix = netip.PrefixFrom(addr, addr.BitLen())
 	} else {
-		rule.Host, err = cleanPattern(s)
+		rule.Host, err = policy.CleanPattern(s)
 		return err
 	}
 	if rule.Prefix.Addr().Is4In6() {
@@ -263,20 +270,20 @@ func (rule *Rule) setDestination(s string) (err error) {
 	return nil
 }
 
-func (rule *Rule) setPorts(words []string) error {
+func setPorts(rule *policy.Rule, words []string) error {
 	for _, w := range words {
 		first, last, isRange := strings.Cut(w, "-")
-		a, err := parsePort(first)
+		a, err := policy.ParsePort(first)
 		b := a
 		if err == nil && isRange {
-			b, err = parsePort(last)
+			b, err = policy.ParsePort(last)
 		}
 		if err != nil || b < a {
 			return fmt.Errorf("port %.40q: want 1 to 65535, or a range such as 8000-8010", w)
 		}
-		rule.Ports = append(rule.Ports, PortRange{a, b})
+		rule.Ports = append(rule.Ports, policy.PortRange{First: a, Last: b})
 	}
-	slices.SortFunc(rule.Ports, func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	slices.SortFunc(rule.Ports, func(a, b policy.PortRange) int { return int(a.First) - int(b.First) })
 	for i := 1; i < len(rule.Ports); i++ {
 		if rule.Ports[i].First <= rule.Ports[i-1].Last {
 			return fmt.Errorf("ports %s overlap; write each once", strings.Join(formatPorts(rule.Ports[i-1:i+1]), " and "))
@@ -285,38 +292,26 @@ func (rule *Rule) setPorts(words []string) error {
 	return nil
 }
 
-func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 || strings.HasPrefix(s, "+") {
-		return 0, fmt.Errorf("port %.20q: want 1 to 65535", s)
-	}
-	return uint16(n), nil
-}
-
-func formatPorts(ports []PortRange) (out []string) {
+func formatPorts(ports []policy.PortRange) (out []string) {
 	for _, p := range ports {
-		s := strconv.Itoa(int(p.First))
-		if p.Last != p.First {
-			s += "-" + strconv.Itoa(int(p.Last))
-		}
-		out = append(out, s)
+		out = append(out, p.String())
 	}
 	return out
 }
 
-func (r *reader) upstream(n *yaml.Node) (u Upstream) {
+func (r *reader) upstream(n *yaml.Node) (u policy.Upstream) {
 	r.mapping(n, "upstream", map[string]func(*yaml.Node){
 		"address": func(n *yaml.Node) { u.Address = r.text(n, "address") },
 		"ca":      func(n *yaml.Node) { u.CA = r.ca(n) },
 	})
 	host, port, err := net.SplitHostPort(u.Address)
 	if err == nil {
-		_, err = parsePort(port)
+		_, err = policy.ParsePort(port)
 	}
 	if err == nil {
 		if addr, aerr := netip.ParseAddr(host); aerr != nil {
-			_, err = CleanHost(host)
-		} else if c := AddressClass(addr); addr.Zone() != "" || c == Multicast || c == Reserved {
+			_, err = policy.CleanHost(host)
+		} else if c := policy.AddressClass(addr); addr.Zone() != "" || c == policy.Multicast || c == policy.Reserved {
 			err = fmt.Errorf("%s is a %s address", addr, c)
 		}
 	}
@@ -353,7 +348,7 @@ func (r *reader) ca(n *yaml.Node) string {
 	return strings.TrimSpace(text) + "\n"
 }
 
-func (r *reader) presets(n *yaml.Node) (rules []Rule) {
+func (r *reader) presets(n *yaml.Node) (rules []policy.Rule) {
 	for _, name := range r.words(n, "presets") {
 		if r.in.Preset == nil {
 			r.fault(n.Line, "write its rules out", "preset %.60q: presets cannot be read here", name)
@@ -367,7 +362,7 @@ func (r *reader) presets(n *yaml.Node) (rules []Rule) {
 }
 
 // limits are a budget's keys, in the order in which they are printed.
-func (b *Budget) limits() []limit {
+func limits(b *policy.Budget) []limit {
 	return []limit{
 		{"bytes_out", &b.BytesOut, true}, {"bytes_in", &b.BytesIn, true}, {"requests", &b.Requests, false},
 		{"connections", &b.Connections, false}, {"hosts", &b.Hosts, false}, {"requests_per_minute", &b.RequestsPerMinute, false},
@@ -380,9 +375,9 @@ type limit struct {
 	bytes bool
 }
 
-func (r *reader) budget(n *yaml.Node) (b Budget) {
+func (r *reader) budget(n *yaml.Node) (b policy.Budget) {
 	fields := map[string]func(*yaml.Node){}
-	for _, l := range b.limits() {
+	for _, l := range limits(&b) {
 		fields[l.key] = func(n *yaml.Node) {
 			v, err := ParseCount(n.Value, l.bytes)
 			if err != nil || n.Kind != yaml.ScalarNode {
@@ -392,8 +387,8 @@ func (r *reader) budget(n *yaml.Node) (b Budget) {
 		}
 	}
 	r.mapping(n, "a budget", fields)
-	if b.Hosts > maxHosts {
-		r.fault(n.Line, "leave it out", "hosts %d: at most %d", b.Hosts, maxHosts)
+	if b.Hosts > policy.MaxHosts {
+		r.fault(n.Line, "leave it out", "hosts %d: at most %d", b.Hosts, policy.MaxHosts)
 	}
 	return b
 }

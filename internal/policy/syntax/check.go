@@ -1,42 +1,44 @@
-package policy
+package syntax
 
 import (
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+
+	"creel/internal/policy"
 )
 
 var (
-	methodPattern = regexp.MustCompile(`^[A-Z][A-Z0-9_-]{0,19}$`)
+	methodPattern = regexp.MustCompile(policy.MethodPattern)
 	secretPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 )
 
 // settle gives a rule its defaults and returns what is wrong within it.
-func (r *Rule) settle() (faults Faults) {
+func settle(r *policy.Rule) (faults policy.Faults) {
 	fault := func(mend, format string, args ...any) {
-		faults = append(faults, Fault{Text: fmt.Sprintf(format, args...), Mend: mend})
+		faults = append(faults, policy.Fault{Text: fmt.Sprintf(format, args...), Mend: mend})
 	}
 	if len(r.Name) > 300 || strings.ContainsFunc(r.Name, func(c rune) bool { return c < ' ' || c == 0x7f || c == 0xfffd }) {
 		fault("keep to 300 plain characters", "name %.40q cannot be printed", r.Name)
 	}
 	switch r.Protocol {
-	case "", TLS, HTTP, TCP, UDP:
+	case "", policy.TLS, policy.HTTP, policy.TCP, policy.UDP:
 	default:
 		fault("write tls, http, tcp or udp", "protocol %.40q is not known", r.Protocol)
 		return faults
 	}
-	if r.Deny && (r.Protocol == TLS || r.Protocol == HTTP) {
+	if r.Deny && (r.Protocol == policy.TLS || r.Protocol == policy.HTTP) {
 		fault("leave protocol out, or write tcp or udp", "a deny is by transport, not by %s", r.Protocol)
 	}
 	if !r.Deny && len(r.Ports) == 0 {
 		switch {
-		case r.Host == HostAlias || r.Protocol == TCP || r.Protocol == UDP:
+		case r.Host == policy.HostAlias || r.Protocol == policy.TCP || r.Protocol == policy.UDP:
 			fault("write `ports: N`", "no ports, and there is no usual one for %s", r.Destination())
-		case r.Protocol == HTTP:
-			r.Ports = []PortRange{{80, 80}}
+		case r.Protocol == policy.HTTP:
+			r.Ports = []policy.PortRange{{First: 80, Last: 80}}
 		default:
-			r.Ports = []PortRange{{443, 443}}
+			r.Ports = []policy.PortRange{{First: 443, Last: 443}}
 		}
 	}
 	for _, m := range r.Methods {
@@ -45,21 +47,21 @@ func (r *Rule) settle() (faults Faults) {
 		}
 	}
 	for _, p := range r.Paths {
-		if err := checkPath(p); err != nil {
+		if err := policy.CheckPath(p); err != nil {
 			fault("", "%v", err)
 		}
 	}
 	if len(r.Paths) > 1000 {
 		fault("use wildcards", "%d paths, at most 1000", len(r.Paths))
 	}
-	faults = append(faults, r.settleRequests()...)
-	return append(faults, r.settleAddress()...)
+	faults = append(faults, settleRequests(r)...)
+	return append(faults, settleAddress(r)...)
 }
 
 // settleRequests checks what can only be enforced where requests are read.
-func (r *Rule) settleRequests() (faults Faults) {
+func settleRequests(r *policy.Rule) (faults policy.Faults) {
 	fault := func(mend, format string, args ...any) {
-		faults = append(faults, Fault{Text: fmt.Sprintf(format, args...), Mend: mend})
+		faults = append(faults, policy.Fault{Text: fmt.Sprintf(format, args...), Mend: mend})
 	}
 	if r.Secret != "" && !secretPattern.MatchString(r.Secret) {
 		fault("use letters, digits, '_', '.' and '-'; the value itself never belongs in a policy", "secret: not the name of one")
@@ -73,49 +75,49 @@ func (r *Rule) settleRequests() (faults Faults) {
 	if r.Prefix.IsValid() && (r.Deny || r.Secret != "") {
 		fault("write the host's name, or leave them out", "secrets, and denies with methods or paths, are by name and not by address")
 	}
-	if r.Deny && r.Protocol == UDP {
+	if r.Deny && r.Protocol == policy.UDP {
 		fault("leave protocol out", "there are no methods and paths in udp")
 	}
 	for _, ports := range r.Ports {
 		opaque := r.ProtocolAt(ports.First)
 		if ports.First != ports.Last && r.Protocol == "" {
-			opaque = TCP
+			opaque = policy.TCP
 		}
-		if !r.Deny && (opaque == TCP || opaque == UDP) {
-			fault("write `protocol: tls` or `protocol: http`", "methods, paths and secrets need requests, and port %s is opaque %s", formatPorts([]PortRange{ports})[0], opaque)
+		if !r.Deny && (opaque == policy.TCP || opaque == policy.UDP) {
+			fault("write `protocol: tls` or `protocol: http`", "methods, paths and secrets need requests, and port %s is opaque %s", formatPorts([]policy.PortRange{ports})[0], opaque)
 		}
 	}
 	return faults
 }
 
-func (r *Rule) settleAddress() (faults Faults) {
-	if r.Host == HostAlias && (r.Upstream.Address != "" || r.AllowPrivate) {
-		faults = append(faults, Fault{Text: HostAlias + " has neither upstream nor allow_private", Mend: "remove them; the rule itself opens the port"})
+func settleAddress(r *policy.Rule) (faults policy.Faults) {
+	if r.Host == policy.HostAlias && (r.Upstream.Address != "" || r.AllowPrivate) {
+		faults = append(faults, policy.Fault{Text: policy.HostAlias + " has neither upstream nor allow_private", Mend: "remove them; the rule itself opens the port"})
 	}
-	if r.Host != HostAlias && wildcard(r.Host) && patternCovers(r.Host, "x."+HostAlias) && r.Host != "**" && strings.HasSuffix(r.Host, HostAlias) {
-		faults = append(faults, Fault{Text: r.Host + " matches nothing", Mend: "write " + HostAlias})
+	if wildcard(r) && strings.HasSuffix(r.Host, policy.HostAlias) {
+		faults = append(faults, policy.Fault{Text: r.Host + " matches nothing", Mend: "write " + policy.HostAlias})
 	}
 	if r.Prefix.IsValid() && !r.Deny {
-		switch c := prefixClass(r.Prefix); {
-		case c == Multicast || c == Reserved:
-			faults = append(faults, Fault{Text: fmt.Sprintf("%s is %s, where nothing can be connected to", r.Destination(), c), Mend: "remove the rule"})
-		case c != Public && !r.AllowPrivate && r.Upstream.Address == "":
-			faults = append(faults, Fault{Text: fmt.Sprintf("%s is %s", r.Destination(), c), Mend: "add `allow_private: true` if you mean it"})
+		switch c := policy.PrefixClass(r.Prefix); {
+		case c == policy.Multicast || c == policy.Reserved:
+			faults = append(faults, policy.Fault{Text: fmt.Sprintf("%s is %s, where nothing can be connected to", r.Destination(), c), Mend: "remove the rule"})
+		case c != policy.Public && !r.AllowPrivate && r.Upstream.Address == "":
+			faults = append(faults, policy.Fault{Text: fmt.Sprintf("%s is %s", r.Destination(), c), Mend: "add `allow_private: true` if you mean it"})
 		}
 	}
 	return faults
 }
 
 // finish looks at the rules together, and makes the policy.
-func finish(doc draft) (*Policy, Faults, error) {
-	p := compile(doc.own, doc.budget, doc.cases)
-	faults := p.conflicts()
+func finish(doc draft) (*policy.Policy, policy.Faults, error) {
+	p := policy.New(doc.own, doc.budget, doc.cases)
+	faults := conflicts(p)
 	rules := slices.Clone(doc.own)
 	for i := range doc.preset {
 		// What the user wrote for a destination is meant instead of a preset's
 		// rule for it.
 		r := &doc.preset[i]
-		same := func(o Rule) bool {
+		same := func(o policy.Rule) bool {
 			return !o.Deny && o.Destination() == r.Destination() && overlap(o.Ports, r.Ports)
 		}
 		if !slices.ContainsFunc(rules, same) {
@@ -123,117 +125,86 @@ func finish(doc draft) (*Policy, Faults, error) {
 		}
 	}
 	if len(rules) > MaxRules {
-		faults = append(faults, Fault{Text: fmt.Sprintf("%d rules, at most %d", len(rules), MaxRules), Mend: "use wildcards"})
+		faults = append(faults, policy.Fault{Text: fmt.Sprintf("%d rules, at most %d", len(rules), MaxRules), Mend: "use wildcards"})
 	}
 	names := map[string]bool{}
 	for i := range rules {
 		if names[rules[i].Name] {
-			faults = append(faults, Fault{Line: rules[i].Line, Text: fmt.Sprintf("two rules are named %q", rules[i].Name), Mend: "rename one"})
+			faults = append(faults, policy.Fault{Line: rules[i].Line, Text: fmt.Sprintf("two rules are named %q", rules[i].Name), Mend: "rename one"})
 		}
 		names[rules[i].Name] = true
 	}
-	p = compile(rules, doc.budget, doc.cases)
-	warnings := p.warnings()
-	slices.SortStableFunc(faults, func(a, b Fault) int { return a.Line - b.Line })
-	if err := faults.err(); err != nil {
-		return nil, warnings, err
+	p = policy.New(rules, doc.budget, doc.cases)
+	warned := warnings(p)
+	slices.SortStableFunc(faults, func(a, b policy.Fault) int { return a.Line - b.Line })
+	if err := faults.Err(); err != nil {
+		return nil, warned, err
 	}
-	return p, warnings, nil
+	return p, warned, nil
 }
 
 // conflicts finds rules that can never decide anything, and rules that
-// contradict one another.
-func (p *Policy) conflicts() (faults Faults) {
+// contradict one another. Of two equals the later is the fault.
+func conflicts(p *policy.Policy) (faults policy.Faults) {
+	position := make(map[*policy.Rule]int, len(p.Rules))
+	for i := range p.Rules {
+		position[&p.Rules[i]] = i
+	}
 	for i := range p.Rules {
 		r := &p.Rules[i]
-		for _, b := range p.wider(r) {
-			for _, o := range slices.Concat(b.deny, b.allow) {
-				if o == r {
-					continue
+		for _, o := range p.Covering(r) {
+			if o == r {
+				continue
+			}
+			if text, mend := against(r, o, i < position[o]); text != "" {
+				f := policy.Fault{Line: r.Line, Text: text, Mend: mend}
+				if r.Line == 0 {
+					f.Where = r.Name
 				}
-				if text, mend := r.against(o); text != "" {
-					f := Fault{Line: r.Line, Text: text, Mend: mend}
-					if r.Line == 0 {
-						f.Where = r.Name
-					}
-					faults = append(faults, f)
-					break
-				}
+				faults = append(faults, f)
+				break
 			}
 		}
 	}
 	return faults
 }
 
-// wider are the buckets whose pattern covers the rule's.
-func (p *Policy) wider(r *Rule) (out []*bucket) {
-	var near found
-	if r.Prefix.IsValid() {
-		for _, b := range p.index.addressed(r.Prefix.Addr(), &near) {
-			if b.any().Prefix.Bits() <= r.Prefix.Bits() {
-				out = append(out, b)
-			}
-		}
-		return out
-	}
-	// Names that the pattern matches find every bucket that may cover it.
-	probes := []string{r.Host}
-	if wildcard(r.Host) {
-		below := strings.TrimLeft(r.Host, "*")
-		probes = []string{"x" + below, "x.x" + below}
-	}
-	for _, host := range probes {
-		for _, b := range p.index.named(host, &near) {
-			if !slices.Contains(out, b) && patternCovers(b.any().Host, r.Host) {
-				out = append(out, b)
-			}
-		}
-	}
-	return out
-}
-
-// any is one of the bucket's rules: all have the same destination.
-func (b *bucket) any() *Rule {
-	if len(b.allow) > 0 {
-		return b.allow[0]
-	}
-	return b.deny[0]
-}
+func wildcard(r *policy.Rule) bool { return strings.HasPrefix(r.Host, "*") }
 
 // against says what is wrong with a rule beside another whose pattern covers
-// its own; "" for nothing.
-func (r *Rule) against(o *Rule) (text, mend string) {
+// its own; "" for nothing. earlier says that r stands before o.
+func against(r, o *policy.Rule, earlier bool) (text, mend string) {
 	same := r.Destination() == o.Destination()
 	covered := covers(o.Ports, r.Ports) && transportCovers(o, r)
 	narrower := subset(r.Methods, o.Methods) && subset(r.Paths, o.Paths)
 	switch {
-	case o.Deny && covered && !o.conditional():
-		if r.Deny && same && r.scope() == o.scope() && r.pos < o.pos {
+	case o.Deny && covered && !o.Conditional():
+		if r.Deny && same && r.Scope() == o.Scope() && earlier {
 			return "", "" // the later of two equals is the fault
 		}
 		if r.Deny {
 			return fmt.Sprintf("shadowed: rule %q denies this already", o.Name), "remove this rule"
 		}
 		return fmt.Sprintf("never allows anything: rule %q denies all of it, and a deny beats every allow", o.Name), "remove one of the two, or narrow the deny"
-	case o.Deny && covered && narrower && r.conditional():
-		if r.scope() == o.scope() && r.pos < o.pos {
+	case o.Deny && covered && narrower && r.Conditional():
+		if r.Scope() == o.Scope() && earlier {
 			return "", ""
 		}
 		return fmt.Sprintf("shadowed: rule %q denies these requests already", o.Name), "remove this rule, or one of the two"
-	case o.Deny || r.Deny || !overlap(o.Ports, r.Ports) || (o.Protocol == UDP) != (r.Protocol == UDP):
+	case o.Deny || r.Deny || !overlap(o.Ports, r.Ports) || (o.Protocol == policy.UDP) != (r.Protocol == policy.UDP):
 		return "", ""
 	}
-	if same && r.pos >= o.pos {
-		if text, mend := r.contradicts(o); text != "" {
+	if same && !earlier {
+		if text, mend := contradicts(r, o); text != "" {
 			return text, mend
 		}
 	}
-	sameMeaning := r.options() == o.options() && r.Budget == o.Budget && sameProtocol(r, o)
+	sameMeaning := sameOptions(r, o) && r.Budget == o.Budget && sameProtocol(r, o)
 	if !covered || !sameMeaning || !narrower {
 		return "", ""
 	}
 	equalRequests := slices.Equal(r.Methods, o.Methods) && slices.Equal(r.Paths, o.Paths)
-	if same && equalRequests && covers(r.Ports, o.Ports) && r.pos < o.pos {
+	if same && equalRequests && covers(r.Ports, o.Ports) && earlier {
 		return "", ""
 	}
 	if same || equalRequests {
@@ -243,21 +214,27 @@ func (r *Rule) against(o *Rule) (text, mend string) {
 }
 
 // contradicts compares two allows of one destination that share a port.
-func (r *Rule) contradicts(o *Rule) (text, mend string) {
+func contradicts(r, o *policy.Rule) (text, mend string) {
 	switch {
 	case !sameProtocol(r, o):
 		return fmt.Sprintf("contradicts rule %q: one port of one destination has one protocol", o.Name), "give both the same protocol, or other ports"
-	case r.connectOptions() != o.connectOptions():
+	case !sameConnection(r, o):
 		return fmt.Sprintf("contradicts rule %q: upstream, allow_private and ech hold for the connection, whatever the request", o.Name), "give both the same"
 	case r.Secret != o.Secret && slices.Equal(r.Paths, o.Paths) && meet(r.Methods, o.Methods):
 		return fmt.Sprintf("contradicts rule %q: the same requests cannot use two secrets, or one and none", o.Name), "keep one, or give them different methods or paths"
-	case r.Budget != o.Budget && r.options() == o.options() && slices.Equal(r.Paths, o.Paths) && meet(r.Methods, o.Methods):
+	case r.Budget != o.Budget && sameOptions(r, o) && slices.Equal(r.Paths, o.Paths) && meet(r.Methods, o.Methods):
 		return fmt.Sprintf("contradicts rule %q: the same requests have two budgets", o.Name), "keep one"
 	}
 	return "", ""
 }
 
-func sameProtocol(a, b *Rule) bool {
+func sameConnection(a, b *policy.Rule) bool {
+	return a.Upstream == b.Upstream && a.AllowPrivate == b.AllowPrivate && a.ECH == b.ECH
+}
+
+func sameOptions(a, b *policy.Rule) bool { return sameConnection(a, b) && a.Secret == b.Secret }
+
+func sameProtocol(a, b *policy.Rule) bool {
 	for _, p := range a.Ports {
 		for _, q := range b.Ports {
 			first, last := max(p.First, q.First), min(p.Last, q.Last)
@@ -277,18 +254,18 @@ func sameProtocol(a, b *Rule) bool {
 	return true
 }
 
-func transportCovers(o, r *Rule) bool {
+func transportCovers(o, r *policy.Rule) bool {
 	if o.Deny && o.Protocol == "" {
 		return true
 	}
-	if r.Deny && r.Protocol == "" && !r.conditional() {
+	if r.Deny && r.Protocol == "" && !r.Conditional() {
 		return false
 	}
-	return (o.Protocol == UDP) == (r.Protocol == UDP)
+	return (o.Protocol == policy.UDP) == (r.Protocol == policy.UDP)
 }
 
 // covers: an empty list is every port.
-func covers(o, r []PortRange) bool {
+func covers(o, r []policy.PortRange) bool {
 	if len(o) == 0 {
 		return true
 	}
@@ -306,9 +283,9 @@ func covers(o, r []PortRange) bool {
 	return len(r) > 0
 }
 
-func overlap(a, b []PortRange) bool {
-	return slices.ContainsFunc(a, func(p PortRange) bool {
-		return slices.ContainsFunc(b, func(q PortRange) bool { return p.First <= q.Last && q.First <= p.Last })
+func overlap(a, b []policy.PortRange) bool {
+	return slices.ContainsFunc(a, func(p policy.PortRange) bool {
+		return slices.ContainsFunc(b, func(q policy.PortRange) bool { return p.First <= q.Last && q.First <= p.Last })
 	})
 }
 
@@ -322,17 +299,17 @@ func meet(a, b []string) bool {
 }
 
 // warnings are what is allowed, and may be more than was meant.
-func (p *Policy) warnings() (ws Faults) {
+func warnings(p *policy.Policy) (ws policy.Faults) {
 	for i := range p.Rules {
 		r := &p.Rules[i]
 		if r.Deny {
 			continue
 		}
 		warn := func(mend, format string, args ...any) {
-			ws = append(ws, Fault{Line: r.Line, Where: r.Name, Text: fmt.Sprintf(format, args...), Mend: mend})
+			ws = append(ws, policy.Fault{Line: r.Line, Where: r.Name, Text: fmt.Sprintf(format, args...), Mend: mend})
 		}
-		if wildcard(r.Host) {
-			if places := openPlaces(r.Host); len(places) > 0 {
+		if wildcard(r) {
+			if places := policy.OpenPlaces(r.Host); len(places) > 0 {
 				more := ""
 				if len(places) > 3 {
 					more = fmt.Sprintf(" and %d more", len(places)-3)
@@ -347,7 +324,7 @@ func (p *Policy) warnings() (ws Faults) {
 		if r.Prefix.IsValid() && r.Prefix.Bits() < 8 {
 			warn("name the networks that the task needs", "%s is a large part of the internet", r.Prefix)
 		}
-		if r.Secret != "" && slices.ContainsFunc(r.Ports, func(p PortRange) bool { return r.ProtocolAt(p.First) == HTTP }) {
+		if r.Secret != "" && slices.ContainsFunc(r.Ports, func(p policy.PortRange) bool { return r.ProtocolAt(p.First) == policy.HTTP }) {
 			warn("use tls", "secret %q crosses the network unencrypted", r.Secret)
 		}
 	}

@@ -1,8 +1,10 @@
-package policy
+package syntax
 
 import (
 	"bytes"
 	"fmt"
+
+	"creel/internal/policy"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -20,7 +22,7 @@ type ruleForm struct {
 	Deny         string           `yaml:"deny,omitempty"`
 	Name         string           `yaml:"name,omitempty"`
 	Ports        []string         `yaml:"ports,omitempty,flow"`
-	Protocol     Protocol         `yaml:"protocol,omitempty"`
+	Protocol     policy.Protocol  `yaml:"protocol,omitempty"`
 	Methods      []string         `yaml:"methods,omitempty,flow"`
 	Paths        []string         `yaml:"paths,omitempty,flow"`
 	Secret       string           `yaml:"secret,omitempty"`
@@ -44,12 +46,12 @@ type caseForm struct {
 // Text is the whole policy as a file that needs no inputs: presets are rules,
 // and every rule has its name. Parse gives the same policy back, but for line
 // numbers; a digest of the text is a digest of the policy.
-func (p *Policy) Text() []byte {
+func Text(p *policy.Policy) []byte {
 	form := fileForm{Version: 1}
 	if p != nil {
-		form.Budget = p.Budget.form()
+		form.Budget = budgetFormOf(p.Budget)
 		for i := range p.Rules {
-			form.Rules = append(form.Rules, p.Rules[i].form())
+			form.Rules = append(form.Rules, ruleFormOf(&p.Rules[i]))
 		}
 		for _, c := range p.Cases {
 			f := caseForm{Rule: c.Rule}
@@ -70,10 +72,10 @@ func (p *Policy) Text() []byte {
 	return buf.Bytes()
 }
 
-func (r *Rule) form() ruleForm {
+func ruleFormOf(r *policy.Rule) ruleForm {
 	f := ruleForm{
 		Name: r.Name, Ports: formatPorts(r.Ports), Protocol: r.Protocol, Methods: r.Methods, Paths: r.Paths,
-		Secret: r.Secret, AllowPrivate: r.AllowPrivate, Budget: r.Budget.form(),
+		Secret: r.Secret, AllowPrivate: r.AllowPrivate, Budget: budgetFormOf(r.Budget),
 	}
 	if r.Deny {
 		f.Deny = r.Destination()
@@ -89,9 +91,9 @@ func (r *Rule) form() ruleForm {
 	return f
 }
 
-func (b Budget) form() map[string]int64 {
+func budgetFormOf(b policy.Budget) map[string]int64 {
 	m := map[string]int64{}
-	for _, l := range b.limits() {
+	for _, l := range limits(&b) {
 		if *l.value > 0 {
 			m[l.key] = *l.value
 		}

@@ -1,10 +1,11 @@
-package policy
+package syntax
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
+
+	"creel/internal/policy"
 )
 
 // Flags are the policy that a command line states beside or without a file.
@@ -16,10 +17,10 @@ type Flags struct {
 
 // FromFlags makes one policy of a file's (nil: none) and of flags. What an
 // --allow names by address is meant, private or not. The error is [Faults].
-func FromFlags(base *Policy, f Flags, in Inputs) (*Policy, Faults, error) {
-	var faults Faults
+func FromFlags(base *policy.Policy, f Flags, in Inputs) (*policy.Policy, policy.Faults, error) {
+	var faults policy.Faults
 	fault := func(where, format string, args ...any) {
-		faults = append(faults, Fault{Where: where, Text: fmt.Sprintf(format, args...)})
+		faults = append(faults, policy.Fault{Where: where, Text: fmt.Sprintf(format, args...)})
 	}
 	switch {
 	case f.Net != "" && f.Net != "none":
@@ -37,7 +38,7 @@ func FromFlags(base *Policy, f Flags, in Inputs) (*Policy, Faults, error) {
 			fault("--allow "+s, "%v", err)
 			continue
 		}
-		for _, one := range rule.settle() {
+		for _, one := range settle(&rule) {
 			one.Where = rule.Name
 			faults = append(faults, one)
 		}
@@ -54,14 +55,14 @@ func FromFlags(base *Policy, f Flags, in Inputs) (*Policy, Faults, error) {
 		}
 		doc.preset = append(doc.preset, rules...)
 	}
-	if err := faults.err(); err != nil {
+	if err := faults.Err(); err != nil {
 		return nil, nil, err
 	}
 	return finish(doc)
 }
 
-func allowFlag(s string) (Rule, error) {
-	rule := Rule{Name: "--allow " + s}
+func allowFlag(s string) (policy.Rule, error) {
+	rule := policy.Rule{Name: "--allow " + s}
 	host, port := s, ""
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		inner, after, closed := strings.Cut(rest, "]")
@@ -79,54 +80,17 @@ func allowFlag(s string) (Rule, error) {
 	if host == "" {
 		return rule, fmt.Errorf("want HOST or HOST:PORT")
 	}
-	if err := rule.setDestination(host); err != nil {
+	if err := setDestination(&rule, host); err != nil {
 		return rule, err
 	}
 	if port != "" {
-		if err := rule.setPorts([]string{port}); err != nil {
+		if err := setPorts(&rule, []string{port}); err != nil {
 			return rule, err
 		}
 	}
 	if rule.Prefix.IsValid() {
-		c := prefixClass(rule.Prefix)
-		rule.AllowPrivate = c != Public && c != Multicast && c != Reserved
+		c := policy.PrefixClass(rule.Prefix)
+		rule.AllowPrivate = c != policy.Public && c != policy.Multicast && c != policy.Reserved
 	}
 	return rule, nil
-}
-
-// Secrets are the names of the secrets that the policy uses, sorted.
-func (p *Policy) Secrets() (names []string) {
-	if p == nil {
-		return nil
-	}
-	for i := range p.Rules {
-		if s := p.Rules[i].Secret; s != "" && !slices.Contains(names, s) {
-			names = append(names, s)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// ReachesPrivate reports whether the rule can lead to an address that is not
-// public.
-func (r *Rule) ReachesPrivate() bool {
-	upstream, err := netip.ParseAddrPort(r.Upstream.Address)
-	return !r.Deny && (r.AllowPrivate || err == nil && AddressClass(upstream.Addr()) != Public)
-}
-
-// Protocols are those that an allow rule speaks on its ports, sorted.
-func (r *Rule) Protocols() (out []Protocol) {
-	for _, p := range r.Ports {
-		for _, port := range []uint16{p.First, p.Last, 80, 443} {
-			if p.First <= port && port <= p.Last {
-				out = append(out, r.ProtocolAt(port))
-			}
-		}
-		if p.Last-p.First > 2 {
-			out = append(out, r.ProtocolAt(1)) // between the ends
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }
