@@ -143,7 +143,7 @@ func TestAttacks(t *testing.T) {
 			if err := s.Scan(t.Context(), bytes.NewReader(read(t, path))); err != nil {
 				t.Fatal(err)
 			}
-			write(t, archivePath(h.dir, s.Origin), read(t, path))
+			write(t, ArchivePath(h.dir, s.Origin), read(t, path))
 			s.Last.Size += 10
 			closed := Closed{Log: s.Origin, Head: &s.Last, Ended: true}
 			if err := h.ledger.Append(t.Context(), Event{Kind: KindClosed, Sandbox: "cc", Data: closed}); err != nil {
@@ -162,22 +162,22 @@ func TestAttacks(t *testing.T) {
 			if h.segment(0) != h.segment(-1) {
 				t.Fatal("the test wants one segment")
 			}
-			write(t, filepath.Join(h.dir, ledgerName, segmentName(n)), first)
+			write(t, filepath.Join(h.dir, LedgerName, segmentName(n)), first)
 		}, "repeated or put in another order", false},
 		"a replayed commit": {func(t *testing.T, h *home) {
 			replace(t, h.segment(0), func(l [][]byte) [][]byte { return append(l, l[2], l[3]) })
 		}, "repeated or put in another order", false},
 		"a missing segment": {func(t *testing.T, h *home) {
-			os.Rename(h.segment(0), filepath.Join(h.dir, ledgerName, segmentName(9)))
+			os.Rename(h.segment(0), filepath.Join(h.dir, LedgerName, segmentName(9)))
 		}, "a segment is missing", false},
 		"a key of somebody else": {func(t *testing.T, h *home) {
 			other := newHome(t)
 			other.append(KindAdmitted, 1)
 			other.ledger.Close()
-			if err := os.RemoveAll(filepath.Join(h.dir, ledgerName)); err != nil {
+			if err := os.RemoveAll(filepath.Join(h.dir, LedgerName)); err != nil {
 				t.Fatal(err)
 			}
-			copyTree(t, filepath.Join(other.dir, ledgerName), filepath.Join(h.dir, ledgerName))
+			copyTree(t, filepath.Join(other.dir, LedgerName), filepath.Join(h.dir, LedgerName))
 		}, "none of this ledger's", false},
 		"a forged new key": {func(t *testing.T, h *home) {
 			mine, err := newKeyPair(h.head().Origin)

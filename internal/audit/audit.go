@@ -20,6 +20,9 @@ import (
 // keeps an event of a kind that it does not know.
 type Kind = chain.Kind
 
+// Version is of the format of ledger and logs; docs/format/audit.md has it.
+const Version = chain.Version
+
 // Record is an event as it stands on disk.
 type Record = chain.Record
 

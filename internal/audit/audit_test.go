@@ -124,7 +124,7 @@ func (h *home) sound(o Options) Report {
 
 func (h *home) segment(n int) string {
 	h.t.Helper()
-	paths, err := segments(h.dir)
+	paths, err := Segments(h.dir)
 	if err != nil || len(paths) == 0 {
 		h.t.Fatal(paths, err)
 	}
@@ -291,7 +291,7 @@ func TestManyProcessesKeepOneChainOverSegments(t *testing.T) {
 	if r := h.sound(Options{}); r.Records != 1+processes*each*4 {
 		t.Errorf("%d records", r.Records)
 	}
-	if paths, _ := segments(h.dir); len(paths) < 2 {
+	if paths, _ := Segments(h.dir); len(paths) < 2 {
 		t.Errorf("segments %v: want more than one", paths)
 	}
 }

@@ -38,7 +38,7 @@ func OpenLedger(dir string) (*Ledger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	for _, d := range []string{dir, filepath.Join(dir, ledgerName), filepath.Join(dir, logsName), filepath.Join(dir, tornName)} {
+	for _, d := range []string{dir, filepath.Join(dir, LedgerName), filepath.Join(dir, logsName), filepath.Join(dir, tornName)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open ledger: %w", err)
 		}
@@ -146,7 +146,7 @@ func (l *Ledger) locked(f func() error) error {
 
 // refresh brings l.seg up to what other processes have written.
 func (l *Ledger) refresh() error {
-	paths, err := segments(l.dir)
+	paths, err := Segments(l.dir)
 	if err != nil {
 		return err
 	}

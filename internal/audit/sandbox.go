@@ -97,7 +97,7 @@ func (l *Ledger) Unclosed(ctx context.Context, yield func(sandbox string, o Open
 		data    Opened
 	}
 	var all []open
-	paths, err := segments(l.dir)
+	paths, err := Segments(l.dir)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (l *Ledger) Unclosed(ctx context.Context, yield func(sandbox string, o Open
 // findOpen looks for the newest opening of id in dir, and whether it is still
 // open. It reads the newest segments first.
 func (l *Ledger) findOpen(id, dir string) (Opened, bool, error) {
-	paths, err := segments(l.dir)
+	paths, err := Segments(l.dir)
 	if err != nil {
 		return Opened{}, false, err
 	}
@@ -195,7 +195,7 @@ func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) err
 // archive copies a log out of its keeper's reach, and checks the copy.
 func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	closed := Closed{Log: o.Log}
-	source, err := openUntrusted(o.Dir)
+	source, err := OpenUntrusted(o.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		closed.Fault = "it is missing"
 		return closed, nil
@@ -205,7 +205,7 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 		return closed, nil
 	}
 	defer source.Close()
-	to := archivePath(l.dir, o.Log)
+	to := ArchivePath(l.dir, o.Log)
 	tmp, err := os.OpenFile(to+".tmp", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return closed, err
@@ -247,14 +247,14 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	return closed, syncDir(filepath.Dir(to))
 }
 
-// archivePath is where a closed log is; origin is creel/log/SANDBOX/RANDOM.
-func archivePath(dir, origin string) string {
+// ArchivePath is where a closed log is; origin is creel/log/SANDBOX/RANDOM.
+func ArchivePath(dir, origin string) string {
 	return filepath.Join(dir, logsName, path.Base(path.Dir(origin))+"-"+path.Base(origin)+extension)
 }
 
-// openUntrusted opens the log in a directory that belongs to a keeper, which
+// OpenUntrusted opens the log in a directory that belongs to a keeper, which
 // may have been taken over: it follows no link and waits for nothing.
-func openUntrusted(dir string) (*os.File, error) {
+func OpenUntrusted(dir string) (*os.File, error) {
 	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open directory", Path: dir, Err: err}

@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	ledgerName = "ledger" // directory of the segments
-	logsName   = "logs"   // directory of the logs that were closed
-	tornName   = "torn"   // directory of what crashes left
+	// LedgerName is the directory of the ledger's segments.
+	LedgerName = "ledger"
+	logsName   = "logs" // directory of the logs that were closed
+	tornName   = "torn" // directory of what crashes left
 	lockName   = "lock"
 	closeName  = "close.lock"
 	headName   = "head" // the last checkpoint, beside the ledger
@@ -29,16 +30,16 @@ const (
 // segmentName is the file of the segment whose first line has number seq.
 func segmentName(seq int64) string { return fmt.Sprintf("%012d%s", seq, extension) }
 
-// segments lists a ledger's files, oldest first.
-func segments(dir string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(dir, ledgerName))
+// Segments lists a ledger's files, oldest first.
+func Segments(dir string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(dir, LedgerName))
 	if err != nil {
 		return nil, fmt.Errorf("list ledger: %w", err)
 	}
 	var paths []string
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), extension) {
-			paths = append(paths, filepath.Join(dir, ledgerName, e.Name()))
+			paths = append(paths, filepath.Join(dir, LedgerName, e.Name()))
 		}
 	}
 	return paths, nil
@@ -119,7 +120,7 @@ func (s *segment) adopt(l chain.Line, raw []byte) error {
 // newSegment makes a file that begins with a whole commit. It appears under its
 // name only then, so a ledger's file without one was tampered with.
 func newSegment(dir string, first int64, c chain.Commit) (*segment, error) {
-	path := filepath.Join(dir, ledgerName, segmentName(first))
+	path := filepath.Join(dir, LedgerName, segmentName(first))
 	if err := writeFile(path, c.Bytes); err != nil {
 		return nil, err
 	}

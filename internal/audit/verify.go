@@ -102,7 +102,7 @@ func (v *verification) ledger() error {
 		return err
 	}
 	if len(paths) == 0 {
-		v.fault(ledgerName, "there is no ledger")
+		v.fault(LedgerName, "there is no ledger")
 		return nil
 	}
 	v.scanner = chain.Scanner{Record: v.record, Sealed: v.sealed}
@@ -111,7 +111,7 @@ func (v *verification) ledger() error {
 		if i == len(paths)-1 {
 			limit = size
 		}
-		where := filepath.Join(ledgerName, filepath.Base(p))
+		where := filepath.Join(LedgerName, filepath.Base(p))
 		if want := segmentName(v.scanner.Tree.Size); filepath.Base(p) != want {
 			v.fault(where, "stands where %s was to follow: a segment is missing, repeated or exchanged", want)
 			return nil
@@ -132,7 +132,7 @@ func (v *verification) ledger() error {
 	v.trust()
 	for _, h := range v.expect {
 		if h.Origin == v.scanner.Origin {
-			v.fault(ledgerName, "ends at line %d, but a checkpoint is known of line %d: its end was cut off", v.scanner.Tree.Size, h.Size)
+			v.fault(LedgerName, "ends at line %d, but a checkpoint is known of line %d: its end was cut off", v.scanner.Tree.Size, h.Size)
 		}
 	}
 	return nil
@@ -157,7 +157,7 @@ func (v *verification) snapshot() (paths []string, size int64, err error) {
 			return nil, 0, fmt.Errorf("lock ledger: %w", err)
 		}
 	}
-	if paths, err = segments(v.dir); err != nil || len(paths) == 0 {
+	if paths, err = Segments(v.dir); err != nil || len(paths) == 0 {
 		return nil, 0, err
 	}
 	info, err := os.Stat(paths[len(paths)-1])
@@ -178,7 +178,7 @@ func (v *verification) record(r Record) error {
 		if err != nil {
 			return err
 		}
-		if v.open[o.Log] != nil || v.files[filepath.Base(archivePath(v.dir, o.Log))] {
+		if v.open[o.Log] != nil || v.files[filepath.Base(ArchivePath(v.dir, o.Log))] {
 			return fmt.Errorf("opens log %s for a second time", o.Log)
 		}
 		v.open[o.Log] = &openLog{Opened: o}
@@ -259,9 +259,9 @@ func (v *verification) meets(head Head, _ string) (err error) {
 func (v *verification) trust() {
 	switch {
 	case !v.inChain:
-		v.fault(ledgerName, "the given public key is none of this ledger's")
+		v.fault(LedgerName, "the given public key is none of this ledger's")
 	case !chain.SignedBy(v.scanner.Checkpoint, v.current):
-		v.fault(ledgerName, "its last checkpoint is not signed by its key")
+		v.fault(LedgerName, "its last checkpoint is not signed by its key")
 	}
 }
 
@@ -271,7 +271,7 @@ func (v *verification) closedLog(o *openLog, c Closed) error {
 	if !c.Ended {
 		v.report.Killed++
 	}
-	path := archivePath(v.dir, c.Log)
+	path := ArchivePath(v.dir, c.Log)
 	where := filepath.Join(logsName, filepath.Base(path))
 	v.files[filepath.Base(path)] = true
 	if c.Fault != "" {
@@ -346,7 +346,7 @@ func (v *verification) leftOver() error {
 		return fmt.Errorf("list logs: %w", err)
 	}
 	for origin := range v.open {
-		v.files[filepath.Base(archivePath(v.dir, origin))] = true // its closing may be under way
+		v.files[filepath.Base(ArchivePath(v.dir, origin))] = true // its closing may be under way
 	}
 	for _, e := range entries {
 		if filepath.Ext(e.Name()) == extension && !v.files[e.Name()] && len(v.report.Faults) == 0 {
@@ -365,7 +365,7 @@ func (v *verification) leftOver() error {
 // openLog checks a log that its keeper may be writing to at this moment: lines
 // that no checkpoint covers yet are no fault.
 func (v *verification) openLog(o *openLog) error {
-	f, err := openUntrusted(o.Dir)
+	f, err := OpenUntrusted(o.Dir)
 	if err != nil {
 		v.fault(o.Log, "is open and cannot be read: %v", err)
 		return nil

@@ -89,7 +89,8 @@ func Parse(raw []byte) (Line, error) {
 	return l, nil
 }
 
-func (h Head) text() string {
+// Text is what a checkpoint of the head signs.
+func (h Head) Text() string {
 	return fmt.Sprintf("%s\n%d\n%s\n", h.Origin, h.Size, h.Root)
 }
 
@@ -196,7 +197,7 @@ func (s *Sealer) Seal(t *Tree, entries []Entry, now time.Time) (Commit, error) {
 		}
 	}
 	c.Head = Head{Origin: s.Origin, Size: c.Tree.Size, Root: c.Tree.Root()}
-	signed, err := note.Sign(&note.Note{Text: c.Head.text()}, s.Signers...)
+	signed, err := note.Sign(&note.Note{Text: c.Head.Text()}, s.Signers...)
 	if err != nil {
 		return Commit{}, fmt.Errorf("sign checkpoint: %w", err)
 	}

@@ -1,0 +1,137 @@
+package chain
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+func TestTreeIsRFC6962(t *testing.T) {
+	var tree Tree
+	var stored []tlog.Hash
+	reader := tlog.HashReaderFunc(func(at []int64) ([]tlog.Hash, error) {
+		var out []tlog.Hash
+		for _, i := range at {
+			out = append(out, stored[i])
+		}
+		return out, nil
+	})
+	for n := range int64(300) {
+		want, err := tlog.TreeHash(n, reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := tree.Root(); got != want || !tree.WellFormed() {
+			t.Fatalf("root of %d leaves: %v, want %v", n, got, want)
+		}
+		leaf := fmt.Appendf(nil, "leaf %d", n)
+		more, err := tlog.StoredHashes(n, leaf, reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, more...)
+		tree.Add(leaf)
+	}
+}
+
+// sample is a small file of n commits.
+func sample(t testing.TB, n int) []byte {
+	private, _, err := note.GenerateKey(rand.Reader, "creel/log/aa/00")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := note.NewSigner(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := Sealer{Origin: "creel/log/aa/00", Signers: []note.Signer{signer}, Peaks: true}
+	var tree Tree
+	var out []byte
+	for i := range n {
+		e, err := Encode("exec", "aa", map[string]any{"i": i, "text": "<&>\u2028\n\x00é"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Seal(&tree, []Entry{e, {Kind: "exit"}}, time.Unix(1, 0).UTC())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, tree = append(out, c.Bytes...), c.Tree
+	}
+	return out
+}
+
+func TestParseIsStrict(t *testing.T) {
+	for raw, ok := range map[string]bool{
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x"}`:                  true,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{"a":1}}`:   true,
+		`{"v":2,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x"}`:                  false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","more":1}`:         false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x"} `:                 false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x"}{}`:                false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z"}`:                             false,
+		`{"v":1,"seq":0,"kind":"x"}`:                                                false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":[1]}`:       false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":null}`:      false,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","checkpoint":"x"}`: false,
+		`{"v":1,"seq":0,"checkpoint":"x"}`:                                          true,
+		``:                                                                          false,
+	} {
+		if _, err := Parse([]byte(raw)); (err == nil) != ok {
+			t.Errorf("%s: %v", raw, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for raw := range bytes.Lines(sample(f, 2)) {
+		f.Add(raw[:len(raw)-1])
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		l, err := Parse(raw)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(l)
+		if err != nil {
+			t.Fatalf("%s cannot be written: %v", raw, err)
+		}
+		if _, err := Parse(again); err != nil {
+			t.Errorf("%s was written as %s: %v", raw, again, err)
+		}
+	})
+}
+
+func FuzzParseCheckpoint(f *testing.F) {
+	f.Add("creel/log/aa/00\n7\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n\n— creel/log/aa/00 AAAA\n")
+	f.Fuzz(func(t *testing.T, signed string) {
+		h, err := ParseCheckpoint(signed)
+		if err == nil && h.Text()+"\n" != signed[:len(h.Text())+1] {
+			t.Errorf("%q was read as %+v", signed, h)
+		}
+	})
+}
+
+func FuzzScan(f *testing.F) {
+	whole := sample(f, 3)
+	f.Add(whole)
+	f.Add(whole[:len(whole)-7])
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s := Scanner{}
+		err := s.Scan(context.Background(), bytes.NewReader(data))
+		if s.End > int64(len(data)) || s.Last.Size > s.Committed.Size || !s.Committed.WellFormed() {
+			t.Errorf("end %d of %d, last %+v", s.End, len(data), s.Last)
+		}
+		if err == nil && s.End != int64(len(data)) {
+			t.Errorf("%d bytes at the end went unnoticed", int64(len(data))-s.End)
+		}
+		Torn(data)
+	})
+}
