@@ -26,14 +26,22 @@ var arrows = map[string][]string{
 	"undo":    {},
 	"wire":    {},
 	"audit":   {},
+	"policy":  {},
 	"confine": {"sandbox"},
 	"scratch": {},
 	"kernel":  {"undo"},
 
+	// What may happen: tiers and presets are made of rules.
+	"policy/syntax": {"policy"},
+	"policy/tier":   {"policy", "policy/syntax"},
+	"policy/preset": {"policy"},
+
 	// Images.
-	"image":           {"image/flatten", "undo"},
+	"image":           {"image/blobs", "image/flatten", "image/registry", "undo"},
+	"image/blobs":     {"undo"},
 	"image/flatten":   {},
 	"image/imagetest": {},
+	"image/registry":  {},
 
 	// Machines.
 	"vm":              {"sandbox"},

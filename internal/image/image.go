@@ -15,6 +15,8 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"creel/internal/image/blobs"
 )
 
 // Config is what an image says of the processes that run from it.
@@ -32,9 +34,10 @@ type Config struct {
 
 // Image is one image in the store.
 type Image struct {
-	ID        string    `json:"id"`     // sha256:… of its configuration
-	Digest    string    `json:"digest"` // sha256:… of its manifest
-	Names     []string  `json:"names"`  // name:tag and name@digest as people write them, sorted; may be empty
+	ID        string    `json:"id"`      // sha256:… of its configuration
+	Digest    string    `json:"digest"`  // sha256:… of its manifest
+	Names     []string  `json:"names"`   // name:tag as people write them, sorted; may be empty
+	Digests   []string  `json:"digests"` // name@sha256:… under which it was pulled or pushed
 	Config    Config    `json:"config"`
 	Created   time.Time `json:"created"`
 	SizeBytes int64     `json:"sizeBytes"` // of its root file system
@@ -76,7 +79,7 @@ func parseImage(manifestRaw, configRaw []byte) (*parsed, error) {
 	if c.OS != "" && c.OS != "linux" {
 		return nil, fmt.Errorf("image is for %s, Creel runs linux only", c.OS)
 	}
-	return &parsed{manifest: m, manifestRaw: manifestRaw, digest: digestOf(manifestRaw), config: c, configRaw: configRaw}, nil
+	return &parsed{manifest: m, manifestRaw: manifestRaw, digest: blobs.Digest(manifestRaw), config: c, configRaw: configRaw}, nil
 }
 
 func (p *parsed) diffIDs() []string {
@@ -87,10 +90,10 @@ func (p *parsed) diffIDs() []string {
 	return ids
 }
 
-func (p *parsed) image(names []string, size int64) Image {
+func (p *parsed) image(names, digests []string, size int64) Image {
 	c := p.config
 	return Image{
-		ID: p.manifest.Config.Digest.String(), Digest: p.digest, Names: names, Created: c.Created.UTC(),
+		ID: p.manifest.Config.Digest.String(), Digest: p.digest, Names: names, Digests: digests, Created: c.Created.UTC(),
 		SizeBytes: size, Layers: p.diffIDs(), Platform: platformOf(c),
 		Config: Config{
 			Entrypoint: c.Config.Entrypoint, Cmd: c.Config.Cmd, Env: c.Config.Env, User: c.Config.User,

@@ -22,6 +22,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"creel/internal/image/blobs"
 	"creel/internal/image/imagetest"
 )
 
@@ -99,13 +100,13 @@ func TestLoadForms(t *testing.T) {
 	img := imagetest.Image{Name: "team/app:v1", Config: config, Layers: [][]byte{base(t), top(t)}}
 	packed := imagetest.Image{Name: "team/app:v1", Config: config, Layers: [][]byte{imagetest.PackGzip(t, base(t)), imagetest.PackZstd(t, top(t))}}
 	want := Image{Names: []string{"team/app:v1"}, Created: imagetest.Epoch, Platform: "linux/amd64",
-		Layers: []string{digestOf(base(t)), digestOf(top(t))},
+		Layers: []string{blobs.Digest(base(t)), blobs.Digest(top(t))},
 		Config: Config{Entrypoint: []string{"/bin/sh"}, Cmd: []string{"-c", "true"}, Env: []string{"A=b"}, User: "1:2",
 			WorkingDir: "/w", StopSignal: "SIGINT", Labels: map[string]string{"l": "v"},
 			ExposedPorts: []string{"53/udp", "80/tcp"}, Volumes: []string{"/data"}}}
 	both := imagetest.Layout(t, img)
 	both["index.json"] = bytes.ReplaceAll(both["index.json"], []byte("team/app:v1"), []byte("v1")) // only a tag
-	both["manifest.json"] = []byte(fmt.Sprintf(`[{"Config":%q,"RepoTags":["team/app:v1"],"Layers":[]}]`, blobName(digestOf(imagetest.Config(t, img)))))
+	both["manifest.json"] = []byte(fmt.Sprintf(`[{"Config":%q,"RepoTags":["team/app:v1"],"Layers":[]}]`, blobName(blobs.Digest(imagetest.Config(t, img)))))
 	tests := map[string][]byte{
 		"docker archive":                  imagetest.DockerArchive(t, img),
 		"docker archive, packed layers":   imagetest.DockerArchive(t, packed),
@@ -124,8 +125,8 @@ func TestLoadForms(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := want
-			want.ID = digestOf(imagetest.Config(t, img))
-			if diff := cmp.Diff([]Image{want}, got, cmpopts.IgnoreFields(Image{}, "SizeBytes", "Digest")); diff != "" {
+			want.ID = blobs.Digest(imagetest.Config(t, img))
+			if diff := cmp.Diff([]Image{want}, got, cmpopts.IgnoreFields(Image{}, "SizeBytes", "Digest"), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("image (-want +got):\n%s", diff)
 			}
 			listed, err := s.List(ctx)
@@ -140,8 +141,8 @@ func TestLoadForms(t *testing.T) {
 				t.Errorf("size of root file system: %d, of image: %d", root.SizeBytes, got[0].SizeBytes)
 			}
 			b, err := os.ReadFile(root.Path)
-			if err != nil || digestOf(b) != root.Digest {
-				t.Errorf("root file system has digest %s, said to be %s (%v)", digestOf(b), root.Digest, err)
+			if err != nil || blobs.Digest(b) != root.Digest {
+				t.Errorf("root file system has digest %s, said to be %s (%v)", blobs.Digest(b), root.Digest, err)
 			}
 			if c := content(t, root.Path, "/etc/x"); c != "y" {
 				t.Errorf("/etc/x holds %q", c)
@@ -200,8 +201,8 @@ func TestPlatforms(t *testing.T) {
 	}
 	inner := []byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[` +
 		describe(foreign, "s390x") + "," + describe(native, "amd64") + `]}`)
-	files[blobName(digestOf(inner))] = inner
-	files["index.json"] = []byte(fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":%q,"size":%d,"annotations":{"io.containerd.image.name":"multi:1"}}]}`, digestOf(inner), len(inner)))
+	files[blobName(blobs.Digest(inner))] = inner
+	files["index.json"] = []byte(fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","digest":%q,"size":%d,"annotations":{"io.containerd.image.name":"multi:1"}}]}`, blobs.Digest(inner), len(inner)))
 	got, err := open(t).Load(ctx, bytes.NewReader(imagetest.Tar(t, files)))
 	if err != nil || len(got) != 1 || got[0].Platform != "linux/amd64" || !slices.Equal(got[0].Names, []string{"multi:1"}) {
 		t.Errorf("got %+v, %v", got, err)
@@ -217,11 +218,11 @@ func TestDamagedArchives(t *testing.T) {
 		f(files)
 		return imagetest.Tar(t, files)
 	}
-	layer := blobName(digestOf(img.Layers[0]))
+	layer := blobName(blobs.Digest(img.Layers[0]))
 	archive := imagetest.DockerArchive(t, img)
 	lying := imagetest.Layout(t, img)
 	config := imagetest.Config(t, img)
-	lie := bytes.ReplaceAll(config, []byte(strings.TrimPrefix(digestOf(base(t)), "sha256:")), []byte(strings.Repeat("ab", 32)))
+	lie := bytes.ReplaceAll(config, []byte(strings.TrimPrefix(blobs.Digest(base(t)), "sha256:")), []byte(strings.Repeat("ab", 32)))
 	tests := map[string]struct {
 		archive []byte
 		want    string
@@ -273,9 +274,9 @@ func relabel(t *testing.T, files map[string][]byte, config, other []byte) {
 		t.Fatal(err)
 	}
 	old := x.Manifests[0].Digest.String()
-	m := bytes.ReplaceAll(files[blobName(old)], []byte(digestOf(config)), []byte(digestOf(other)))
-	files[blobName(digestOf(other))], files[blobName(digestOf(m))] = other, m
-	files["index.json"] = bytes.ReplaceAll(files["index.json"], []byte(old), []byte(digestOf(m)))
+	m := bytes.ReplaceAll(files[blobName(old)], []byte(blobs.Digest(config)), []byte(blobs.Digest(other)))
+	files[blobName(blobs.Digest(other))], files[blobName(blobs.Digest(m))] = other, m
+	files["index.json"] = bytes.ReplaceAll(files["index.json"], []byte(old), []byte(blobs.Digest(m)))
 }
 
 // TestFullDisk fills a small file system at every point of a load.
@@ -474,7 +475,7 @@ func TestRootFSIsRebuilt(t *testing.T) {
 		}
 		wg.Wait()
 	}
-	blob := s.blobPath(images[0].Layers[1])
+	blob := s.blobs.Path(images[0].Layers[1])
 	if err := errors.Join(os.Remove(first.Path), os.Remove(blob), os.WriteFile(blob, []byte("damage"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -562,7 +563,7 @@ func TestLeftovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer alive.end()
+	defer alive.End()
 	dead := filepath.Join(s.dir, "tmp", "work-dead")
 	if err := errors.Join(os.Mkdir(dead, 0o700), os.WriteFile(filepath.Join(dead, "000001"), nil, 0o600)); err != nil {
 		t.Fatal(err)
@@ -571,18 +572,18 @@ func TestLeftovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.end()
+	w.End()
 	if _, err := os.Stat(dead); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("leftover: %v", err)
 	}
-	if _, err := os.Stat(alive.dir); err != nil {
+	if _, err := os.Stat(alive.Dir()); err != nil {
 		t.Errorf("session in use: %v", err)
 	}
 }
 
 func TestCancelled(t *testing.T) {
 	s := open(t)
-	unlock, err := s.lock(ctx, "lock")
+	unlock, err := s.blobs.Lock(ctx, blobs.MainLock)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"creel/internal/image/blobs"
 	"creel/internal/image/flatten"
 )
 
@@ -31,13 +32,13 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes Con
 	if err != nil {
 		return Image{}, err
 	}
-	defer w.end()
+	defer w.End()
 	zr, _, err := flatten.Decompress(r)
 	if err != nil {
 		return Image{}, fmt.Errorf("read root file system: %w", err)
 	}
 	defer zr.Close()
-	layer, err := w.write(ctx, zr, s.limits.Bytes)
+	layer, err := w.Write(ctx, zr, s.limits.Bytes)
 	if err != nil {
 		return Image{}, fmt.Errorf("read root file system: %w", err)
 	}
@@ -54,7 +55,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes Con
 
 // compose writes the configuration and the manifest of an image with one
 // uncompressed layer.
-func (w *session) compose(ctx context.Context, layer *blob, c Config) (*parsed, error) {
+func (w *session) compose(ctx context.Context, layer blobs.Blob, c Config) (*parsed, error) {
 	ld, err := descriptor(layer, types.OCIUncompressedLayer)
 	if err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func (w *session) compose(ctx context.Context, layer *blob, c Config) (*parsed, 
 	if err != nil {
 		return nil, err
 	}
-	cb, err := w.write(ctx, bytes.NewReader(config), maxManifest)
+	cb, err := w.Write(ctx, bytes.NewReader(config), blobs.MaxSmall)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func (w *session) compose(ctx context.Context, layer *blob, c Config) (*parsed, 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := w.write(ctx, bytes.NewReader(manifest), maxManifest); err != nil {
+	if _, err := w.Write(ctx, bytes.NewReader(manifest), blobs.MaxSmall); err != nil {
 		return nil, err
 	}
 	return parseImage(manifest, config)

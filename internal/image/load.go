@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"creel/internal/image/blobs"
 	"creel/internal/image/flatten"
 )
 
@@ -58,7 +59,7 @@ func (s *Store) take(ctx context.Context, open func(*session) (source, error)) (
 	if err != nil {
 		return nil, err
 	}
-	defer w.end()
+	defer w.End()
 	src, err := open(w)
 	if err != nil {
 		return nil, err
@@ -68,49 +69,6 @@ func (s *Store) take(ctx context.Context, open func(*session) (source, error)) (
 		return nil, err
 	}
 	return w.finish(ctx, l.images)
-}
-
-// finish builds what root file systems are missing, which also verifies the
-// layers, and makes the images part of the store.
-func (w *session) finish(ctx context.Context, images []pending) ([]Image, error) {
-	x, err := w.store.readIndex()
-	if err != nil {
-		return nil, err
-	}
-	synced := w.syncBlobs()
-	defer synced()
-	out := make([]Image, len(images))
-	for i := range images {
-		p := &images[i]
-		if root := w.verified(x, p.parsed); root != nil {
-			p.root = *root
-		} else if err := w.buildRoot(ctx, p); err != nil {
-			return nil, fmt.Errorf("image %s: %w", p.parsed.manifest.Config.Digest, err)
-		}
-		out[i] = p.parsed.image(familiar(p.names), p.root.SizeBytes)
-	}
-	if err := synced(); err != nil {
-		return nil, err
-	}
-	return out, w.commit(ctx, images)
-}
-
-// verified returns the root file system of an image that the store has already
-// with the same manifest: its layers were checked then.
-func (w *session) verified(x *storeIndex, p *parsed) *rootRecord {
-	for _, r := range x.Images {
-		if r.Manifest != p.digest {
-			continue
-		}
-		root := x.root(p.diffIDs())
-		if root == nil {
-			return nil
-		}
-		if fi, err := os.Stat(w.store.rootPath(root.Digest)); err == nil && fi.Size() == root.SizeBytes {
-			return root
-		}
-	}
-	return nil
 }
 
 // loader finds the images of a source.
@@ -167,7 +125,7 @@ func (l *loader) add(manifestRaw []byte, names []string) error {
 		}
 		full = append(full, named.String())
 	}
-	d := digestOf(manifestRaw)
+	d := blobs.Digest(manifestRaw)
 	if i, ok := l.byDigest[d]; ok {
 		l.images[i].names = append(l.images[i].names, full...)
 		return nil
@@ -176,11 +134,11 @@ func (l *loader) add(manifestRaw []byte, names []string) error {
 	if err != nil {
 		return fmt.Errorf("parse manifest: %w", err)
 	}
-	b := l.w.blobs[m.Config.Digest.String()]
-	if b == nil {
+	b, ok := l.w.Get(m.Config.Digest.String())
+	if !ok {
 		return fmt.Errorf("configuration %s is missing", m.Config.Digest)
 	}
-	configRaw, err := b.read()
+	configRaw, err := b.Read()
 	if err != nil {
 		return err
 	}
@@ -205,7 +163,7 @@ func (l *loader) readLayout(ctx context.Context, raw []byte, entries []dockerEnt
 	if err != nil {
 		return fmt.Errorf("parse index.json: %w", err)
 	}
-	for _, d := range forHost(index.Manifests) {
+	for _, d := range forPlatform(index.Manifests, hostPlatform()) {
 		if err := l.readDescriptor(ctx, d, layoutNames(d), maxIndexDepth); err != nil {
 			return err
 		}
@@ -235,17 +193,18 @@ func layoutNames(d v1.Descriptor) []string {
 	return nil
 }
 
-// forHost leaves out what is no image, and images of other platforms unless
+func hostPlatform() v1.Platform { return v1.Platform{OS: "linux", Architecture: runtime.GOARCH} }
+
+// forPlatform leaves out what is no image, and images of other platforms unless
 // there are no others.
-func forHost(all []v1.Descriptor) []v1.Descriptor {
-	host := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+func forPlatform(all []v1.Descriptor, want v1.Platform) []v1.Descriptor {
 	var images, fit []v1.Descriptor
 	for _, d := range all {
 		if d.Annotations[annotationRefType] != "" || !(d.MediaType.IsImage() || d.MediaType.IsIndex()) {
 			continue
 		}
 		images = append(images, d)
-		if d.Platform == nil || d.Platform.Satisfies(host) {
+		if d.Platform == nil || d.Platform.Satisfies(want) {
 			fit = append(fit, d)
 		}
 	}
@@ -260,7 +219,7 @@ func (l *loader) readDescriptor(ctx context.Context, d v1.Descriptor, names []st
 	if err != nil {
 		return err
 	}
-	content, err := raw.read()
+	content, err := raw.Read()
 	if err != nil {
 		return err
 	}
@@ -269,7 +228,7 @@ func (l *loader) readDescriptor(ctx context.Context, d v1.Descriptor, names []st
 		if err != nil {
 			return fmt.Errorf("parse index %s: %w", d.Digest, err)
 		}
-		fit := forHost(index.Manifests)
+		fit := forPlatform(index.Manifests, hostPlatform())
 		if len(fit) == 0 || depth == 0 {
 			return fmt.Errorf("index %s has no image", d.Digest)
 		}
@@ -289,22 +248,22 @@ func (l *loader) readDescriptor(ctx context.Context, d v1.Descriptor, names []st
 
 // fetchBlob takes a blob into the session, where it is not yet, and checks it
 // against its descriptor.
-func (l *loader) fetchBlob(ctx context.Context, d v1.Descriptor) (*blob, error) {
+func (l *loader) fetchBlob(ctx context.Context, d v1.Descriptor) (blobs.Blob, error) {
 	digest := d.Digest.String()
-	b := l.w.blobs[digest]
-	if b == nil {
+	b, ok := l.w.Get(digest)
+	if !ok {
 		var err error
 		if b, err = l.src.fetch(ctx, blobName(digest)); errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("blob %s is missing; fetch or save the archive again", digest)
+			return b, fmt.Errorf("blob %s is missing; fetch or save the archive again", digest)
 		} else if err != nil {
-			return nil, fmt.Errorf("read blob %s: %w", digest, err)
+			return b, fmt.Errorf("read blob %s: %w", digest, err)
 		}
 	}
-	if b.digest != digest {
-		return nil, fmt.Errorf("blob %s has digest %s: it is damaged; fetch or save the archive again", digest, b.digest)
+	if b.Digest != digest {
+		return b, fmt.Errorf("blob %s has digest %s: it is damaged; fetch or save the archive again", digest, b.Digest)
 	}
-	if b.size != d.Size {
-		return nil, fmt.Errorf("blob %s has %d bytes, its descriptor says %d", digest, b.size, d.Size)
+	if b.Size != d.Size {
+		return b, fmt.Errorf("blob %s has %d bytes, its descriptor says %d", digest, b.Size, d.Size)
 	}
 	return b, nil
 }
@@ -339,7 +298,7 @@ func (l *loader) readDocker(ctx context.Context, entries []dockerEntry) error {
 		if err != nil {
 			return err
 		}
-		if _, err := l.w.write(ctx, bytes.NewReader(raw), maxManifest); err != nil {
+		if _, err := l.w.Write(ctx, bytes.NewReader(raw), blobs.MaxSmall); err != nil {
 			return err
 		}
 		if err := l.add(raw, e.RepoTags); err != nil {
@@ -349,20 +308,20 @@ func (l *loader) readDocker(ctx context.Context, entries []dockerEntry) error {
 	return nil
 }
 
-func descriptor(b *blob, media types.MediaType) (v1.Descriptor, error) {
-	h, err := v1.NewHash(b.digest)
-	return v1.Descriptor{MediaType: media, Size: b.size, Digest: h}, err
+func descriptor(b blobs.Blob, media types.MediaType) (v1.Descriptor, error) {
+	h, err := v1.NewHash(b.Digest)
+	return v1.Descriptor{MediaType: media, Size: b.Size, Digest: h}, err
 }
 
-func layerDescriptor(b *blob) (v1.Descriptor, error) {
-	f, err := os.Open(b.path)
+func layerDescriptor(b blobs.Blob) (v1.Descriptor, error) {
+	f, err := os.Open(b.Path)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	defer f.Close()
 	zr, packed, err := flatten.Decompress(f)
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("layer %s: %w", b.digest, err)
+		return v1.Descriptor{}, fmt.Errorf("layer %s: %w", b.Digest, err)
 	}
 	defer zr.Close()
 	media := types.OCIUncompressedLayer

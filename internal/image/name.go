@@ -77,8 +77,8 @@ func notFound(ref string) error {
 	return fmt.Errorf("image %q: %w in the local store; see what is there with 'creel image ls', take it in with 'creel image pull', 'creel image load' or 'creel image import'", ref, errdefs.ErrNotFound)
 }
 
-// byName finds an exact name, or name@digest where the image has that name
-// with any tag and its manifest that digest.
+// byName finds an exact name, or name@digest where the image came under it, or
+// has that name with any tag and its manifest that digest.
 func (x *storeIndex) byName(named reference.Named) (match, bool) {
 	for i, r := range x.Images {
 		if slices.Contains(r.Names, named.String()) {
@@ -90,6 +90,9 @@ func (x *storeIndex) byName(named reference.Named) (match, bool) {
 		return match{}, false
 	}
 	for i, r := range x.Images {
+		if slices.Contains(r.Digests, named.String()) {
+			return match{image: i}, true
+		}
 		if r.Manifest != d.Digest().String() {
 			continue
 		}
@@ -108,9 +111,7 @@ func (x *storeIndex) setNames(id string, names []string) error {
 		r := &x.Images[i]
 		r.Names = slices.DeleteFunc(r.Names, func(n string) bool { return slices.Contains(names, n) })
 		if r.ID == id {
-			r.Names = append(r.Names, names...)
-			slices.Sort(r.Names)
-			r.Names = slices.Compact(r.Names)
+			r.Names = merge(r.Names, names)
 		}
 	}
 	if !slices.ContainsFunc(x.Images, func(r imageRecord) bool { return r.ID == id }) {

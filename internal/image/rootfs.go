@@ -2,13 +2,13 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
 
+	"creel/internal/image/blobs"
 	"creel/internal/image/flatten"
 )
 
@@ -19,7 +19,7 @@ func (s *Store) RootFS(ctx context.Context, img Image) (RootFS, error) {
 	if root, ok, err := s.haveRoot(img.Layers); ok || err != nil {
 		return root, err
 	}
-	unlock, err := s.lock(ctx, "build.lock")
+	unlock, err := s.blobs.Lock(ctx, "build.lock")
 	if err != nil {
 		return RootFS{}, err
 	}
@@ -43,7 +43,7 @@ func (s *Store) RootFS(ctx context.Context, img Image) (RootFS, error) {
 	if err != nil {
 		return RootFS{}, err
 	}
-	defer w.end()
+	defer w.End()
 	ready := pending{parsed: p}
 	if err := w.buildRoot(ctx, &ready); err != nil {
 		return RootFS{}, err
@@ -69,11 +69,12 @@ func (s *Store) haveRoot(layers []string) (RootFS, bool, error) {
 	if r == nil {
 		return RootFS{}, false, nil
 	}
-	path := s.rootPath(r.Digest)
-	if fi, err := os.Stat(path); err != nil || fi.Size() != r.SizeBytes {
-		return RootFS{}, false, nil
-	}
-	return RootFS{Digest: r.Digest, Path: path, SizeBytes: r.SizeBytes}, true, nil
+	return RootFS{Digest: r.Digest, Path: s.rootPath(r.Digest), SizeBytes: r.SizeBytes}, s.rootThere(r), nil
+}
+
+func (s *Store) rootThere(r *rootRecord) bool {
+	fi, err := os.Stat(s.rootPath(r.Digest))
+	return err == nil && fi.Size() == r.SizeBytes
 }
 
 // buildRoot flattens the layers of p into a file of the session, which also
@@ -84,15 +85,15 @@ func (w *session) buildRoot(ctx context.Context, p *pending) error {
 	for i, l := range p.parsed.manifest.Layers {
 		layers[i] = flatten.Layer{
 			Name: l.Digest.String(), DiffID: ids[i],
-			Open: func() (*os.File, error) { return w.open(l.Digest.String()) },
+			Open: func() (*os.File, error) { return w.Open(l.Digest.String()) },
 		}
 	}
-	out, err := os.OpenFile(w.path(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	out, err := os.OpenFile(w.NewPath(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	if err := flatten.Ext4(ctx, layers, w.dir, out, w.store.limits); err != nil {
+	if err := flatten.Ext4(ctx, layers, w.Dir(), out, w.store.limits); err != nil {
 		return fmt.Errorf("build root file system: %w", err)
 	}
 	if _, err := out.Seek(0, io.SeekStart); err != nil {
@@ -101,13 +102,12 @@ func (w *session) buildRoot(ctx context.Context, p *pending) error {
 	var syncErr error
 	var wg sync.WaitGroup
 	wg.Go(func() { syncErr = out.Sync() }) // the disk works while we hash
-	h := sha256.New()
-	n, err := io.CopyBuffer(struct{ io.Writer }{h}, &ctxReader{ctx, out}, make([]byte, copyBuffer))
+	digest, n, err := blobs.DigestReader(ctx, out)
 	wg.Wait()
 	if err = errors.Join(err, syncErr); err != nil {
 		return fmt.Errorf("hash root file system: %w", err)
 	}
 	p.file = out.Name()
-	p.root = rootRecord{Layers: ids, Flattener: flatten.Version, Digest: fmt.Sprintf("sha256:%x", h.Sum(nil)), SizeBytes: n}
+	p.root = rootRecord{Layers: ids, Flattener: flatten.Version, Digest: digest, SizeBytes: n}
 	return nil
 }

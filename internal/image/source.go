@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 
+	"creel/internal/image/blobs"
 	"creel/internal/image/flatten"
 )
 
@@ -18,7 +19,7 @@ import (
 type source interface {
 	// fetch takes a file into the session. The error is fs.ErrNotExist where
 	// there is none.
-	fetch(ctx context.Context, name string) (*blob, error)
+	fetch(ctx context.Context, name string) (blobs.Blob, error)
 }
 
 const (
@@ -28,7 +29,7 @@ const (
 
 // tarSource is an archive that was read to its end: it cannot be read twice.
 type tarSource struct {
-	files map[string]*blob
+	files map[string]blobs.Blob
 	links map[string]string // docker save of old versions links equal layers
 }
 
@@ -38,7 +39,7 @@ func readArchive(ctx context.Context, w *session, r io.Reader) (*tarSource, erro
 		return nil, err
 	}
 	defer zr.Close()
-	src := &tarSource{files: map[string]*blob{}, links: map[string]string{}}
+	src := &tarSource{files: map[string]blobs.Blob{}, links: map[string]string{}}
 	left := w.store.limits.Bytes
 	tr := tar.NewReader(zr)
 	for n := 0; ; n++ {
@@ -55,11 +56,11 @@ func readArchive(ctx context.Context, w *session, r io.Reader) (*tarSource, erro
 		name := path.Clean(h.Name)
 		switch h.Typeflag {
 		case tar.TypeReg:
-			b, err := w.write(ctx, tr, left)
+			b, err := w.Write(ctx, tr, left)
 			if err != nil {
 				return nil, fmt.Errorf("read %.200q from archive: %w", name, err)
 			}
-			left -= b.size
+			left -= b.Size
 			src.files[name] = b
 		case tar.TypeSymlink:
 			src.links[name] = path.Join(path.Dir(name), h.Linkname)
@@ -69,16 +70,16 @@ func readArchive(ctx context.Context, w *session, r io.Reader) (*tarSource, erro
 	}
 	// What follows the end of the tar is read, so that the checksum of a
 	// compressed archive is checked.
-	if _, err := io.Copy(io.Discard, io.LimitReader(&ctxReader{ctx, zr}, left)); err != nil {
+	if _, err := blobs.Copy(ctx, io.Discard, io.LimitReader(zr, left)); err != nil {
 		return nil, fmt.Errorf("damaged archive: %w; fetch or save it again", err)
 	}
 	return src, nil
 }
 
-func (t *tarSource) fetch(_ context.Context, name string) (*blob, error) {
+func (t *tarSource) fetch(_ context.Context, name string) (blobs.Blob, error) {
 	name = path.Clean(name)
 	for range maxAliases {
-		if b := t.files[name]; b != nil {
+		if b, ok := t.files[name]; ok {
 			return b, nil
 		}
 		target, ok := t.links[name]
@@ -87,7 +88,7 @@ func (t *tarSource) fetch(_ context.Context, name string) (*blob, error) {
 		}
 		name = target
 	}
-	return nil, fmt.Errorf("%.200q in the archive: %w", name, fs.ErrNotExist)
+	return blobs.Blob{}, fmt.Errorf("%.200q in the archive: %w", name, fs.ErrNotExist)
 }
 
 // dirSource is an OCI layout as a directory. Links out of it are refused.
@@ -96,16 +97,16 @@ type dirSource struct {
 	w    *session
 }
 
-func (d *dirSource) fetch(ctx context.Context, name string) (*blob, error) {
+func (d *dirSource) fetch(ctx context.Context, name string) (blobs.Blob, error) {
 	f, err := d.root.Open(name)
 	if err != nil {
-		return nil, err
+		return blobs.Blob{}, err
 	}
 	defer f.Close()
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%q is not a regular file", name), err)
+		return blobs.Blob{}, errors.Join(fmt.Errorf("%q is not a regular file", name), err)
 	}
-	return d.w.write(ctx, f, d.w.store.limits.Bytes)
+	return d.w.Write(ctx, f, d.w.store.limits.Bytes)
 }
 
 // fetchSmall returns a small file's content, nil where there is none.
@@ -117,15 +118,7 @@ func fetchSmall(ctx context.Context, src source, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.read()
-}
-
-// read returns the content of a small blob.
-func (b *blob) read() ([]byte, error) {
-	if b.size > maxManifest {
-		return nil, fmt.Errorf("manifest or configuration of %d bytes is larger than %d MiB", b.size, maxManifest>>20)
-	}
-	return os.ReadFile(b.path)
+	return b.Read()
 }
 
 // blobName is where a layout keeps the blob with a digest.

@@ -3,16 +3,15 @@ package image
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"creel/internal/image/blobs"
 	"creel/internal/image/flatten"
 )
 
@@ -20,15 +19,13 @@ import (
 // docs/format/image-store.md.
 const layoutVersion = 1
 
-const (
-	maxLayers   = 512
-	maxManifest = 16 << 20 // bytes of a manifest, index or configuration
-)
+const maxLayers = 512 // of one image
 
 // Store is an image store in a directory. Any number of processes may use one
 // store, and any number of goroutines one Store. It holds nothing open.
 type Store struct {
 	dir    string
+	blobs  *blobs.Dir
 	limits flatten.Limits
 }
 
@@ -39,12 +36,14 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, sub := range []string{"blobs/sha256", "rootfs/sha256", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("make image store: %w", err)
-		}
+	content, err := blobs.Open(dir)
+	if err == nil {
+		err = os.MkdirAll(filepath.Join(dir, "rootfs", "sha256"), 0o700)
 	}
-	s := &Store{dir: dir, limits: flatten.DefaultLimits()}
+	if err != nil {
+		return nil, fmt.Errorf("make image store: %w", err)
+	}
+	s := &Store{dir: dir, blobs: content, limits: flatten.DefaultLimits()}
 	if _, err := s.readIndex(); err != nil {
 		return nil, err
 	}
@@ -63,6 +62,7 @@ type imageRecord struct {
 	ID       string   `json:"id"`       // digest of the configuration
 	Manifest string   `json:"manifest"` // digest
 	Names    []string `json:"names"`    // fully qualified, each in one record only
+	Digests  []string `json:"digests"`  // fully qualified, with the digest that the registry knows
 }
 
 // rootRecord is one root file system and the layers that it was made of.
@@ -98,76 +98,29 @@ func (s *Store) readIndex() (*storeIndex, error) {
 	return x, nil
 }
 
-// writeIndex replaces the index. The caller holds the store's lock.
+// writeIndex replaces the index. The caller holds the main lock.
 func (s *Store) writeIndex(x *storeIndex) error {
 	b, err := json.MarshalIndent(x, "", "  ")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "index-")
-	if err != nil {
-		return fmt.Errorf("write image index: %w", err)
-	}
-	defer os.Remove(f.Name()) // fails once the file has its name
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.dir, "index.json"))
-	}
-	if err == nil {
-		err = syncPath(s.dir)
-	}
-	if err != nil {
+	if err := s.blobs.Replace("index.json", append(b, '\n')); err != nil {
 		return fmt.Errorf("write image index: %w", err)
 	}
 	return nil
-}
-
-// syncPath makes what is known of a file or directory durable.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// blobPath is where the blob with this digest is. The digest was checked when
-// it was parsed.
-func (s *Store) blobPath(digest string) string {
-	return filepath.Join(s.dir, "blobs", "sha256", strings.TrimPrefix(digest, "sha256:"))
 }
 
 func (s *Store) rootPath(digest string) string {
 	return filepath.Join(s.dir, "rootfs", "sha256", strings.TrimPrefix(digest, "sha256:")+".ext4")
 }
 
-// readBlob returns a small blob, checked.
-func (s *Store) readBlob(digest string) ([]byte, error) {
-	f, err := os.Open(s.blobPath(digest))
-	if err != nil {
-		return nil, fmt.Errorf("%w; load the image again", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxManifest))
-	if err != nil {
-		return nil, err
-	}
-	if digestOf(b) != digest {
-		return nil, fmt.Errorf("blob %s is damaged; load the image again", digest)
-	}
-	return b, nil
-}
-
-func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
-
 // parsed reads the manifest and configuration of a record.
 func (s *Store) parsed(r imageRecord) (*parsed, error) {
-	m, err := s.readBlob(r.Manifest)
+	m, err := s.blobs.Read(r.Manifest)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
-	c, err := s.readBlob(r.ID)
+	c, err := s.blobs.Read(r.ID)
 	if err != nil {
 		return nil, fmt.Errorf("read image configuration: %w", err)
 	}
@@ -183,7 +136,7 @@ func (s *Store) describe(x *storeIndex, r imageRecord) (Image, error) {
 	if root := x.root(p.diffIDs()); root != nil {
 		size = root.SizeBytes
 	}
-	return p.image(familiar(r.Names), size), nil
+	return p.image(familiar(r.Names), familiar(r.Digests), size), nil
 }
 
 func (x *storeIndex) root(layers []string) *rootRecord {
