@@ -80,15 +80,23 @@ func Unpack(root *os.Root, r io.Reader, rename string) error {
 		if err != nil {
 			return fmt.Errorf("read the sandbox's archive: %w", err)
 		}
-		name := path.Clean(h.Name)
-		if rename != "" {
-			_, below, _ := strings.Cut(name, "/")
-			name = path.Join(rename, below)
+		if h.Typeflag == tar.TypeLink {
+			h.Linkname = place(h.Linkname, rename)
 		}
-		if err := extractEntry(root, tr, h, filepath.FromSlash(name)); err != nil {
+		if err := extractEntry(root, tr, h, place(h.Name, rename)); err != nil {
 			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
+}
+
+// place is where the entry with that name goes.
+func place(name, rename string) string {
+	name = path.Clean(name)
+	if rename != "" {
+		_, below, _ := strings.Cut(name, "/")
+		name = path.Join(rename, below)
+	}
+	return filepath.FromSlash(name)
 }
 
 func extractEntry(root *os.Root, tr *tar.Reader, h *tar.Header, name string) error {
@@ -105,21 +113,26 @@ func extractEntry(root *os.Root, tr *tar.Reader, h *tar.Header, name string) err
 			return err
 		}
 		_, err = io.Copy(f, tr)
-		if err := errors.Join(err, f.Close()); err != nil {
+		if err := errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
 			return err
 		}
 		return root.Chtimes(name, h.ModTime, h.ModTime)
 	case tar.TypeSymlink:
-		err := root.Symlink(h.Linkname, name)
-		if errors.Is(err, fs.ErrExist) {
-			if err = root.Remove(name); err == nil {
-				err = root.Symlink(h.Linkname, name)
-			}
-		}
-		return err
+		return replace(root, name, func() error { return root.Symlink(h.Linkname, name) })
 	case tar.TypeLink:
-		return root.Link(path.Clean(h.Linkname), name)
+		return replace(root, name, func() error { return root.Link(h.Linkname, name) })
 	default:
 		return errors.New("not a file, directory or link; copy to - to get the archive as it is")
 	}
+}
+
+// replace makes a link, in place of what an earlier copy left there.
+func replace(root *os.Root, name string, link func() error) error {
+	err := link()
+	if errors.Is(err, fs.ErrExist) {
+		if err = root.Remove(name); err == nil {
+			err = link()
+		}
+	}
+	return err
 }

@@ -108,3 +108,34 @@ func TestPackUnpackKeepsATree(t *testing.T) {
 		t.Errorf("copy/link leads to %q, error %v", target, err)
 	}
 }
+
+// A directory that is copied under another name keeps its links and modes, the
+// second time too.
+func TestUnpackUnderAnotherName(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for range 2 {
+		archive := tarOf(t,
+			tar.Header{Name: "in/", Typeflag: tar.TypeDir, Mode: 0o755},
+			tar.Header{Name: "in/file", Typeflag: tar.TypeReg, Mode: 0o666},
+			tar.Header{Name: "in/hard", Typeflag: tar.TypeLink, Linkname: "in/file"},
+			tar.Header{Name: "in/soft", Typeflag: tar.TypeSymlink, Linkname: "file"},
+		)
+		if err := Unpack(root, archive, "out"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, err := os.Stat(filepath.Join(dir, "out", "file"))
+	if err != nil || file.Mode().Perm() != 0o666 {
+		t.Errorf("the file: %v, %v", file, err)
+	}
+	for _, name := range []string{"hard", "soft"} {
+		if info, err := os.Stat(filepath.Join(dir, "out", name)); err != nil || !os.SameFile(info, file) {
+			t.Errorf("%s is not the file: %v", name, err)
+		}
+	}
+}
