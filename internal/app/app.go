@@ -4,6 +4,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -49,13 +50,16 @@ const (
 
 func kernelDir(state string) string { return filepath.Join(state, "kernels") }
 
-// Open prepares what commands act with. It starts nothing.
-func Open(ctx context.Context) (*cli.App, error) {
+// accelCache is where the probe's answer is kept.
+func accelCache(state string) string { return filepath.Join(state, "accel.json") }
+
+// open prepares what commands act with. It starts nothing.
+func open(logging cli.Logging) (*cli.App, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
 	}
-	log := newLogger(cfg, os.Stderr)
+	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), os.Stderr)
 	dir := cfg.StateDir
 	if err := engine.PrepareDir(dir); err != nil {
 		return nil, err
@@ -73,7 +77,7 @@ func Open(ctx context.Context) (*cli.App, error) {
 		return nil, err
 	}
 	choose := func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error) {
-		return accel.Choose(ctx, want, filepath.Join(dir, "accel.json"))
+		return accel.Choose(ctx, want, accelCache(dir))
 	}
 	eng, err := engine.New(engine.Options{
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, Accel: choose,
@@ -95,13 +99,13 @@ func Open(ctx context.Context) (*cli.App, error) {
 	}, nil
 }
 
-func newLogger(cfg config.Config, w io.Writer) *slog.Logger {
+func newLogger(levelName, format string, w io.Writer) *slog.Logger {
 	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+	if err := level.UnmarshalText([]byte(levelName)); err != nil {
 		level = slog.LevelWarn
 	}
 	options := &slog.HandlerOptions{Level: level}
-	if cfg.LogFormat == "json" {
+	if format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
@@ -166,9 +170,12 @@ func Main(ctx context.Context, version string, args []string) int {
 	case len(args) > 1 && args[1] == HolderArg:
 		err = template.HolderMain(ctx, args[2:])
 	default:
+		var logging cli.Logging
 		return cli.Main(ctx, cli.Env{
 			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},
-			Version: version, Open: Open,
+			Version: version, Logging: &logging,
+			Open:  func(context.Context) (*cli.App, error) { return open(logging) },
+			Parts: func(ctx context.Context) []cli.Part { return parts(ctx, version) },
 		}, args[1:])
 	}
 	if err != nil {

@@ -41,7 +41,9 @@ type Streams struct {
 type Env struct {
 	Streams
 	Version string
+	Logging *Logging // filled in before a command runs
 	Open    func(context.Context) (*App, error)
+	Parts   func(context.Context) []Part
 }
 
 // ExitError carries the exit code of a task, or of Creel's own failure. A nil
@@ -95,8 +97,9 @@ func newRoot(env Env) *cobra.Command {
 	root.AddCommand(
 		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
 		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
-		newImage(env), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env),
+		newImage(env), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env), newVersion(env),
 	)
+	env.Logging.register(root)
 	return root
 }
 
