@@ -81,8 +81,8 @@ func open(logging cli.Logging) (*cli.App, error) {
 	}
 	eng, err := engine.New(engine.Options{
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, Accel: choose,
-		Scratch: func(ctx context.Context, path string, size int64) error {
-			return scratch.New(ctx, filepath.Join(dir, "scratch"), path, size)
+		Scratch: func(ctx context.Context, path string, size int64, kind scratch.Kind) error {
+			return scratch.New(ctx, filepath.Join(dir, "scratch"), path, size, kind)
 		},
 		KeeperCommand: []string{self, KeeperArg}, Log: log,
 	})

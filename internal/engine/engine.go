@@ -20,6 +20,7 @@ import (
 	"creel/internal/image"
 	"creel/internal/keeper"
 	"creel/internal/sandbox"
+	"creel/internal/scratch"
 	"creel/internal/template"
 	"creel/internal/undo"
 	"creel/internal/vm"
@@ -54,7 +55,7 @@ type Options struct {
 	// Accel decides what executes guest code, and says why.
 	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
 	// Scratch makes an empty writable disk of size bytes at path.
-	Scratch func(ctx context.Context, path string, size int64) error
+	Scratch func(ctx context.Context, path string, size int64, kind scratch.Kind) error
 	// KeeperCommand is the command line that becomes a keeper.
 	KeeperCommand []string
 	Log           *slog.Logger
@@ -108,7 +109,11 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	steps.Push("audit log", func() error {
 		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
 	})
-	if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), rec.Config.Spec.Resources.DiskBytes); err != nil {
+	kind := scratch.Disposable
+	if spec.Keep {
+		kind = scratch.Durable
+	}
+	if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), rec.Config.Spec.Resources.DiskBytes, kind); err != nil {
 		return nil, fmt.Errorf("make the writable disk: %w", err)
 	}
 	if err := e.handOver(rec); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,7 +17,7 @@ import (
 
 func needMke2fs(t testing.TB) {
 	t.Helper()
-	if _, err := findMke2fs(); err != nil {
+	if err := run(t.Context(), "mke2fs", "-V"); err != nil {
 		t.Skip(err)
 	}
 }
@@ -38,27 +39,41 @@ func superblock(t *testing.T, path string) []byte {
 func TestNewMakesSoundAndDistinctDisks(t *testing.T) {
 	needMke2fs(t)
 	cache := filepath.Join(t.TempDir(), "cache")
-	for _, size := range []int64{MinBytes, 10 << 30, 64 << 30} {
-		a, b := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
-		for _, path := range []string{a, b} {
-			if err := New(t.Context(), cache, path, size); err != nil {
-				t.Fatal(err)
-			}
-			st, err := os.Stat(path)
-			if err != nil || st.Size() != size {
-				t.Errorf("size is %d, %v; want %d", st.Size(), err, size)
-			}
-			if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 8<<20 {
-				t.Errorf("%d bytes: an empty disk takes %d", size, used)
-			}
-			out, err := exec.Command("/usr/sbin/e2fsck", "-fn", path).CombinedOutput()
-			if err != nil {
-				t.Errorf("e2fsck of %d bytes: %v: %s", size, err, out)
+	for _, kind := range []Kind{Disposable, Durable} {
+		for _, size := range []int64{MinBytes, 10 << 30, 64 << 30} {
+			checkPair(t, cache, size, kind)
+		}
+	}
+}
+
+// checkPair makes two disks of one kind and looks at them from outside.
+func checkPair(t *testing.T, cache string, size int64, kind Kind) {
+	t.Helper()
+	a, b := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+	for _, path := range []string{a, b} {
+		if err := New(t.Context(), cache, path, size, kind); err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(path)
+		if err != nil || st.Size() != size {
+			t.Errorf("size is %d, %v; want %d", st.Size(), err, size)
+		}
+		if used := st.Sys().(*syscall.Stat_t).Blocks * 512; used > 8<<20 {
+			t.Errorf("%d bytes: an empty disk takes %d", size, used)
+		}
+		out, err := exec.Command("/usr/sbin/e2fsck", "-fn", path).CombinedOutput()
+		if err != nil {
+			t.Errorf("e2fsck of %d bytes: %v: %s", size, err, out)
+		}
+		for _, dir := range []string{"/", "/upper", "/work"} {
+			out, err := exec.Command("/usr/sbin/debugfs", "-R", "stat "+dir, path).CombinedOutput()
+			if err != nil || !regexp.MustCompile(`Mode: +0755 [^U]*User: +0 +Group: +0`).Match(bytes.ReplaceAll(out, []byte("\n"), []byte(" "))) {
+				t.Errorf("%s: %v, want it to be root's with mode 0755:\n%s", dir, err, out)
 			}
 		}
-		if bytes.Equal(superblock(t, a)[offUUID:offUUID+16], superblock(t, b)[offUUID:offUUID+16]) {
-			t.Error("two disks have one UUID")
-		}
+	}
+	if bytes.Equal(superblock(t, a)[offUUID:offUUID+16], superblock(t, b)[offUUID:offUUID+16]) {
+		t.Error("two disks have one UUID")
 	}
 }
 
@@ -68,7 +83,7 @@ func TestNewByManyAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for _, name := range strings.Split("abcdefgh", "") {
 		wg.Go(func() {
-			if err := New(t.Context(), cache, filepath.Join(dir, name), MinBytes); err != nil {
+			if err := New(t.Context(), cache, filepath.Join(dir, name), MinBytes, Durable); err != nil {
 				t.Error(err)
 			}
 		})
@@ -84,11 +99,11 @@ func TestNewRefuses(t *testing.T) {
 	dir, cache := t.TempDir(), t.TempDir()
 	path := filepath.Join(dir, "disk")
 	for _, size := range []int64{0, -4096, MinBytes - 4096, MinBytes + 1} {
-		if err := New(t.Context(), cache, path, size); err == nil || !strings.Contains(err.Error(), "at least") {
+		if err := New(t.Context(), cache, path, size, Durable); err == nil || !strings.Contains(err.Error(), "at least") {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	pristine := filepath.Join(cache, "ext4-v1-67108864.img")
+	pristine := filepath.Join(cache, "ext4-v2-durable-67108864.img")
 	for want, content := range map[string]int64{"not whole": 5, "holds no ext4": MinBytes} {
 		if err := os.WriteFile(pristine, nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -96,7 +111,7 @@ func TestNewRefuses(t *testing.T) {
 		if err := os.Truncate(pristine, content); err != nil {
 			t.Fatal(err)
 		}
-		if err := New(t.Context(), cache, path, MinBytes); err == nil || !strings.Contains(err.Error(), want) {
+		if err := New(t.Context(), cache, path, MinBytes, Durable); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
@@ -104,7 +119,7 @@ func TestNewRefuses(t *testing.T) {
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := New(t.Context(), cache, path, MinBytes); !errors.Is(err, os.ErrExist) {
+	if err := New(t.Context(), cache, path, MinBytes, Durable); !errors.Is(err, os.ErrExist) {
 		t.Errorf("an existing file: %v", err)
 	}
 	if data, _ := os.ReadFile(path); string(data) != "mine" {
@@ -119,7 +134,7 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("a tmpfs of its own needs root: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(small, 0) })
-	err := New(t.Context(), t.TempDir(), filepath.Join(small, "disk"), MinBytes)
+	err := New(t.Context(), t.TempDir(), filepath.Join(small, "disk"), MinBytes, Durable)
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "free some space") {
 		t.Errorf("got %v", err)
 	}
@@ -132,7 +147,7 @@ func BenchmarkNew(b *testing.B) {
 	needMke2fs(b)
 	cache, path := b.TempDir(), filepath.Join(b.TempDir(), "disk")
 	for b.Loop() {
-		if err := New(b.Context(), cache, path, 10<<30); err != nil {
+		if err := New(b.Context(), cache, path, 10<<30, Durable); err != nil {
 			b.Fatal(err)
 		}
 		os.Remove(path)
