@@ -64,7 +64,7 @@ func (e *ExitError) Unwrap() error { return e.Err }
 
 // Main runs one command line and returns the exit code.
 func Main(ctx context.Context, env Env, args []string) int {
-	root := newRoot(env)
+	root := Root(env)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -80,7 +80,8 @@ func Main(ctx context.Context, env Env, args []string) int {
 	return exit.Code
 }
 
-func newRoot(env Env) *cobra.Command {
+// Root is the tree of all commands, which the manual is made from.
+func Root(env Env) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "creel",
 		Short: "Run each task in its own disposable MicroVM",
@@ -140,7 +141,8 @@ func newKernel(env Env) *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "import FILE.deb", Short: "Unpack a kernel package that you have",
-			Args: cobra.ExactArgs(1),
+			Example: "  creel kernel import linux-image-6.1.0-40-cloud-amd64_6.1.153-1_amd64.deb",
+			Args:    cobra.ExactArgs(1),
 			RunE: func(c *cobra.Command, args []string) error {
 				app, err := env.Open(c.Context())
 				if err != nil {

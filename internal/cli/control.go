@@ -52,7 +52,8 @@ func newStop(env Env) *cobra.Command {
 	var signal string
 	c := &cobra.Command{
 		Use: "stop [-t SECONDS] SANDBOX...", Short: "Ask a task to end, and kill it if it does not",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		Example: "  creel stop web\n  creel stop -t 60 -s INT web db",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {
 			n := 0
 			if signal != "" {
@@ -84,7 +85,8 @@ func newKill(env Env) *cobra.Command {
 	var signal string
 	c := &cobra.Command{
 		Use: "kill [-s SIGNAL] SANDBOX...", Short: "Send a task a signal",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		Example: "  creel kill -s HUP web",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {
 			n, err := engine.ParseSignal(signal)
 			if err != nil {
@@ -100,16 +102,17 @@ func newKill(env Env) *cobra.Command {
 }
 
 func newPause(env Env) *cobra.Command {
-	return perClient(env, "pause SANDBOX...", "Stop a sandbox's virtual CPUs", (*keeper.Client).Pause)
+	return perClient(env, "pause", "Stop a sandbox's virtual CPUs", (*keeper.Client).Pause)
 }
 
 func newUnpause(env Env) *cobra.Command {
-	return perClient(env, "unpause SANDBOX...", "Let a paused sandbox go on, with its clock set", (*keeper.Client).Resume)
+	return perClient(env, "unpause", "Let a paused sandbox go on, with its clock set", (*keeper.Client).Resume)
 }
 
-func perClient(env Env, use, short string, do func(*keeper.Client, context.Context) error) *cobra.Command {
+func perClient(env Env, name, short string, do func(*keeper.Client, context.Context) error) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		Use: name + " SANDBOX...", Short: short, Example: "  creel " + name + " web",
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {
 			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
 				return withClient(ctx, app, f, func(k *keeper.Client) error { return do(k, ctx) })
@@ -122,7 +125,8 @@ func newRemove(env Env) *cobra.Command {
 	var force bool
 	c := &cobra.Command{
 		Use: "rm [-f] SANDBOX...", Short: "Remove sandboxes: record, logs and disk",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		Example: "  creel rm web\n  creel rm -f $(creel ps -aq)",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
 			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
 				return app.Engine.Remove(ctx, f, force)
@@ -136,7 +140,8 @@ func newRemove(env Env) *cobra.Command {
 func newRename(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "rename SANDBOX NAME", Short: "Give a sandbox another name",
-		Args: cobra.ExactArgs(2), ValidArgsFunction: completeSandboxes(env, false),
+		Example: "  creel rename web web-old",
+		Args:    cobra.ExactArgs(2), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -154,7 +159,8 @@ func newRename(env Env) *cobra.Command {
 func newWait(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "wait SANDBOX...", Short: "Wait until tasks have ended and print their exit codes",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		Example: "  creel wait web",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -185,7 +191,8 @@ func newWait(env Env) *cobra.Command {
 func newTop(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "top SANDBOX [PS OPTION...]", Short: "Show the processes in a sandbox, by its own ps",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		Example: "  creel top web\n  creel top web -eo pid,rss,args",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			options := args[1:]

@@ -97,7 +97,8 @@ func newAttach(env Env) *cobra.Command {
 	var noStdin bool
 	c := &cobra.Command{
 		Use: "attach [--no-stdin] SANDBOX", Short: "Join a running task's streams",
-		Args: cobra.ExactArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		Example: "  creel attach web\n  creel attach --no-stdin web",
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
 			app, err := env.Open(ctx)

@@ -118,7 +118,9 @@ func newImageList(env Env) *cobra.Command {
 
 func newImageRemove(env Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm IMAGE...", Short: "Remove images", Args: cobra.MinimumNArgs(1),
+		Use: "rm IMAGE...", Short: "Remove images",
+		Example: "  creel image rm web:copy",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {

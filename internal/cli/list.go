@@ -175,7 +175,8 @@ func newInspect(env Env) *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use: "inspect SANDBOX...", Short: "Show all that is known of sandboxes",
-		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		Example: "  creel inspect web\n  creel inspect -f '{{.Status.ExitCode}}' web",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {

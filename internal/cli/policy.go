@@ -21,7 +21,8 @@ func newPolicy(env Env) *cobra.Command {
 	return group("policy", "Check, explain and test what a sandbox may reach",
 		&cobra.Command{
 			Use: "check FILE", Short: "Report every fault of a policy file, and what it may allow by mistake",
-			Args: cobra.ExactArgs(1),
+			Example: "  creel policy check agent.yaml",
+			Args:    cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error {
 				p, err := readPolicy(env, args[0])
 				if err != nil {
@@ -34,7 +35,8 @@ func newPolicy(env Env) *cobra.Command {
 		newPolicyExplain(env),
 		&cobra.Command{
 			Use: "test FILE", Short: "Run the tests that a policy file has of itself",
-			Args: cobra.ExactArgs(1),
+			Example: "  creel policy test agent.yaml",
+			Args:    cobra.ExactArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error {
 				p, err := readPolicy(env, args[0])
 				if err != nil {

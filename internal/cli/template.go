@@ -87,7 +87,9 @@ func newTemplateList(env Env) *cobra.Command {
 
 func newTemplateInspect(env Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "inspect TEMPLATE", Short: "Show a template's manifest: every part by its SHA-256", Args: cobra.ExactArgs(1),
+		Use: "inspect TEMPLATE", Short: "Show a template's manifest: every part by its SHA-256",
+		Example: "  creel template inspect 3f9a1c",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -106,7 +108,9 @@ func newTemplateInspect(env Env) *cobra.Command {
 
 func newTemplateVerify(env Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "verify TEMPLATE", Short: "Hash every part of a template again and compare", Args: cobra.ExactArgs(1),
+		Use: "verify TEMPLATE", Short: "Hash every part of a template again and compare",
+		Example: "  creel template verify 3f9a1c",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -131,7 +135,9 @@ func newTemplateVerify(env Env) *cobra.Command {
 
 func newTemplateRemove(env Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm TEMPLATE...", Short: "Remove templates; runs that use one go on", Args: cobra.MinimumNArgs(1),
+		Use: "rm TEMPLATE...", Short: "Remove templates; runs that use one go on",
+		Example: "  creel template rm 3f9a1c 77b0e2",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
