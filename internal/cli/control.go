@@ -125,7 +125,7 @@ func newRemove(env Env) *cobra.Command {
 	var force bool
 	c := &cobra.Command{
 		Use: "rm [-f] SANDBOX...", Short: "Remove sandboxes: record, logs and disk",
-		Example: "  creel rm web\n  creel rm -f $(creel ps -aq)",
+		Example: "  creel rm web\n  creel rm -f web db",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
 			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
