@@ -25,7 +25,7 @@ var arrows = map[string][]string{
 	"sandbox": {},
 	"undo":    {},
 	"wire":    {},
-	"audit":   {},
+	"audit":   {"audit/chain"},
 	"policy":  {},
 	"confine": {"sandbox"},
 	"scratch": {},
@@ -35,6 +35,11 @@ var arrows = map[string][]string{
 	"policy/syntax": {"policy"},
 	"policy/tier":   {"policy", "policy/syntax"},
 	"policy/preset": {"policy"},
+
+	// The audit record: its format, and what reads it.
+	"audit/chain":   {},
+	"audit/query":   {"audit", "audit/chain"},
+	"audit/receipt": {"audit/chain"},
 
 	// Images.
 	"image":           {"image/blobs", "image/flatten", "image/registry", "undo"},

@@ -209,7 +209,7 @@ func TestPrintingAKeyHidesIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{fmt.Sprint(key), fmt.Sprintf("%+v", key), fmt.Sprintf("%#v", key), fmt.Sprintf("%s", key), key.LogValue().String()} {
+	for _, s := range []string{fmt.Sprint(key), fmt.Sprintf("%+v", key), fmt.Sprintf("%#v", key), key.LogValue().String()} {
 		if strings.Contains(s, "PRIVATE") || strings.Contains(s, key.Private) {
 			t.Errorf("printed as %s", s)
 		}

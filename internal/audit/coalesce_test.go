@@ -2,6 +2,7 @@ package audit
 
 import (
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,9 +16,13 @@ func TestCoalescerCountsPerKeyAndSecond(t *testing.T) {
 			Key   string
 			Count int64
 		}
+		var mu sync.Mutex // the race detector does not know the bubble's clock
 		var seen []got
 		fail := false
+		refuse := func(yes bool) { mu.Lock(); fail = yes; mu.Unlock() }
 		c := NewCoalescer(2, func(t Tally[string]) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if fail {
 				return errors.New("no room")
 			}
@@ -35,6 +40,8 @@ func TestCoalescerCountsPerKeyAndSecond(t *testing.T) {
 		wait := func() { time.Sleep(1100 * time.Millisecond); synctest.Wait() } // the bubble's clock
 		expect := func(want ...got) {
 			t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
 			if diff := cmp.Diff(want, seen); diff != "" {
 				t.Error(diff)
 			}
@@ -44,10 +51,10 @@ func TestCoalescerCountsPerKeyAndSecond(t *testing.T) {
 		expect()
 		wait()
 		expect(got{"a", 3}, got{"b", 1}, got{"others", 2})
-		fail = true
+		refuse(true)
 		add("a", "b", "c")
 		wait()
-		fail = false
+		refuse(false)
 		add("a")
 		wait()
 		expect(got{"a", 2}, got{"b", 1}, got{"others", 1})
@@ -56,7 +63,7 @@ func TestCoalescerCountsPerKeyAndSecond(t *testing.T) {
 			t.Fatal(err)
 		}
 		expect(got{"z", 1})
-		fail = true
+		refuse(true)
 		add("y")
 		if err := c.Close(); err == nil {
 			t.Error("a tally was lost without an error")

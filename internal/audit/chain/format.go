@@ -108,8 +108,8 @@ func ParseCheckpoint(signed string) (Head, error) {
 		return Head{}, fmt.Errorf("checkpoint has size %q", lines[1])
 	}
 	h.Size = size
-	if h.Root, err = tlog.ParseHash(lines[2]); err != nil {
-		return Head{}, fmt.Errorf("checkpoint has root %q: %w", lines[2], err)
+	if h.Root, err = tlog.ParseHash(lines[2]); err != nil || h.Root.String() != lines[2] {
+		return Head{}, fmt.Errorf("checkpoint has root %q", lines[2])
 	}
 	return h, nil
 }
