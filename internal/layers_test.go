@@ -60,7 +60,8 @@ var arrows = map[string][]string{
 	"guest/agent":     {"guest/api", "sandbox", "wire"},
 	"guest/host":      {"guest/api", "sandbox", "wire"},
 	"guest/blob":      {},
-	"cmd/creel-guest": {"guest/agent", "guest/api"},
+	"guest/machine":   {"guest/api", "sandbox"},
+	"cmd/creel-guest": {"guest/agent", "guest/api", "guest/machine"},
 
 	// One run, and what it starts from.
 	"boundary":         {},
@@ -84,6 +85,10 @@ var arrows = map[string][]string{
 	// Programs and helpers for tests.
 	"test/images": {},
 	"test/bench":  {"sandbox", "test/images", "undo"},
+
+	// What `make dist` runs.
+	"scripts/manual": {"cli"},
+	"scripts/sbom":   {},
 }
 
 const (

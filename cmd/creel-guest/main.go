@@ -7,27 +7,27 @@ import (
 
 	"creel/internal/guest/agent"
 	"creel/internal/guest/api"
+	"creel/internal/guest/machine"
 )
 
 // main never returns in a healthy guest. Where PID 1 ends the kernel panics,
 // and with panic=-1 the VM ends, which is what the host sees.
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "creel-guest:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "creel-guest:", run())
+	os.Exit(1)
 }
 
+// run returns why the agent cannot go on.
 func run() error {
-	machine, err := agent.Boot()
+	m, err := machine.Boot()
 	if err != nil {
 		return err
 	}
-	port, err := agent.OpenPort(api.PortControl)
+	port, err := machine.OpenPort(api.PortControl)
 	if err != nil {
 		return err
 	}
-	a := agent.New(machine, "/")
+	a := agent.New(m, "/")
 	for {
 		a.Serve(port) // how a host went away makes no difference to the next
 		if err := port.AwaitHost(); err != nil {

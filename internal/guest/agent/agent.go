@@ -1,7 +1,7 @@
-// Package agent is the guest's side of the conversation: it boots a VM as its
-// PID 1, is frozen with it in the template, makes a clone what the host says
-// it is, and then runs and copies for the host. [Agent] serves the operations
-// of package api; [Boot] is the machine around it.
+// Package agent is the guest's side of the conversation: PID 1 of a VM, frozen
+// with it in the template, which makes a clone what the host says it is, and
+// then runs and copies for the host. [Agent] serves the operations of package
+// api; a [Platform] is the machine around it.
 //
 // The task's root owns the VM: it has every capability, and the agent does not
 // defend itself against it. The package must stay small and start little: it
@@ -21,7 +21,8 @@ import (
 	"creel/internal/wire"
 )
 
-// Platform is the machine that an agent stands on; [Machine] is the real one.
+// Platform is the machine that an agent stands on; package machine is the real
+// one.
 type Platform interface {
 	// Kernel is the kernel's release.
 	Kernel() string

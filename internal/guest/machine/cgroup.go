@@ -1,4 +1,4 @@
-package agent
+package machine
 
 import (
 	"bytes"
@@ -111,10 +111,10 @@ func (m *Machine) value(file, key string) int64 {
 	return 0
 }
 
-// OOMKills implements [Platform].
+// OOMKills implements the agent's Platform.
 func (m *Machine) OOMKills() int64 { return m.value("memory.events", "oom_kill") }
 
-// Usage implements [Platform].
+// Usage implements the agent's Platform.
 func (m *Machine) Usage() (api.UsageReply, error) {
 	r := api.UsageReply{
 		MemoryBytes:     m.value("memory.current", ""),

@@ -1,4 +1,4 @@
-package agent
+package machine
 
 import (
 	"bufio"
@@ -25,7 +25,7 @@ var warmed = []string{
 	"/lib/x86_64-linux-gnu/libtinfo.so.6", "/etc/ld.so.cache", "/etc/passwd", "/etc/group",
 }
 
-// Freeze implements [Platform].
+// Freeze implements the agent's Platform.
 func (m *Machine) Freeze() error {
 	if err := m.findDisks(); err != nil {
 		return err

@@ -1,4 +1,12 @@
-package agent
+// Package machine is the VM around the guest agent: what its PID 1 mounts and
+// loads at boot, how it settles before the freeze, each step that makes a clone
+// fresh, the task's cgroup, and the port to the host. [Boot] makes a [Machine],
+// which is what package agent calls its platform.
+//
+// It runs under emulation, and what it does after a restore is what users wait
+// for: it must stay small, and must not start programs. It must not import host
+// packages.
+package machine
 
 import (
 	"context"
@@ -24,7 +32,7 @@ const (
 	mergedDir  = base + "/merged"
 )
 
-// Machine is the VM around the agent.
+// Machine is the VM around the agent. It implements the agent's Platform.
 type Machine struct {
 	kernel string
 	disks  map[string]string // role → device
@@ -37,10 +45,10 @@ type Machine struct {
 	readOnly bool
 }
 
-// Kernel implements [Platform].
+// Kernel implements the agent's Platform.
 func (m *Machine) Kernel() string { return m.kernel }
 
-// SetClock implements [Platform].
+// SetClock implements the agent's Platform.
 func (m *Machine) SetClock(now time.Time) error {
 	ts, err := unix.TimeToTimespec(now)
 	if err != nil {
@@ -52,7 +60,7 @@ func (m *Machine) SetClock(now time.Time) error {
 	return nil
 }
 
-// Step implements [Platform].
+// Step implements the agent's Platform.
 func (m *Machine) Step(name string, id *api.Identity) error {
 	switch name {
 	case "random":
@@ -194,7 +202,7 @@ func (m *Machine) mounts(id *api.Identity) error {
 	return mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // last: targets were made in it
 }
 
-// Started implements [Platform]. A child inherits this process's OOM score
+// Started implements the agent's Platform. A child inherits this process's OOM score
 // from the fork on, so this process has a task's score for that moment.
 func (m *Machine) Started(fork func(cgroup int) error) error {
 	m.mu.Lock()
@@ -216,7 +224,7 @@ func (m *Machine) protect(score string) error {
 	return nil
 }
 
-// Shutdown implements [Platform].
+// Shutdown implements the agent's Platform.
 func (m *Machine) Shutdown(ctx context.Context) error {
 	if err := m.killTasks(ctx); err != nil {
 		return err
