@@ -1,13 +1,13 @@
 # `make` alone prints the targets. Everything is built under bin/ and build/.
 
 export CGO_ENABLED ?= 0
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION := $(shell git describe --tags --always --long --dirty 2>/dev/null || echo unknown)
 AGENT   := internal/guest/blob/bin/creel-guest
 LINK    := -s -w -buildid=
 STATE   := $(CURDIR)/build/state
 FUZZTIME ?= 10s
 
-.PHONY: help deps build kernel check test demo bench fuzz clean
+.PHONY: help deps build kernel check test demo bench fuzz dist clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -16,15 +16,15 @@ deps: ## install the Debian packages that are missing
 	@scripts/deps
 
 build: ## build bin/creel with its guest agent inside
-	CGO_ENABLED=0 go build -trimpath -ldflags "$(LINK)" -o $(AGENT) ./cmd/creel-guest
-	CGO_ENABLED=0 go build -trimpath -ldflags "$(LINK) -X main.version=$(VERSION)" -o bin/creel ./cmd/creel
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LINK)" -o $(AGENT) ./cmd/creel-guest
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LINK) -X main.version=$(VERSION)" -o bin/creel ./cmd/creel
 
 # The guest kernel is downloaded through apt and unpacked, never installed.
 kernel: deps build
 	@CREEL_STATE_DIR=$(STATE) bin/creel kernel show 2>/dev/null || CREEL_STATE_DIR=$(STATE) bin/creel kernel fetch
 
 check: build ## format, vet, staticcheck, unit tests with the race detector
-	@unformatted=$$(gofmt -l cmd internal test); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	@unformatted=$$(gofmt -l cmd internal scripts test); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	go tool -modfile=scripts/tools.mod staticcheck ./...
 	CGO_ENABLED=1 go test -race -short -timeout 10m ./cmd/... ./internal/...
@@ -43,5 +43,8 @@ bench: deps build kernel ## measure, print a table, write build/bench.json
 fuzz: build ## fuzz every target for FUZZTIME (10s) each
 	@scripts/fuzz $(FUZZTIME)
 
+dist: build ## pack bin/creel: Debian package, bill of materials, checksums, all reproducible
+	@scripts/dist $(VERSION)
+
 clean: ## remove what was built, downloaded and cached here
-	rm -rf bin build $(AGENT)
+	rm -rf bin build dist $(AGENT)
