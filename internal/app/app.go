@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -30,6 +31,8 @@ import (
 	"creel/internal/vm"
 	"creel/internal/vm/accel"
 	"creel/internal/vm/qemu"
+
+	"golang.org/x/sys/unix"
 )
 
 // First arguments of the processes that are re-execs of this program.
@@ -170,6 +173,12 @@ func Main(ctx context.Context, version string, args []string) int {
 	case len(args) > 1 && args[1] == HolderArg:
 		err = template.HolderMain(ctx, args[2:])
 	default:
+		// What the caller left open is not for keepers and holders: they
+		// outlive it, and somebody may wait for the end of a pipe.
+		if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+			fmt.Fprintf(os.Stderr, "creel: keep inherited files to this process: %v\n", err)
+			return 1
+		}
 		var logging cli.Logging
 		return cli.Main(ctx, cli.Env{
 			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},
