@@ -84,6 +84,7 @@ var arrows = map[string][]string{
 
 	// Programs and helpers for tests.
 	"test/images": {},
+	"test/rig":    {},
 	"test/bench":  {"sandbox", "test/images", "undo"},
 
 	// What `make dist` runs.
