@@ -345,6 +345,15 @@ func TestImport(t *testing.T) {
 	same(t, before, snapshot(t, s))
 }
 
+func fully(t testing.TB, name string) string {
+	t.Helper()
+	named, err := normalize(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return named.String()
+}
+
 func TestResolve(t *testing.T) {
 	s := open(t)
 	var images []Image
@@ -363,7 +372,7 @@ func TestResolve(t *testing.T) {
 		is   func(error) bool
 	}{
 		"name and tag":          {"one:1", 0, nil},
-		"fully qualified":       {"docker.io/library/one:1", 0, nil},
+		"fully qualified":       {fully(t, "one:1"), 0, nil},
 		"other host":            {"example.test:5000/team/two:2", 1, nil},
 		"tag is latest":         {"three", 2, nil},
 		"id":                    {images[1].ID, 1, nil},

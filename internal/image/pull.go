@@ -84,6 +84,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	defer w.End()
 	w.tell = o.Progress
 	p := &puller{w: w, repo: repo, named: named, platform: platform}
+	defer p.release()
 	ready, err := p.pull(ctx)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull %s: %w", reference.FamiliarString(named), err)
@@ -100,6 +101,7 @@ type puller struct {
 	repo     *registry.Repository
 	named    reference.Named
 	platform v1.Platform
+	held     []*os.File // locked downloads, until the image is in the store
 }
 
 func (p *puller) pull(ctx context.Context) (pending, error) {
@@ -167,7 +169,9 @@ func (p *puller) fetch(ctx context.Context, m registry.Manifest) (*parsed, error
 	if _, err := p.w.Write(ctx, bytes.NewReader(m.Raw), blobs.MaxSmall); err != nil {
 		return nil, err
 	}
-	if err := p.fetchBlobs(ctx, []v1.Descriptor{manifest.Config}); err != nil {
+	err = p.fetchBlobs(ctx, []v1.Descriptor{manifest.Config})
+	p.release() // it is in no order with the layers
+	if err != nil {
 		return nil, err
 	}
 	config, err := p.w.Open(manifest.Config.Digest.String())
@@ -186,7 +190,7 @@ func (p *puller) fetch(ctx context.Context, m registry.Manifest) (*parsed, error
 	return parsed, p.fetchBlobs(ctx, manifest.Layers)
 }
 
-// fetchBlobs fetches what the store lacks, several at once.
+// fetchBlobs takes into the session what the store lacks.
 func (p *puller) fetchBlobs(ctx context.Context, list []v1.Descriptor) error {
 	list = slices.CompactFunc(slices.SortedFunc(slices.Values(list), byDigest), func(a, b v1.Descriptor) bool { return a.Digest == b.Digest })
 	var total int64
@@ -196,33 +200,13 @@ func (p *puller) fetchBlobs(ctx context.Context, list []v1.Descriptor) error {
 		}
 		p.w.tell.send(Event{Kind: Waiting, ID: d.Digest.String(), Total: d.Size})
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	files := make([]*os.File, len(list)) // locked partial downloads, complete
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	slots := make(chan struct{}, parallelBlobs)
-	var wg sync.WaitGroup
-	for i, d := range list {
-		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			if ctx.Err() != nil {
-				return
-			}
-			f, err := p.blob(ctx, d)
-			if err != nil {
-				cancel(err)
-			}
-			files[i] = f
-		})
+	files, err := p.reserve(ctx, list)
+	defer func() { p.held = append(p.held, files...) }()
+	if err != nil {
+		return err
 	}
-	wg.Wait()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if err := p.download(ctx, list, files); err != nil {
+		return err
 	}
 	for i, f := range files {
 		if f == nil {
@@ -235,27 +219,73 @@ func (p *puller) fetchBlobs(ctx context.Context, list []v1.Descriptor) error {
 	return nil
 }
 
-func byDigest(a, b v1.Descriptor) int { return strings.Compare(a.Digest.Hex, b.Digest.Hex) }
-
-// blob returns the locked file of a complete download, nil where the store has
-// the blob undamaged.
-func (p *puller) blob(ctx context.Context, d v1.Descriptor) (*os.File, error) {
-	digest := d.Digest.String()
-	if p.w.store.blobs.Intact(ctx, digest, d.Size) {
-		p.w.tell.send(Event{Kind: Exists, ID: digest, Current: d.Size, Total: d.Size})
-		return nil, nil
-	}
-	f, err := p.w.store.blobs.Partial(ctx, digest)
-	if err != nil {
-		return nil, err
-	}
-	err = p.repo.Download(ctx, d, f, func(have int64) {
-		p.w.tell.send(Event{Kind: Downloading, ID: digest, Current: have, Total: d.Size})
-	})
-	if err != nil {
+// release lets other pulls at the blobs that this one was fetching.
+func (p *puller) release() {
+	for _, f := range p.held {
 		f.Close()
-		return nil, err
 	}
-	p.w.tell.send(Event{Kind: Done, ID: digest, Current: d.Size, Total: d.Size})
-	return f, nil
+	p.held = nil
 }
+
+// reserve opens the downloads of what the store lacks. The list is in order of
+// digests, so that pulls of overlapping lists cannot wait for each other.
+func (p *puller) reserve(ctx context.Context, list []v1.Descriptor) ([]*os.File, error) {
+	files := make([]*os.File, len(list))
+	for i, d := range list {
+		digest := d.Digest.String()
+		have := p.w.store.blobs.Intact(ctx, digest, d.Size)
+		if !have {
+			f, err := p.w.store.blobs.Partial(ctx, digest)
+			if err != nil {
+				return files, err
+			}
+			files[i] = f
+			// Another pull may have brought it while we waited.
+			if have = p.w.store.blobs.Intact(ctx, digest, d.Size); have {
+				files[i] = nil
+				if err := errors.Join(os.Remove(f.Name()), f.Close()); err != nil {
+					return files, err
+				}
+			}
+		}
+		if have {
+			p.w.tell.send(Event{Kind: Exists, ID: digest, Current: d.Size, Total: d.Size})
+		}
+	}
+	return files, nil
+}
+
+// download completes the files, several at once.
+func (p *puller) download(ctx context.Context, list []v1.Descriptor, files []*os.File) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	slots := make(chan struct{}, parallelBlobs)
+	var wg sync.WaitGroup
+	for i, d := range list {
+		if files[i] == nil {
+			continue
+		}
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			e := Event{Kind: Downloading, ID: d.Digest.String(), Total: d.Size}
+			err := p.repo.Download(ctx, d, files[i], func(have int64) {
+				e.Current = have
+				p.w.tell.send(e)
+			})
+			if err != nil {
+				cancel(err)
+				return
+			}
+			e.Kind, e.Current = Done, d.Size
+			p.w.tell.send(e)
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+func byDigest(a, b v1.Descriptor) int { return strings.Compare(a.Digest.Hex, b.Digest.Hex) }

@@ -24,6 +24,8 @@ type Work struct {
 	held  *os.File        // path, locked: it is in use
 	blobs map[string]Blob // by digest
 	n     int
+
+	adopted map[string]string // digest to the download
 }
 
 // Blob is content that was written to a Work and hashed while it was.
@@ -63,7 +65,7 @@ func (d *Dir) Begin(ctx context.Context) (*Work, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("begin work on image store: %w", err), os.RemoveAll(path))
 	}
-	return &Work{dir: d, path: path, held: held, blobs: map[string]Blob{}}, nil
+	return &Work{dir: d, path: path, held: held, blobs: map[string]Blob{}, adopted: map[string]string{}}, nil
 }
 
 // End removes what was not placed.
@@ -101,13 +103,15 @@ func (w *Work) Write(ctx context.Context, r io.Reader, limit int64) (Blob, error
 	return b, nil
 }
 
-// Adopt takes over a complete download, whose digest was checked.
+// Adopt takes over a complete download, whose digest was checked, by a link:
+// until it is placed, others that want the blob find and wait for the download.
 func (w *Work) Adopt(partial, digest string, size int64) error {
 	b := Blob{Path: w.NewPath(), Digest: digest, Size: size}
-	if err := os.Rename(partial, b.Path); err != nil {
+	if err := os.Link(partial, b.Path); err != nil {
 		return err
 	}
 	w.blobs[digest] = b
+	w.adopted[digest] = partial
 	return nil
 }
 
@@ -154,6 +158,12 @@ func (w *Work) Place(digests []string, steps *undo.Stack) error {
 				return fmt.Errorf("another creel removed part of the image meanwhile: %w; try again", err)
 			}
 			continue
+		}
+		if partial := w.adopted[d]; partial != "" {
+			// First, so that no download is ever the same file as a blob in place.
+			if err := os.Remove(partial); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		if err := Move(b.Path, w.dir.Path(d), steps); err != nil {
 			return err
