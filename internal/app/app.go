@@ -24,6 +24,7 @@ import (
 	"creel/internal/guest/blob"
 	"creel/internal/guest/host"
 	"creel/internal/image"
+	"creel/internal/image/registry"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
@@ -94,6 +95,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	}
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
+		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
 			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },

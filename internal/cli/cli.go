@@ -7,12 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
+	"time"
 
+	"creel/internal/cli/command"
 	"creel/internal/doctor"
 	"creel/internal/engine"
 	"creel/internal/image"
+	"creel/internal/image/registry"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template"
@@ -23,19 +24,20 @@ import (
 // App is what commands act with. It is opened when a command needs it, so that
 // help works on a machine that has nothing.
 type App struct {
-	Engine    *engine.Engine
-	Images    *image.Store
-	Templates *template.Store
-	KernelDir string
-	Doctor    doctor.Deps
+	Engine     *engine.Engine
+	Images     *image.Store
+	Templates  *template.Store
+	KernelDir  string
+	Registry   registry.Options
+	PruneAfter time.Duration // of images without a name
+	Doctor     doctor.Deps
 }
 
-// Streams are a command's standard streams. Stdin is a file because a terminal
-// is asked for its size and mode.
-type Streams struct {
-	In       *os.File
-	Out, Err io.Writer
-}
+// Streams are a command's standard streams.
+type Streams = command.Streams
+
+// ExitError carries an exit code.
+type ExitError = command.ExitError
 
 // Env is what the process gives the command line.
 type Env struct {
@@ -45,22 +47,6 @@ type Env struct {
 	Open    func(context.Context) (*App, error)
 	Parts   func(context.Context) []Part
 }
-
-// ExitError carries the exit code of a task, or of Creel's own failure. A nil
-// Err prints nothing.
-type ExitError struct {
-	Code int
-	Err  error
-}
-
-func (e *ExitError) Error() string {
-	if e.Err == nil {
-		return fmt.Sprintf("exit code %d", e.Code)
-	}
-	return e.Err.Error()
-}
-
-func (e *ExitError) Unwrap() error { return e.Err }
 
 // Main runs one command line and returns the exit code.
 func Main(ctx context.Context, env Env, args []string) int {
@@ -104,22 +90,6 @@ func Root(env Env) *cobra.Command {
 	return root
 }
 
-// group is a command that only holds others, and says so when given a word
-// that is none of them.
-func group(use, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{
-		Use: use, Short: short, Args: cobra.ArbitraryArgs,
-		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return c.Help()
-			}
-			return fmt.Errorf("%q is not a command of `%s`; see `%s --help`", args[0], c.CommandPath(), c.CommandPath())
-		},
-	}
-	c.AddCommand(subs...)
-	return c
-}
-
 func newKernel(env Env) *cobra.Command {
 	show := func(k kernel.Kernel, err error) error {
 		if err == nil {
@@ -127,7 +97,7 @@ func newKernel(env Env) *cobra.Command {
 		}
 		return err
 	}
-	return group("kernel", "Manage the guest kernel",
+	return command.Group("kernel", "Manage the guest kernel",
 		&cobra.Command{
 			Use: "fetch", Short: "Download the distribution's cloud kernel package and unpack it; nothing is installed",
 			Args: cobra.NoArgs,

@@ -6,9 +6,9 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"creel/internal/cli/command"
 	"creel/internal/image"
 
 	"github.com/docker/go-units"
@@ -16,7 +16,7 @@ import (
 )
 
 func newImage(env Env) *cobra.Command {
-	return group("image", "Manage images", newImageLoad(env), newImageImport(env), newImageList(env), newImageRemove(env))
+	return command.Group("image", "Manage images", newImageLoad(env), newImageImport(env), newImageList(env), newImageRemove(env))
 }
 
 func newImageLoad(env Env) *cobra.Command {
@@ -101,14 +101,14 @@ func newImageList(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w := table(env.Out, "NAME", "ID", "CREATED", "SIZE")
+			w := command.Table(env.Out, "NAME", "ID", "CREATED", "SIZE")
 			for _, img := range images {
 				names := img.Names
 				if len(names) == 0 {
 					names = []string{"<none>"}
 				}
 				for _, n := range names {
-					row(w, n, shortID(img.ID), ago(img.Created), units.HumanSize(float64(img.SizeBytes)))
+					command.Row(w, n, shortID(img.ID), ago(img.Created), units.HumanSize(float64(img.SizeBytes)))
 				}
 			}
 			return w.Flush()
@@ -151,11 +151,3 @@ func ago(t time.Time) string {
 	}
 	return units.HumanDuration(time.Since(t)) + " ago"
 }
-
-func table(w io.Writer, heads ...string) *tabwriter.Writer {
-	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
-	row(t, heads...)
-	return t
-}
-
-func row(w io.Writer, cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }

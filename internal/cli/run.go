@@ -40,7 +40,7 @@ func newRun(env Env) *cobra.Command {
 				return creelFailed(err)
 			}
 			f.fillIn(&spec, defaults)
-			return creelFailed(run(c.Context(), env, spec, f.quiet))
+			return creelFailed(run(c.Context(), env, spec, &f))
 		},
 	}
 	f.register(c.Flags())
@@ -49,7 +49,7 @@ func newRun(env Env) *cobra.Command {
 
 // run does what `docker run` does: the task's streams are this process's, and
 // so are its signals and its exit code.
-func run(ctx context.Context, env Env, spec sandbox.Spec, quiet bool) error {
+func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if spec.TTY && !term.IsTerminal(int(env.In.Fd())) {
 		return fmt.Errorf("-t needs a terminal on standard input; leave it out")
 	}
@@ -58,6 +58,10 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, quiet bool) error {
 		return err
 	}
 	starting, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := ensureImage(starting, env, app, spec.Image, f); err != nil {
+		return err
+	}
 	sb, err := app.Engine.Create(starting, spec, progressTo(env))
 	stop()
 	if err != nil {
@@ -73,7 +77,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, quiet bool) error {
 	if err != nil {
 		return err
 	}
-	if !quiet {
+	if !f.quiet {
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
 	}
 	return outcome(status, spec)

@@ -30,9 +30,13 @@ type Config struct {
 	Timeout     time.Duration
 	Accel       sandbox.Accel
 	Confinement sandbox.Confinement
+	Tier        string // of a task, where no flag says
+	TiersFile   string // replaces the tiers that ship; "": none
 	LogLevel    string // debug, info, warn or error
 	LogFormat   string // text or json
 	PruneAfter  time.Duration
+	// Mirrors are tried in order before a registry itself: registry → mirrors.
+	Mirrors map[string][]string
 }
 
 // Value is one setting as `creel config show` prints it.
@@ -88,10 +92,31 @@ func settings(stateDir string) []setting {
 		{"timeout", "0", "a task is stopped after this; 0 is never", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.Timeout })},
 		{"accel", "auto", "what executes guest code", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
 		{"confinement", "full", "how VMM processes are locked in", "^(full|reduced)$", choice(func(c *Config, v string) { c.Confinement = sandbox.Confinement(v) }, "full", "reduced")},
+		{"tier", "trusted", "the ceiling on what a task may ask for", "^(untrusted|restricted|trusted)$", choice(func(c *Config, v string) { c.Tier = v }, "untrusted", "restricted", "trusted")},
+		{"tiersFile", "", "the file that replaces those ceilings; empty is what `creel policy tiers` prints then", "^$|^/", func(c *Config, v string) error {
+			if v != "" && !filepath.IsAbs(v) {
+				return errors.New("want an absolute path")
+			}
+			c.TiersFile = v
+			return nil
+		}},
 		{"logLevel", "warn", "what Creel says about itself on standard error", "^(debug|info|warn|error)$", choice(func(c *Config, v string) { c.LogLevel = v }, "debug", "info", "warn", "error")},
 		{"logFormat", "text", "how it says it", "^(text|json)$", choice(func(c *Config, v string) { c.LogFormat = v }, "text", "json")},
+		{"registryMirrors", "", "mirrors tried before a registry, REGISTRY=MIRROR[,MIRROR], several apart by spaces", "", setMirrors},
 		{"pruneAfter", "336h", "`creel image prune` removes images without a name that are older", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.PruneAfter })},
 	}
+}
+
+func setMirrors(c *Config, v string) error {
+	c.Mirrors = map[string][]string{}
+	for entry := range strings.FieldsSeq(v) {
+		registry, mirrors, ok := strings.Cut(entry, "=")
+		if !ok || registry == "" || mirrors == "" {
+			return errors.New("want REGISTRY=MIRROR[,MIRROR], several apart by spaces")
+		}
+		c.Mirrors[registry] = append(c.Mirrors[registry], strings.Split(mirrors, ",")...)
+	}
+	return nil
 }
 
 func sizeSetter(field func(*Config) *int64) func(*Config, string) error {

@@ -1,6 +1,6 @@
 // Package imagetest makes small images for tests: layers out of [File]s, and
-// archives out of layers, as docker save or an OCI layout has them. Only tests
-// import it.
+// archives out of layers, as docker save or an OCI layout has them. It is for
+// tests, and must not be imported by anything else.
 package imagetest
 
 import (

@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"creel/internal/image"
+	"creel/internal/image/imagetest"
+)
+
+// creel runs command lines against an image store of its own.
+func creel(t *testing.T) (run func(args ...string) (stdout, stderr string, code int)) {
+	t.Helper()
+	store, err := image.Open(filepath.Join(t.TempDir(), "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { null.Close() })
+	return func(args ...string) (string, string, int) {
+		var out, errs bytes.Buffer
+		code := Main(t.Context(), Env{
+			Streams: Streams{In: null, Out: &out, Err: &errs}, Logging: &Logging{},
+			Open:    func(context.Context) (*App, error) { return &App{Images: store}, nil },
+		}, args)
+		return out.String(), errs.String(), code
+	}
+}
+
+// An image goes the whole way: in as a tar, out to a registry under another
+// name, back from there into another store, and out as an archive.
+func TestImageGoesThroughARegistry(t *testing.T) {
+	there := imagetest.Registry(t) + "/tools:1"
+	rootfs := filepath.Join(t.TempDir(), "rootfs.tar")
+	layer := imagetest.MakeLayer(t, imagetest.Dir("bin/"), imagetest.Reg("bin/tool", "#!/bin/sh\n", 0o755))
+	if err := os.WriteFile(rootfs, layer, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here, elsewhere := creel(t), creel(t)
+	for _, args := range [][]string{
+		{"image", "import", rootfs, "tools"}, {"image", "tag", "tools", there}, {"image", "push", there},
+	} {
+		if _, stderr, code := here(args...); code != 0 {
+			t.Fatalf("%q: code %d, %s", args, code, stderr)
+		}
+	}
+	out, progress, code := elsewhere("image", "pull", there)
+	if code != 0 || !strings.HasPrefix(out, "pulled ") {
+		t.Fatalf("pull: code %d, %q, %s", code, out, progress)
+	}
+	if strings.Contains(progress, "\x1b") || !strings.Contains(progress, "done") {
+		t.Errorf("progress where nobody watches is %q, want plain lines", progress)
+	}
+	if out, _, _ := elsewhere("image", "inspect", "--format", "{{.Config.Cmd}}", there); out != "[/bin/sh]\n" {
+		t.Errorf("inspect says %q", out)
+	}
+	archive := filepath.Join(t.TempDir(), "tools.tar")
+	if _, stderr, code := elsewhere("image", "save", "-o", archive, there); code != 0 {
+		t.Fatalf("save: %s", stderr)
+	}
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := tar.NewReader(f).Next(); err != nil {
+		t.Errorf("the archive is no tar: %v", err)
+	}
+	if _, err := os.Stat(archive + ".part"); err == nil {
+		t.Error("the unfinished file is still there")
+	}
+}
+
+func TestImageErrorsSayWhatToDo(t *testing.T) {
+	run := creel(t)
+	for want, args := range map[string][]string{
+		"creel image ls":     {"image", "inspect", "nothing"},
+		"--platform":         {"image", "pull", "--platform", "x", "127.0.0.1:1/a"},
+		"creel image pull":   {"image", "tag", "nothing", "else"},
+		"no such file":       {"image", "load", "-i", "/does/not/exist"},
+		"is not a command":   {"image", "fetch"},
+		"--pull \"perhaps\"": {"run", "--pull", "perhaps", "x"},
+	} {
+		if _, stderr, code := run(args...); code == 0 || !strings.Contains(stderr, want) {
+			t.Errorf("%q: code %d, %q does not say %q", args, code, stderr, want)
+		}
+	}
+}

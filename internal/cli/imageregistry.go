@@ -1,0 +1,206 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"creel/internal/image"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func newImagePull(env Env) *cobra.Command {
+	var platform string
+	var quiet bool
+	c := &cobra.Command{
+		Use: "pull [flags] IMAGE", Short: "Fetch an image from its registry, with your Docker login",
+		Example: "  creel image pull debian:bookworm\n  creel image pull --platform linux/amd64 127.0.0.1:5000/tools",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			img, err := pull(c.Context(), env, app, args[0], platform, quiet)
+			if err == nil {
+				fmt.Fprintf(env.Out, "pulled %s %s\n", strings.Join(img.Names, " "), shortID(img.ID))
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&platform, "platform", "", "`os/architecture` of the image (default: this machine's)")
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
+	return c
+}
+
+func pull(ctx context.Context, env Env, app *App, ref, platform string, quiet bool) (image.Image, error) {
+	o := image.PullOptions{Registry: app.Registry, Platform: platform}
+	if !quiet {
+		p := newProgress(env.Err)
+		defer p.end()
+		o.Progress = p.event
+	}
+	return app.Images.Pull(ctx, ref, o)
+}
+
+// ensureImage does what --pull says before a run.
+func ensureImage(ctx context.Context, env Env, app *App, ref string, f *runFlags) error {
+	_, err := app.Images.Resolve(ctx, ref)
+	missing := errdefs.IsNotFound(err)
+	if f.pull == "never" || f.pull == "missing" && !missing {
+		return err
+	}
+	if missing {
+		fmt.Fprintf(env.Err, "creel: %s is not here; pulling it\n", ref)
+	}
+	_, err = pull(ctx, env, app, ref, f.platform, f.quiet)
+	return err
+}
+
+func newImagePush(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "push IMAGE", Short: "Send an image to the registry that its name tells",
+		Example: "  creel image tag tools 127.0.0.1:5000/tools\n  creel image push 127.0.0.1:5000/tools",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			p := newProgress(env.Err)
+			defer p.end()
+			at, err := app.Images.Push(c.Context(), args[0], image.PushOptions{Registry: app.Registry, Progress: p.event})
+			if err == nil {
+				fmt.Fprintln(env.Out, at)
+			}
+			return err
+		},
+	}
+}
+
+func newImageTag(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "tag IMAGE NAME[:TAG]", Short: "Give an image one more name",
+		Example: "  creel image tag debian:latest base:2026-11", Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			return app.Images.Tag(c.Context(), args[0], args[1])
+		},
+	}
+}
+
+func newImageInspect(env Env) *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use: "inspect IMAGE...", Short: "Show all that is known of images",
+		Example: "  creel image inspect --format '{{.ID}} {{.Config.Cmd}}' debian", Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			var all []image.Details
+			for _, ref := range args {
+				d, err := app.Images.Inspect(c.Context(), ref)
+				if err != nil {
+					return err
+				}
+				all = append(all, d)
+			}
+			if format != "" {
+				return printEach(env.Out, all, format)
+			}
+			enc := json.NewEncoder(env.Out)
+			enc.SetIndent("", "  ")
+			return enc.Encode(all)
+		},
+	}
+	c.Flags().StringVarP(&format, "format", "f", "", "json, or a Go `template`")
+	return c
+}
+
+func newImageSave(env Env) *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "save [-o FILE] IMAGE...", Short: "Write images as an archive that Docker and Creel load",
+		Example: "  creel image save -o tools.tar tools", Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			if output == "" || output == "-" {
+				if f, ok := env.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+					return fmt.Errorf("an archive is not for a terminal; use -o FILE, or a pipe")
+				}
+				return app.Images.Save(c.Context(), args, env.Out)
+			}
+			return writeFile(output, func(w io.Writer) error { return app.Images.Save(c.Context(), args, w) })
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", "", "write to this `file` (default standard output)")
+	return c
+}
+
+// writeFile makes path with what write gives, whole or not at all.
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.Create(path + ".part")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already when all went well
+	if err := write(f); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func newImagePrune(env Env) *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use: "prune [-a]", Short: "Remove images without a name, and downloads that broke off",
+		Example: "  creel image prune", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			app, err := env.Open(c.Context())
+			if err != nil {
+				return err
+			}
+			found, err := app.Engine.List(c.Context())
+			if err != nil {
+				return err
+			}
+			used := map[string]bool{}
+			for _, f := range found {
+				used[f.Record.ImageID] = true
+			}
+			removed, err := app.Images.Prune(c.Context(), image.PruneOptions{
+				All: all,
+				InUse: func(img image.Image) bool {
+					return used[img.ID] || !all && time.Since(img.Created) < app.PruneAfter
+				},
+			})
+			for _, id := range removed.Deleted {
+				fmt.Fprintf(env.Out, "removed %s\n", shortID(id))
+			}
+			fmt.Fprintf(env.Out, "freed %s\n", units.BytesSize(float64(removed.FreedBytes)))
+			return err
+		},
+	}
+	c.Flags().BoolVarP(&all, "all", "a", false, "also images with a name that no sandbox was made from, however young")
+	return c
+}
