@@ -370,6 +370,11 @@ func TestMetadataSurvives(t *testing.T) {
 		}
 		return m
 	}
+	var crowd []string // more than the library sorts rightly
+	for i := range 30 {
+		space := []string{"user.", "trusted.", "security."}[i%3]
+		crowd = append(crowd, space+strings.Repeat(string(rune('a'+i%7)), 1+i*5%9), strings.Repeat("v", 60+i%5))
+	}
 	at := func(s string) time.Time {
 		tm, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
@@ -394,6 +399,7 @@ func TestMetadataSurvives(t *testing.T) {
 		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "many", Mode: 0o644, PAXRecords: xattrs(
 			"user.a-very-long-attribute-name", strings.Repeat("v", 100), "user.zz", strings.Repeat("w", 90), "user.b", strings.Repeat("u", 80),
 			"trusted.t", strings.Repeat("t", 95), "security.cc", strings.Repeat("s", 99), "user.empty", "")}},
+		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "crowd", Mode: 0o644, PAXRecords: xattrs(crowd...)}},
 		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "acl", Mode: 0o664, PAXRecords: xattrs(aclAccess, list)}},
 		{Header: tar.Header{Typeflag: tar.TypeDir, Name: "acldir/", Mode: 0o775, PAXRecords: xattrs(aclAccess, list, aclDefault, list)}},
 		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "left-out", Mode: 0o644, PAXRecords: xattrs("trusted.overlay.opaque", "y", "foreign.x", "y", "user.", "y")}},
