@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -60,6 +62,7 @@ func TestVerdict(t *testing.T) {
 		{"limit missed", row{maxA: 60}, always(61), side{}, nil, 10, "MISSED"},
 		{"no target", row{}, always(9), always(10), nil, 10, ""},
 		{"too few samples", row{maxRatio: 0.8}, always(9), always(10), nil, 9, ""},
+		{"few samples", row{maxA: 60, few: 3}, always(61), side{}, nil, 1, "MISSED"},
 		{"nothing to compare with", row{maxRatio: 0.8}, always(9), side{}, lack, 10, "skipped: no docker"},
 		{"nothing at all", row{maxRatio: 0.8}, side{}, side{}, lack, 10, "skipped: no docker"},
 	}
@@ -80,6 +83,59 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("table lacks %q:\n%s", tt.want, out.String())
 			}
 		})
+	}
+}
+
+func TestSeriesIsTakenOnceForAllItsRows(t *testing.T) {
+	n := 0.0
+	s := series{take: func(context.Context) (map[string]float64, error) {
+		n++
+		return map[string]float64{"a": n, "b": -n}, nil
+	}}
+	measure := func(key string) []float64 {
+		r := row{setup: func(context.Context) (a, b side, err error) { return s.side(key, key), b, nil }}
+		got, err := r.measure(t.Context(), 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.A.Samples
+	}
+	a, b := measure("a"), measure("b")
+	if diff := cmp.Diff([][]float64{{2, 3, 4}, {-2, -3, -4}}, [][]float64{a, b}); diff != "" || n != 4 {
+		t.Errorf("taken %v times:\n%s", n, diff)
+	}
+}
+
+func TestIsHolder(t *testing.T) {
+	for line, want := range map[string]bool{
+		"/proc/self/exe holder -store /s/templates -runtime /s/holders": true,
+		"/proc/self/exe holder -store /other/templates":                 false,
+		"/proc/self/exe keeper -store /s/templates":                     false,
+		"grep holder -store": false,
+		"":                   false,
+	} {
+		if isHolder([]byte(strings.ReplaceAll(line, " ", "\x00")), "/s/templates") != want {
+			t.Errorf("%q: want %v", line, want)
+		}
+	}
+}
+
+func TestMarks(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log.jsonl")
+	log := `{"v":1,"seq":0,"time":"2026-01-01T00:00:01Z","kind":"opened","data":{"log":"x"}}
+{"v":1,"seq":1,"checkpoint":"x"}
+{"v":1,"seq":2,"time":"2026-01-01T00:00:02Z","kind":"step","data":{"step":"machine"}}
+{"v":1,"seq":3,"time":"2026-01-01T00:00:03Z","kind":"exit","data":{"exitCode":0}}
+`
+	if err := os.WriteFile(file, []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	marks, err := readMarks(file)
+	if err != nil || marks["exit"].Sub(marks["machine"]) != time.Second {
+		t.Errorf("marks %v, %v", marks, err)
+	}
+	if found, err := newest(file, time.Now().Add(time.Hour)); err == nil {
+		t.Errorf("found %s, which was written before", found)
 	}
 }
 

@@ -12,24 +12,47 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"creel/internal/template"
 )
 
 // Report is the whole outcome, as it is written to the JSON file.
 type Report struct {
 	Time    time.Time `json:"time"`
+	Seconds float64   `json:"seconds"` // that it took
 	Commit  string    `json:"commit"`
-	Kernel  string    `json:"kernel"`
-	CPUs    int       `json:"cpus"`
+	Machine Machine   `json:"machine"`
 	Samples int       `json:"samples"` // of each side
 	Rows    []Result  `json:"rows"`
 }
 
+// Machine is what was measured on.
+type Machine struct {
+	CPU    string  `json:"cpu"`
+	CPUs   int     `json:"cpus"`
+	Kernel string  `json:"kernel"`
+	Load   float64 `json:"load"`            // average of the last minute, before the bench began
+	Accel  string  `json:"accel,omitempty"` // of the VMs, as VMM and Guest
+	VMM    string  `json:"vmm,omitempty"`
+	Guest  string  `json:"guest,omitempty"` // kernel
+}
+
 func newReport(ctx context.Context, n int) *Report {
-	return &Report{
-		Time: time.Now().UTC().Truncate(time.Second), CPUs: runtime.NumCPU(), Samples: n,
+	r := &Report{
+		Time: time.Now().UTC().Truncate(time.Second), Samples: n,
 		Commit: first(ctx, "git", "describe", "--always", "--dirty"),
-		Kernel: first(ctx, "uname", "-r"),
+		Machine: Machine{
+			CPU: first(ctx, "sed", "-n", "s/^model name.*: //p", "/proc/cpuinfo"), CPUs: runtime.NumCPU(),
+			Kernel: first(ctx, "uname", "-r"),
+		},
 	}
+	fmt.Sscan(first(ctx, "cat", "/proc/loadavg"), &r.Machine.Load)
+	return r
+}
+
+// know adds what the template tells of the VMs, where one was built.
+func (r *Report) know(m template.Manifest) {
+	r.Machine.Accel, r.Machine.VMM, r.Machine.Guest = string(m.Accel), m.VMM.Version, m.Kernel.Release
 }
 
 // first is the first line that a command prints, or "unknown": it only labels
@@ -44,7 +67,13 @@ func first(ctx context.Context, name string, args ...string) string {
 }
 
 func (r *Report) print(to io.Writer) {
-	fmt.Fprintf(to, "%s, %d CPUs, Linux %s: medians of %d samples of each side, by turns\n", r.Commit, r.CPUs, r.Kernel, r.Samples)
+	m := r.Machine
+	fmt.Fprintf(to, "Commit %s, %d × %s, Linux %s, load %.1f at the start.\n", r.Commit, m.CPUs, m.CPU, m.Kernel, m.Load)
+	if m.Accel != "" {
+		fmt.Fprintf(to, "VMs: %s, %s, guest kernel %s.\n", m.Accel, m.VMM, m.Guest)
+	}
+	fmt.Fprintf(to, "Medians of %d samples of each side (%d of the fleets of 30), taken by turns in one run of %.0f s.\n"+
+		"Quote the ratios: the absolute figures are this machine's, at this hour.\n\n", r.Samples, fleets, r.Seconds)
 	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
 	line := func(cells ...string) { fmt.Fprintf(w, "| %s |\n", strings.Join(cells, "\t| ")) }
 	line("what", "creel", "other", "ratio", "target", "")

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"creel/internal/template"
 	"creel/internal/undo"
 	"creel/test/images"
 )
@@ -24,14 +26,19 @@ type rig struct {
 	unpacked string // Debian's docker.io
 	ends     undo.Stack
 
-	imported bool
-	daemon   *daemon
-	lack     error  // why there is no daemon
-	archive  string // a `docker save` archive of the image
+	templates *template.Store // nil until image was called
+	manifest  template.Manifest
+
+	runs, fleets series
+
+	daemon  *daemon
+	lack    error  // why there is no daemon
+	archive string // a `docker save` archive of the image
 }
 
 func newRig(creel, docker string) (*rig, error) {
 	r := &rig{}
+	r.runs.take, r.fleets.take = r.runInPhases, r.fleet
 	var err error
 	if r.creel, err = filepath.Abs(creel); err != nil {
 		return nil, err
@@ -46,6 +53,8 @@ func newRig(creel, docker string) (*rig, error) {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	r.ends.Push("state directory", func() error { return os.RemoveAll(r.state) })
+	r.ends.Push("holders", r.endHolders)
+	r.ends.Push("sandboxes", r.removeSandboxes)
 	return r, nil
 }
 
@@ -64,7 +73,7 @@ func (r *rig) creelIn(ctx context.Context, state string, args ...string) *exec.C
 
 // image takes the Debian image in and builds its template.
 func (r *rig) image(ctx context.Context) error {
-	if r.imported {
+	if r.templates != nil {
 		return nil
 	}
 	tar, err := images.Debian(ctx)
@@ -76,7 +85,27 @@ func (r *rig) image(ctx context.Context) error {
 			return err
 		}
 	}
-	r.imported = true
+	return r.openTemplates(ctx)
+}
+
+// openTemplates opens Creel's store for the bench's own clones. Only Creel
+// builds in it, and its holders are Creel's.
+func (r *rig) openTemplates(ctx context.Context) error {
+	store, err := template.Open(template.Options{
+		Dir: filepath.Join(r.state, "templates"), RuntimeDir: filepath.Join(r.state, "holders"),
+		Holder: []string{r.creel, "holder"},
+	})
+	if err != nil {
+		return err
+	}
+	all, err := store.List(ctx)
+	if err != nil {
+		return err
+	}
+	if len(all) != 1 {
+		return fmt.Errorf("creel has %d templates after building one", len(all))
+	}
+	r.templates, r.manifest = store, all[0]
 	return nil
 }
 
@@ -127,6 +156,15 @@ func done(cmd *exec.Cmd) error {
 		return fmt.Errorf("%s: %w: %s", cmd.Args, err, bytes.TrimSpace(out))
 	}
 	return nil
+}
+
+// explain puts what a command wrote to its standard error into the error of
+// its Output.
+func explain(cmd *exec.Cmd, err error) error {
+	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
+		return fmt.Errorf("%s: %w: %s", cmd.Args, err, bytes.TrimSpace(failed.Stderr))
+	}
+	return err
 }
 
 // timed is how many milliseconds a command took as a whole.

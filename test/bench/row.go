@@ -17,6 +17,28 @@ type side struct {
 	sample sample
 }
 
+// series lets rows share samples that are measured together: a row takes what
+// another has taken already.
+type series struct {
+	take  func(ctx context.Context) (map[string]float64, error)
+	taken []map[string]float64
+}
+
+func (s *series) side(label, key string) side {
+	next := 0
+	return side{label, func(ctx context.Context) (float64, error) {
+		if next == len(s.taken) {
+			values, err := s.take(ctx)
+			if err != nil {
+				return 0, err
+			}
+			s.taken = append(s.taken, values)
+		}
+		next++
+		return s.taken[next-1][key], nil
+	}}
+}
+
 // row is one line of the table: a, and what it is compared with.
 type row struct {
 	name string
@@ -24,6 +46,9 @@ type row struct {
 	// maxRatio is the largest a/b, and minRatio the smallest, that meets the
 	// row's target; maxA is the largest a. Zero means there is no such target.
 	maxRatio, minRatio, maxA float64
+	// few is how many samples are taken where each is already of many machines;
+	// none is thrown away then. Zero means as many as were asked for.
+	few int
 	// setup prepares both sides. An [absent] error leaves the row out, or only
 	// b where a was given; what it starts, the rig ends.
 	setup func(ctx context.Context) (a, b side, err error)
@@ -56,8 +81,12 @@ type Result struct {
 func (r row) matches(part string) bool { return strings.Contains(r.name, part) }
 
 // measure takes n samples of each side by turns, after one of each that is
-// thrown away.
+// thrown away; or few.
 func (r row) measure(ctx context.Context, n int) (Result, error) {
+	thrown, least := 1, minSamples
+	if r.few > 0 {
+		n, thrown, least = r.few, 0, r.few
+	}
 	result := Result{Name: r.name, Unit: r.unit, Target: r.target()}
 	a, b, err := r.setup(ctx)
 	if lack, ok := errors.AsType[absent](err); ok {
@@ -72,18 +101,18 @@ func (r row) measure(ctx context.Context, n int) (Result, error) {
 	if b.sample != nil {
 		result.B = &Side{Label: b.label}
 	}
-	for i := range n + 1 {
-		if err := result.A.add(ctx, a.sample, i > 0); err != nil {
+	for i := range thrown + n {
+		if err := result.A.add(ctx, a.sample, i >= thrown); err != nil {
 			return Result{}, fmt.Errorf("%s: %w", a.label, err)
 		}
 		if result.B == nil {
 			continue
 		}
-		if err := result.B.add(ctx, b.sample, i > 0); err != nil {
+		if err := result.B.add(ctx, b.sample, i >= thrown); err != nil {
 			return Result{}, fmt.Errorf("%s: %w", b.label, err)
 		}
 	}
-	r.judge(&result, n)
+	r.judge(&result, n >= least)
 	return result, nil
 }
 
@@ -99,15 +128,15 @@ func (s *Side) add(ctx context.Context, take sample, keep bool) error {
 	return nil
 }
 
-// minSamples is how many of each side a verdict needs.
+// minSamples is how many of each side a verdict needs, but for rows of few.
 const minSamples = 10
 
-func (r row) judge(result *Result, n int) {
+func (r row) judge(result *Result, enough bool) {
 	if result.B != nil && result.B.Median > 0 {
 		result.Ratio = result.A.Median / result.B.Median
 	}
 	comparable := r.maxRatio == 0 && r.minRatio == 0 || result.B != nil
-	if result.Target == "" || n < minSamples || !comparable {
+	if result.Target == "" || !enough || !comparable {
 		return
 	}
 	pass := (r.maxRatio == 0 || result.Ratio <= r.maxRatio) &&

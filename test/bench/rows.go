@@ -2,15 +2,32 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"os"
+	"os/exec"
+	"strings"
+	"time"
 )
 
 // rows is the table. The names are what `-run` selects by.
 func rows(r *rig) []row {
-	return []row{
+	all := []row{
+		{name: "ready, holder warm", unit: "ms", maxRatio: 1.0 / 8, setup: r.cloneWarm},
+		{name: "ready, holder cold", unit: "ms", setup: r.cloneCold},
 		{name: "run true, whole process", unit: "ms", maxRatio: 0.8, setup: r.runTrue},
-		{name: "image conversion", unit: "MB/s", setup: r.convert},
 	}
+	for _, p := range phases {
+		all = append(all, r.phase(p))
+	}
+	return append(all,
+		row{name: "30 clones: all up", unit: "s", maxA: 8, few: fleets, setup: r.fleetUp},
+		row{name: "30 clones: memory of each", unit: "MiB", maxA: 60, few: fleets, setup: r.fleetMemory},
+		row{name: "image conversion", unit: "MB/s", setup: r.convert},
+		row{name: "stdout of a task", unit: "MB/s", setup: r.stream},
+		row{name: "exec true, whole process", unit: "ms", setup: r.exec},
+	)
 }
 
 // runTrue compares a disposable VM with a container, from the start of the
@@ -59,6 +76,77 @@ func (r *rig) convert(ctx context.Context) (a, b side, err error) {
 		}
 		ms, err := timed(d.command(ctx, "load", "-i", archive))
 		return rate(ms), err
+	}}
+	return a, b, nil
+}
+
+const streamBytes = 64 << 20
+
+// stream is how fast a task's output arrives, from its first byte to its last.
+func (r *rig) stream(ctx context.Context) (a, b side, err error) {
+	if err := r.image(ctx); err != nil {
+		return a, b, err
+	}
+	task := []string{imageName, "head", "-c", fmt.Sprint(streamBytes), "/dev/zero"}
+	a = side{"creel run", func(ctx context.Context) (float64, error) {
+		return drained(r.creelIn(ctx, r.state, append([]string{"run"}, task...)...))
+	}}
+	d, err := r.docker(ctx)
+	if err != nil {
+		return a, b, err
+	}
+	b = side{"docker run --rm", func(ctx context.Context) (float64, error) {
+		return drained(d.command(ctx, append([]string{"run", "--rm"}, task...)...))
+	}}
+	return a, b, nil
+}
+
+// drained is the MB/s of a command's output.
+func drained(cmd *exec.Cmd) (float64, error) {
+	var complaint strings.Builder
+	cmd.Stderr = &complaint
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	_, first := io.ReadFull(out, make([]byte, 1))
+	began := time.Now()
+	n, rest := io.Copy(io.Discard, out)
+	took := time.Since(began)
+	if err := errors.Join(first, rest, cmd.Wait()); err != nil {
+		return 0, fmt.Errorf("%s: %w: %s", cmd.Args, err, strings.TrimSpace(complaint.String()))
+	}
+	if n+1 != streamBytes {
+		return 0, fmt.Errorf("%s: %d bytes came, want %d", cmd.Args, n+1, streamBytes)
+	}
+	return float64(n) / 1e6 / took.Seconds(), nil
+}
+
+// exec compares one more process in what already runs.
+func (r *rig) exec(ctx context.Context) (a, b side, err error) {
+	if err := r.image(ctx); err != nil {
+		return a, b, err
+	}
+	const name = "bench-exec"
+	start := []string{"run", "-d", "--name", name, imageName, "sleep", "infinity"}
+	if err := done(r.creelIn(ctx, r.state, start...)); err != nil {
+		return a, b, err
+	}
+	a = side{"creel exec", func(ctx context.Context) (float64, error) {
+		return timed(r.creelIn(ctx, r.state, "exec", name, "true"))
+	}}
+	d, err := r.docker(ctx)
+	if err != nil {
+		return a, b, err
+	}
+	if err := done(d.command(ctx, start...)); err != nil {
+		return a, b, err
+	}
+	b = side{"docker exec", func(ctx context.Context) (float64, error) {
+		return timed(d.command(ctx, "exec", name, "true"))
 	}}
 	return a, b, nil
 }
