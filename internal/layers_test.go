@@ -85,7 +85,8 @@ var arrows = map[string][]string{
 	// Programs and helpers for tests.
 	"test/images": {},
 	"test/rig":    {},
-	"test/bench":  {"sandbox", "test/images", "undo"},
+	"test/bench": {"confine", "guest/api", "guest/blob", "guest/host", "kernel", "sandbox", "scratch", "template",
+		"template/content", "test/images", "undo", "vm", "vm/qemu"},
 
 	// What `make dist` runs.
 	"scripts/manual": {"cli"},
