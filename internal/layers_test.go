@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 	"policy":  {},
 	"confine": {"sandbox"},
 	"scratch": {},
+	"archive": {},
 	"kernel":  {"undo"},
 
 	// What may happen: tiers and presets are made of rules.
@@ -40,6 +41,8 @@ var arrows = map[string][]string{
 	"audit/chain":   {},
 	"audit/query":   {"audit", "audit/chain"},
 	"audit/receipt": {"audit/chain"},
+	"audit/event":   {"audit"},
+	"audit/summary": {"audit", "audit/event", "audit/query", "audit/receipt"},
 
 	// Images.
 	"image":           {"image/blobs", "image/flatten", "image/registry", "undo"},
@@ -70,16 +73,21 @@ var arrows = map[string][]string{
 	"template/holder":  {"confine", "sandbox", "template/content", "template/lock", "undo", "vm"},
 	"template": {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder",
 		"template/lock", "undo", "vm"},
-	"keeper": {"audit", "boundary", "confine", "guest/api", "guest/host", "sandbox", "undo", "vm", "wire"},
+	"keeper": {"audit", "audit/event", "boundary", "confine", "guest/api", "guest/host", "policy/tier", "sandbox", "undo", "vm", "wire"},
 
 	// From the door to the keeper.
-	"engine": {"audit", "image", "keeper", "sandbox", "scratch", "template", "undo", "vm"},
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "image", "keeper", "policy", "policy/syntax",
+		"policy/tier", "sandbox", "scratch", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
-	"cli": {"config", "doctor", "engine", "guest/api", "guest/host", "image", "keeper", "kernel", "policy", "policy/preset",
-		"policy/syntax", "sandbox", "template", "vm"},
-	"app": {"audit", "boundary", "cli", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
-		"keeper", "kernel", "sandbox", "scratch", "template", "template/holder", "vm", "vm/accel", "vm/qemu"},
+	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/policycmd", "config", "doctor", "engine", "guest/api", "guest/host", "image",
+		"image/registry", "keeper", "kernel", "sandbox", "template", "vm"},
+	"cli/command":   {},
+	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox"},
+	"cli/auditcmd":  {"audit", "audit/chain", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
+	"app": {"audit", "audit/event", "boundary", "cli", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
+		"image/registry", "keeper", "kernel", "policy/tier", "sandbox", "scratch", "template", "template/holder", "vm", "vm/accel",
+		"vm/qemu"},
 	"cmd/creel": {"app"},
 
 	// Programs and helpers for tests.

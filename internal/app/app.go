@@ -26,6 +26,7 @@ import (
 	"creel/internal/image"
 	"creel/internal/image/registry"
 	"creel/internal/kernel"
+	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/template"
@@ -54,6 +55,8 @@ const (
 
 func kernelDir(state string) string { return filepath.Join(state, "kernels") }
 
+func auditDir(state string) string { return filepath.Join(state, "audit") }
+
 // accelCache is where the probe's answer is kept.
 func accelCache(state string) string { return filepath.Join(state, "accel.json") }
 
@@ -72,7 +75,11 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger, err := audit.OpenLedger(filepath.Join(dir, "audit"))
+	tiersText, tiers, err := readTiers(cfg.TiersFile)
+	if err != nil {
+		return nil, err
+	}
+	ledger, err := audit.OpenLedger(auditDir(dir))
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +91,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 		return accel.Choose(ctx, want, accelCache(dir))
 	}
 	eng, err := engine.New(engine.Options{
-		Dir: dir, Images: images, Templates: templates, Ledger: ledger, Accel: choose,
+		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers, Accel: choose,
 		Scratch: func(ctx context.Context, path string, size int64, kind scratch.Kind) error {
 			return scratch.New(ctx, filepath.Join(dir, "scratch"), path, size, kind)
 		},
@@ -96,12 +103,30 @@ func open(logging cli.Logging) (*cli.App, error) {
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
 		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
+		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() },
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
 			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
 		},
 	}, nil
+}
+
+// readTiers reads the operator's tiers, where there are any, else those that
+// ship.
+func readTiers(file string) ([]byte, tier.Tiers, error) {
+	if file == "" {
+		return tier.DefaultText(), tier.Default(), nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read tiers: %w; see the setting tiersFile", err)
+	}
+	tiers, err := tier.Parse(text)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return text, tiers, nil
 }
 
 func newLogger(levelName, format string, w io.Writer) *slog.Logger {
@@ -187,6 +212,10 @@ func Main(ctx context.Context, version string, args []string) int {
 			Version: version, Logging: &logging,
 			Open:  func(context.Context) (*cli.App, error) { return open(logging) },
 			Parts: func(ctx context.Context) []cli.Part { return parts(ctx, version) },
+			AuditDir: func() (string, error) {
+				cfg, _, err := config.Load(os.LookupEnv)
+				return auditDir(cfg.StateDir), err
+			},
 		}, args[1:])
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/confine"
 	"creel/internal/engine"
 	"creel/internal/keeper"
@@ -54,10 +55,16 @@ func keeperMain(ctx context.Context) error {
 		Parts: func(ctx context.Context) (*keeper.Parts, error) { return openParts(ctx, launch, log) },
 		Audit: records, Dir: dir, Log: log,
 		Confine: func() error {
-			_, err := confine.Self(confine.Options{
+			achieved, err := confine.Self(confine.Options{
 				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir},
 			})
-			return err
+			if err != nil {
+				return err
+			}
+			return records.Append(ctx, audit.Event{
+				Kind: event.KindConfined, Sandbox: string(launch.Config.Spec.ID),
+				Data: event.Confined{VMM: string(launch.Config.Spec.Confinement), Keeper: achieved},
+			})
 		},
 	})
 	go run.Serve(listener, launch.OwnerUID)

@@ -186,7 +186,7 @@ func (l *Ledger) refresh() error {
 
 // begin makes the key and the first segment.
 func (l *Ledger) begin() error {
-	for _, name := range []string{keyName, headName} {
+	for _, name := range []string{keyName, HeadName} {
 		there, err := exists(filepath.Join(l.dir, name))
 		if err != nil {
 			return fmt.Errorf("begin ledger: %w", err)

@@ -21,7 +21,8 @@ const (
 	tornName   = "torn" // directory of what crashes left
 	lockName   = "lock"
 	closeName  = "close.lock"
-	headName   = "head" // the last checkpoint, beside the ledger
+	// HeadName is the file with the last checkpoint, beside the ledger.
+	HeadName = "head"
 
 	extension  = ".jsonl"
 	maxSegment = 4 << 20 // bytes, but for one commit
@@ -134,7 +135,7 @@ func newSegment(dir string, first int64, c chain.Commit) (*segment, error) {
 // readHead returns the head that was last noted beside the ledger, or the zero
 // Head. It is not synced, so after a crash it may be old or spoiled.
 func readHead(dir string) Head {
-	data, err := os.ReadFile(filepath.Join(dir, headName))
+	data, err := os.ReadFile(filepath.Join(dir, HeadName))
 	if err != nil {
 		return Head{}
 	}
@@ -147,7 +148,7 @@ func readHead(dir string) Head {
 
 // writeHead notes a checkpoint that is durable in the ledger.
 func writeHead(dir, checkpoint string) error {
-	f, err := os.OpenFile(filepath.Join(dir, headName), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, HeadName), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("note ledger's head: %w", err)
 	}

@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"time"
 
+	"creel/internal/cli/auditcmd"
 	"creel/internal/cli/command"
+	"creel/internal/cli/policycmd"
 	"creel/internal/doctor"
 	"creel/internal/engine"
 	"creel/internal/image"
@@ -31,6 +33,8 @@ type App struct {
 	Registry   registry.Options
 	PruneAfter time.Duration // of images without a name
 	Doctor     doctor.Deps
+	Tiers      []byte                      // the file that is in force
+	RotateKey  func(context.Context) error // of the audit record
 }
 
 // Streams are a command's standard streams.
@@ -46,6 +50,8 @@ type Env struct {
 	Logging *Logging // filled in before a command runs
 	Open    func(context.Context) (*App, error)
 	Parts   func(context.Context) []Part
+	// AuditDir is where the record is, without opening it.
+	AuditDir func() (string, error)
 }
 
 // Main runs one command line and returns the exit code.
@@ -85,9 +91,51 @@ func Root(env Env) *cobra.Command {
 		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
 		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
 		newImage(env), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env), newVersion(env),
+		policycmd.New(policyEnv(env)), auditcmd.New(auditEnv(env)), auditcmd.NewReceipt(auditEnv(env)),
 	)
 	env.Logging.register(root)
 	return root
+}
+
+func policyEnv(env Env) policycmd.Env {
+	return policycmd.Env{
+		Streams: env.Streams,
+		Spec: func(ctx context.Context, ref string) (sandbox.Spec, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return sandbox.Spec{}, err
+			}
+			f, err := app.Engine.Find(ctx, ref)
+			return f.Record.Config.Spec, err
+		},
+		Tiers: func(ctx context.Context) ([]byte, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return app.Tiers, nil
+		},
+	}
+}
+
+func auditEnv(env Env) auditcmd.Env {
+	return auditcmd.Env{
+		Streams: env.Streams, Dir: env.AuditDir,
+		Rotate: func(ctx context.Context) error {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return err
+			}
+			return app.RotateKey(ctx)
+		},
+		Receipt: func(ctx context.Context, ref string) ([]byte, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return app.Engine.Receipt(ctx, ref)
+		},
+	}
 }
 
 func newKernel(env Env) *cobra.Command {

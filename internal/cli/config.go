@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"creel/internal/cli/command"
 	"creel/internal/config"
 
 	"github.com/spf13/cobra"
@@ -22,15 +23,15 @@ func newConfig(env Env) *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(env.Out).Encode(values)
 			}
-			w := table(env.Out, "SETTING", "VALUE", "FROM")
+			w := command.Table(env.Out, "SETTING", "VALUE", "FROM")
 			for _, v := range values {
-				row(w, v.Name, v.Value, v.Source)
+				command.Row(w, v.Name, v.Value, v.Source)
 			}
 			return w.Flush()
 		},
 	}
 	show.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return group("config", "Show the configuration", show,
+	return command.Group("config", "Show the configuration", show,
 		&cobra.Command{
 			Use: "path", Short: "Print the file that settings are read from", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {

@@ -8,6 +8,7 @@ import (
 	"text/template"
 	"time"
 
+	"creel/internal/cli/command"
 	"creel/internal/engine"
 	"creel/internal/sandbox"
 
@@ -98,9 +99,9 @@ func printRows(w io.Writer, rows []psRow, quiet bool, format string) error {
 	if format != "table" {
 		return printEach(w, rows, format)
 	}
-	t := table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
+	t := command.Table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
 	for _, r := range rows {
-		row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Names)
+		command.Row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Names)
 	}
 	return t.Flush()
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"creel/internal/cli/auditcmd"
 	"creel/internal/config"
 	"creel/internal/engine"
 	"creel/internal/keeper"
@@ -40,6 +41,9 @@ func newRun(env Env) *cobra.Command {
 				return creelFailed(err)
 			}
 			f.fillIn(&spec, defaults)
+			if spec.Policy, err = f.policy.Text(env.Err); err != nil {
+				return creelFailed(err)
+			}
 			return creelFailed(run(c.Context(), env, spec, &f))
 		},
 	}
@@ -52,6 +56,9 @@ func newRun(env Env) *cobra.Command {
 func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if spec.TTY && !term.IsTerminal(int(env.In.Fd())) {
 		return fmt.Errorf("-t needs a terminal on standard input; leave it out")
+	}
+	if spec.Policy != "" {
+		fmt.Fprintln(env.Err, "creel: the policy is checked and goes on record, but this creel does not connect sandboxes yet: nothing leaves")
 	}
 	app, err := env.Open(ctx)
 	if err != nil {
@@ -74,6 +81,9 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if released := sb.Release(context.WithoutCancel(ctx)); err == nil {
 		err = released
 	}
+	if f.receipt != "" {
+		err = errors.Join(err, writeReceipt(ctx, app, sb, f.receipt))
+	}
 	if err != nil {
 		return err
 	}
@@ -81,6 +91,15 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
 	}
 	return outcome(status, spec)
+}
+
+// writeReceipt also tells of a run that failed: it has happened.
+func writeReceipt(ctx context.Context, app *App, sb *engine.Sandbox, file string) error {
+	data, err := app.Engine.Receipt(context.WithoutCancel(ctx), string(sb.Record.Config.Spec.ID))
+	if err != nil {
+		return err
+	}
+	return auditcmd.WriteReceipt(file, data)
 }
 
 // summary is a task's end in one line.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"creel/internal/cli/policycmd"
 	"creel/internal/config"
 	"creel/internal/sandbox"
 
@@ -28,7 +29,10 @@ type runFlags struct {
 	cpus                             float64
 	pids                             int64
 	timeout                          time.Duration
+	pull, platform                   string
 	accel, confinement, restart      string
+	tier, receipt                    string
+	policy                           policycmd.Flags
 	flags                            *pflag.FlagSet
 }
 
@@ -56,6 +60,11 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not print how the task ended")
 	fs.StringVar(&f.restart, "restart", "no", "refused until there is a daemon; only `no`")
 	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m")
+	fs.StringVar(&f.pull, "pull", "missing", "pull the image before the run: missing, always or never")
+	fs.StringVar(&f.platform, "platform", "", "`os/architecture` of an image that is pulled")
+	f.policy.Register(fs)
+	fs.StringVar(&f.tier, "tier", "", "ceiling on what the task may ask for: untrusted, restricted or trusted (setting tier)")
+	fs.StringVar(&f.receipt, "receipt", "", "write a signed receipt of the run to this `file`")
 	fs.StringVar(&f.accel, "accel", string(sandbox.AccelAuto), "what executes guest code: auto, kvm or tcg")
 	fs.StringVar(&f.confinement, "confinement", string(sandbox.ConfinementFull),
 		"how the VMM is locked in: full, or reduced where user namespaces cannot be had")
@@ -69,9 +78,16 @@ func (f *runFlags) spec(args []string, lookup func(string) (string, bool)) (sand
 		Workdir: f.workdir, User: f.user, Hostname: f.hostname,
 		Keep: f.detach, TTY: f.tty, Interactive: f.interactive, ReadOnly: f.readOnly, Timeout: f.timeout,
 		Accel: sandbox.Accel(f.accel), Confinement: sandbox.Confinement(f.confinement),
+		Tier: f.tier,
+	}
+	if !slices.Contains([]string{"missing", "always", "never"}, f.pull) {
+		return spec, fmt.Errorf("--pull %q: want missing, always or never", f.pull)
 	}
 	if f.restart != "no" {
 		return spec, fmt.Errorf("--restart %s: nothing could restart the task, since there is no daemon yet; use systemd or a loop", f.restart)
+	}
+	if f.receipt != "" && f.detach {
+		return spec, errors.New("--receipt with -d: there is none before the task has ended; use `creel receipt SANDBOX` then")
 	}
 	if f.rm && f.detach {
 		return spec, errors.New("--rm with -d: a task in the background is kept until `creel rm`; leave one of them out")
@@ -114,6 +130,9 @@ func (f *runFlags) fillIn(spec *sandbox.Spec, c config.Config) {
 	}
 	if unset("timeout") {
 		spec.Timeout = c.Timeout
+	}
+	if unset("tier") {
+		spec.Tier = c.Tier
 	}
 	if unset("accel") {
 		spec.Accel = c.Accel

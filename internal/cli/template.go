@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"creel/internal/cli/command"
 	"creel/internal/engine"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
@@ -15,7 +16,7 @@ import (
 )
 
 func newTemplate(env Env) *cobra.Command {
-	return group("template", "Manage templates: machines that were booted once and frozen",
+	return command.Group("template", "Manage templates: machines that were booted once and frozen",
 		newTemplateBuild(env), newTemplateList(env), newTemplateInspect(env), newTemplateVerify(env), newTemplateRemove(env))
 }
 
@@ -76,9 +77,9 @@ func newTemplateList(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w := table(env.Out, "TEMPLATE", "IMAGE", "SHAPE", "ACCEL", "KERNEL", "CREATED")
+			w := command.Table(env.Out, "TEMPLATE", "IMAGE", "SHAPE", "ACCEL", "KERNEL", "CREATED")
 			for _, m := range manifests {
-				row(w, shortID(m.Digest), shortID(m.Image), m.Shape.String(), string(m.Accel), m.Kernel.Version, ago(m.Created))
+				command.Row(w, shortID(m.Digest), shortID(m.Image), m.Shape.String(), string(m.Accel), m.Kernel.Version, ago(m.Created))
 			}
 			return w.Flush()
 		},

@@ -3,6 +3,8 @@ package cli
 import (
 	"encoding/json"
 
+	"creel/internal/cli/command"
+
 	"github.com/spf13/cobra"
 )
 
@@ -21,9 +23,9 @@ func newVersion(env Env) *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			parts := env.Parts(c.Context())
 			if !asJSON {
-				w := table(env.Out, "PART", "VERSION")
+				w := command.Table(env.Out, "PART", "VERSION")
 				for _, p := range parts {
-					row(w, p.Name, p.Value)
+					command.Row(w, p.Name, p.Value)
 				}
 				return w.Flush()
 			}

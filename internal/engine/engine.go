@@ -19,11 +19,15 @@ import (
 	"creel/internal/audit"
 	"creel/internal/image"
 	"creel/internal/keeper"
+	"creel/internal/policy/syntax"
+	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/template"
 	"creel/internal/undo"
 	"creel/internal/vm"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 // Images finds images and makes root filesystems of them.
@@ -44,6 +48,10 @@ type Ledger interface {
 	OpenSandbox(ctx context.Context, id, dir string) (audit.SandboxKey, error)
 	// CloseSandbox puts the log's final root on the ledger.
 	CloseSandbox(ctx context.Context, id, dir string) error
+	// Checkpoint is the ledger's last one; Signer signs receipts.
+	Checkpoint() (string, error)
+	PublicKey() (string, error)
+	Signer() (note.Signer, error)
 }
 
 // Options are what an engine acts with. All are required.
@@ -52,6 +60,8 @@ type Options struct {
 	Images    Images
 	Templates Templates
 	Ledger    Ledger
+	AuditDir  string // the ledger's
+	Tiers     tier.Tiers
 	// Accel decides what executes guest code, and says why.
 	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
 	// Scratch makes an empty writable disk of size bytes at path.
@@ -87,11 +97,14 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	if spec.Name == "" {
 		spec.Name = e.freeName()
 	}
-	if err := e.admit(ctx, &spec); err != nil {
+	if err := e.admit(ctx, &spec, progress); err != nil {
 		return nil, err
 	}
 	rec, err := e.plan(ctx, spec, progress)
 	if err != nil {
+		return nil, err
+	}
+	if err := e.recordTemplate(ctx, rec); err != nil {
 		return nil, err
 	}
 	var steps undo.Stack
@@ -145,21 +158,6 @@ func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, 
 	return &Sandbox{Record: rec, Client: client, engine: e, keeper: kp}, nil
 }
 
-// admit refuses a Spec with every fault at once, and puts an admitted one on
-// record before anything is done for it.
-func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec) error {
-	if spec.Resources.DiskBytes == 0 {
-		spec.Resources.DiskBytes = sandbox.DefaultDisk
-	}
-	about := map[string]any{"name": spec.Name, "image": spec.Image}
-	if err := spec.Validate(); err != nil {
-		about["reason"] = err.Error()
-		recorded := e.opts.Ledger.Append(ctx, audit.Event{Kind: "refused", Sandbox: string(spec.ID), Data: about})
-		return errors.Join(err, recorded)
-	}
-	return e.opts.Ledger.Append(ctx, audit.Event{Kind: "admitted", Sandbox: string(spec.ID), Data: about})
-}
-
 // plan decides everything about a run that is decided before it starts.
 func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(string)) (Record, error) {
 	img, err := e.opts.Images.Resolve(ctx, spec.Image)
@@ -184,6 +182,7 @@ func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(stri
 	}
 	return Record{
 		Version: recordVersion, Created: time.Now(), ImageID: img.ID, auditDir: auditName,
+		PolicyDigest: syntax.Digest(syntax.Canonical(spec.Policy)),
 		Config: keeper.Config{
 			Spec: spec, Process: process, StopSignal: stop,
 			Template: m.Digest, Shape: shape, Accel: m.Accel,

@@ -195,5 +195,8 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 	if err := e.opts.Ledger.CloseSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, auditName)); err != nil {
 		return err
 	}
+	if err := e.proveGone(ctx, rec, true); err != nil {
+		return err
+	}
 	return os.WriteFile(marker, nil, 0o600)
 }

@@ -53,6 +53,8 @@ type Record struct {
 	UID     int           `json:"uid"` // of keeper and VMM; 0: the user's own
 	Config  keeper.Config `json:"config"`
 
+	PolicyDigest string `json:"policyDigest"` // of the canonical text of the Spec's policy
+
 	auditDir string // of this run, in the sandbox's directory
 }
 
@@ -245,7 +247,8 @@ func (e *Engine) record(id sandbox.ID) (Record, error) {
 	return rec, nil
 }
 
-// remove deletes a sandbox that does not run, and frees its name.
+// remove deletes a sandbox that does not run, frees its name, and puts what is
+// left of it on record.
 func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	store, err := e.lockStore()
 	if err != nil {
@@ -267,7 +270,7 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 			return fmt.Errorf("free name: %w", err)
 		}
 	}
-	return errors.Join(closed, os.RemoveAll(dir))
+	return errors.Join(closed, os.RemoveAll(dir), e.proveGone(ctx, rec, false))
 }
 
 // lockStore holds up every other process that makes or removes a sandbox.

@@ -96,6 +96,11 @@ type Spec struct {
 	// are removed.
 	Keep bool `json:"keep,omitempty"`
 
+	// Tier names the ceiling that the rest is held against. Policy is what the
+	// task may reach, as its canonical text; "" allows nothing.
+	Tier   string `json:"tier"`
+	Policy string `json:"policy,omitempty"`
+
 	Confinement Confinement `json:"confinement"`
 	Accel       Accel       `json:"accel"`
 }

@@ -21,6 +21,8 @@ const (
 	maxEnv       = 4096
 	maxEnvBytes  = 128 << 10 // one variable; Linux's MAX_ARG_STRLEN
 	maxSpecBytes = 512 << 10 // all arguments and variables together
+
+	MaxPolicyBytes = 1 << 20
 )
 
 const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -61,6 +63,9 @@ func (s *Spec) Validate() error {
 	}
 	if s.Timeout < 0 {
 		fault("timeout %s: want a positive duration, such as 10m", s.Timeout)
+	}
+	if len(s.Policy) > MaxPolicyBytes {
+		fault("policy: %d bytes, at most %d; use wildcards", len(s.Policy), MaxPolicyBytes)
 	}
 	switch s.Confinement {
 	case ConfinementFull, ConfinementReduced:

@@ -33,6 +33,9 @@ type Filter struct {
 	Decision string    // as the record's data has it: allow or deny
 	Host     string    // as the record's data has it; *.NAME for NAME and below
 
+	// LedgerOnly leaves the sandboxes' own logs out.
+	LedgerOnly bool
+
 	// Follow goes on with what is written later, until the context ends.
 	Follow bool
 }
@@ -164,7 +167,7 @@ func (m *merge) oldest() (best *source, err error) {
 
 // follow adds or ends a log that a record of the ledger is about.
 func (m *merge) follow(r audit.Record) error {
-	if !strings.HasPrefix(r.Sandbox, m.filter.Sandbox) {
+	if m.filter.LedgerOnly || !strings.HasPrefix(r.Sandbox, m.filter.Sandbox) {
 		return nil
 	}
 	switch r.Kind {

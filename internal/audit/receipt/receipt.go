@@ -28,8 +28,8 @@ const (
 	PredicateType = "urn:creel:receipt:v1"
 )
 
-// maxReceipt is the most that Verify reads, in bytes.
-const maxReceipt = 16 << 20
+// MaxBytes is the most that Verify reads, in bytes.
+const MaxBytes = 16 << 20
 
 // Receipt says what one run was, did and left behind. Digests are
 // sha256:HEX. Sizes and counts are those of the whole run.
@@ -83,6 +83,7 @@ type Cleanup struct {
 	Complete bool     `json:"complete"`
 	Checked  []string `json:"checked,omitempty"` // what was looked for: processes, sockets, …
 	Left     []string `json:"left,omitempty"`
+	Kept     []string `json:"kept,omitempty"` // left on purpose, until the sandbox is removed
 }
 
 // Audit says where the run's record is. Give both to a verifier to expect.
@@ -162,8 +163,8 @@ func Verify(data []byte, publicKey string) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	if len(data) > maxReceipt {
-		return Receipt{}, fmt.Errorf("receipt has %d bytes, at most %d", len(data), maxReceipt)
+	if len(data) > MaxBytes {
+		return Receipt{}, fmt.Errorf("receipt has %d bytes, at most %d", len(data), MaxBytes)
 	}
 	var e envelope
 	if err := decode(data, &e); err != nil {

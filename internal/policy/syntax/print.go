@@ -2,6 +2,7 @@ package syntax
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 
 	"creel/internal/policy"
@@ -99,4 +100,18 @@ func budgetFormOf(b policy.Budget) map[string]int64 {
 		}
 	}
 	return m
+}
+
+// Digest is that of a canonical text, sha256:HEX.
+func Digest(text string) string {
+	return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text)))
+}
+
+// Canonical is the text of a policy that a Spec states; "" states the one that
+// allows nothing, which has a text as well.
+func Canonical(text string) string {
+	if text == "" {
+		return string(Text(nil))
+	}
+	return text
 }

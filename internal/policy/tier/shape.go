@@ -41,3 +41,22 @@ func SecretShape(value string) string {
 	}
 	return ""
 }
+
+// Hide gives a text back for a record or a message, unless it looks like it
+// holds a credential; then it says so instead. The whole text goes: what
+// belongs to a credential often stands beside it.
+func Hide(text string) string {
+	if kind := SecretShape(text); kind != "" {
+		return "[hidden: it looks like " + kind + "]"
+	}
+	return text
+}
+
+// HideAll hides each of the texts.
+func HideAll(texts []string) []string {
+	out := make([]string, len(texts))
+	for i, t := range texts {
+		out[i] = Hide(t)
+	}
+	return out
+}

@@ -1,6 +1,11 @@
-package cli
+// Package policycmd is the commands about policies, and the flags of `creel run`
+// that state one. It reads the files and settings that policies refer to, so
+// that package policy need not. It must not decide what a sandbox may reach,
+// and must not know how a sandbox is found.
+package policycmd
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,15 +15,27 @@ import (
 	"slices"
 	"strings"
 
+	"creel/internal/cli/command"
 	"creel/internal/policy"
 	"creel/internal/policy/preset"
 	"creel/internal/policy/syntax"
+	"creel/internal/sandbox"
 
 	"github.com/spf13/cobra"
 )
 
-func newPolicy(env Env) *cobra.Command {
-	return group("policy", "Check, explain and test what a sandbox may reach",
+// Env is what the commands need of the rest.
+type Env struct {
+	command.Streams
+	// Spec gives the Spec of a sandbox, by name or ID.
+	Spec func(ctx context.Context, ref string) (sandbox.Spec, error)
+	// Tiers gives the file of tiers that is in force.
+	Tiers func(context.Context) ([]byte, error)
+}
+
+// New is `creel policy`.
+func New(env Env) *cobra.Command {
+	return command.Group("policy", "Check, explain and test what a sandbox may reach",
 		&cobra.Command{
 			Use: "check FILE", Short: "Report every fault of a policy file, and what it may allow by mistake",
 			Example: "  creel policy check agent.yaml",
@@ -32,7 +49,7 @@ func newPolicy(env Env) *cobra.Command {
 				return nil
 			},
 		},
-		newPolicyExplain(env),
+		explain(env),
 		&cobra.Command{
 			Use: "test FILE", Short: "Run the tests that a policy file has of itself",
 			Example: "  creel policy test agent.yaml",
@@ -43,6 +60,19 @@ func newPolicy(env Env) *cobra.Command {
 					return err
 				}
 				return testPolicy(env, args[0], p)
+			},
+		},
+		show(env),
+		&cobra.Command{
+			Use: "tiers", Short: "Print the ceilings of the tiers in force; a changed copy replaces them (setting tiersFile)",
+			Args: cobra.NoArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				text, err := env.Tiers(c.Context())
+				if err != nil {
+					return err
+				}
+				_, err = env.Out.Write(text)
+				return err
 			},
 		},
 		&cobra.Command{
@@ -57,7 +87,24 @@ func newPolicy(env Env) *cobra.Command {
 	)
 }
 
-func newPolicyExplain(env Env) *cobra.Command {
+func show(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "show SANDBOX", Short: "Print a sandbox's tier and policy, with the digest that the record has of it",
+		Example: "  creel policy show web",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			spec, err := env.Spec(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			text := syntax.Canonical(spec.Policy)
+			_, err = fmt.Fprintf(env.Out, "# sandbox %s, tier %s\n# policy %s\n%s", spec.Name, spec.Tier, syntax.Digest(text), text)
+			return err
+		},
+	}
+}
+
+func explain(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "explain FILE METHOD URL", Short: "Say which rule decides a request, why, and what would allow it; exits 1 where it is denied",
 		Example: "  creel policy explain agent.yaml POST https://api.example.com/v1/messages\n" +
@@ -100,16 +147,16 @@ func printExplanation(w io.Writer, e policy.Explanation) error {
 		fmt.Fprintf(w, "spoken: %s\n", d.Protocol)
 	}
 	if len(e.Rules) > 0 {
-		t := table(w, "RULE", "DESTINATION", "BEARING")
+		t := command.Table(w, "RULE", "DESTINATION", "BEARING")
 		for _, b := range e.Rules {
-			row(t, b.Rule.Name, b.Rule.Destination(), b.Text)
+			command.Row(t, b.Rule.Name, b.Rule.Destination(), b.Text)
 		}
 		if err := t.Flush(); err != nil {
 			return err
 		}
 	}
 	if !d.Allow {
-		return &ExitError{Code: 1}
+		return &command.ExitError{Code: 1}
 	}
 	return nil
 }
@@ -131,26 +178,35 @@ func testPolicy(env Env, file string, p *policy.Policy) error {
 	}
 	fmt.Fprintf(env.Out, "%d tests, %d failed\n", len(p.Cases), failed)
 	if failed > 0 {
-		return &ExitError{Code: 1}
+		return &command.ExitError{Code: 1}
 	}
 	return nil
 }
 
-// readPolicy reads a policy file with all that it refers to, and prints its
-// warnings.
+// readPolicy reads a policy file, and prints its warnings.
 func readPolicy(env Env, file string) (*policy.Policy, error) {
-	data, err := readBounded(file)
+	p, warnings, err := parse(file)
+	warn(env.Err, warnings)
+	return p, err
+}
+
+// parse reads a policy file with all that it refers to.
+func parse(file string) (*policy.Policy, policy.Faults, error) {
+	data, err := command.ReadBounded(file, syntax.MaxFileBytes)
 	if err != nil {
-		return nil, fmt.Errorf("read policy: %w", err)
+		return nil, nil, fmt.Errorf("read policy: %w", err)
 	}
 	p, warnings, err := syntax.Parse(data, policyInputs(filepath.Dir(file)))
-	for _, w := range warnings {
-		fmt.Fprintf(env.Err, "warning: %s\n", w)
-	}
 	if faults, ok := errors.AsType[policy.Faults](err); ok {
-		return nil, fmt.Errorf("%s has %d faults:\n%w", file, len(faults), err)
+		return nil, warnings, fmt.Errorf("%s has %d faults:\n%w", file, len(faults), err)
 	}
-	return p, err
+	return p, warnings, err
+}
+
+func warn(w io.Writer, warnings policy.Faults) {
+	for _, one := range warnings {
+		fmt.Fprintf(w, "warning: %s\n", one)
+	}
 }
 
 // policyInputs lets a policy refer to files beside it (dir), and presets to
@@ -163,7 +219,7 @@ func policyInputs(dir string) syntax.Inputs {
 			if !filepath.IsAbs(name) {
 				name = filepath.Join(dir, name)
 			}
-			return readBounded(name)
+			return command.ReadBounded(name, syntax.MaxFileBytes)
 		},
 	}
 }
@@ -184,7 +240,7 @@ func settingsFiles(pattern string) ([][]byte, error) {
 	slices.Sort(names)
 	var out [][]byte
 	for _, name := range names {
-		data, err := readBounded(name)
+		data, err := command.ReadBounded(name, syntax.MaxFileBytes)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -194,21 +250,4 @@ func settingsFiles(pattern string) ([][]byte, error) {
 		out = append(out, data)
 	}
 	return out, nil
-}
-
-// readBounded reads a file of at most what a policy may have.
-func readBounded(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, syntax.MaxFileBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > syntax.MaxFileBytes {
-		return nil, fmt.Errorf("%s has more than %d bytes", name, syntax.MaxFileBytes)
-	}
-	return data, nil
 }

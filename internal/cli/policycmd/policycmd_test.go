@@ -1,4 +1,4 @@
-package cli
+package policycmd
 
 import (
 	"bytes"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"creel/internal/cli/command"
 )
 
 func TestPolicyCommands(t *testing.T) {
@@ -53,7 +55,7 @@ tests:
 		{[]string{"schema"}, 0, []string{`"title": "Creel policy"`}},
 	} {
 		var out bytes.Buffer
-		cmd := newPolicy(Env{Streams: Streams{Out: &out, Err: &out}})
+		cmd := New(Env{Streams: command.Streams{Out: &out, Err: &out}})
 		cmd.SetArgs(c.args)
 		cmd.SetOut(&out)
 		cmd.SetErr(&out)
@@ -61,7 +63,7 @@ tests:
 		code := 0
 		if err := cmd.Execute(); err != nil {
 			code = 1
-			if exit, ok := errors.AsType[*ExitError](err); ok {
+			if exit, ok := errors.AsType[*command.ExitError](err); ok {
 				code = exit.Code
 			}
 			out.WriteString(err.Error())

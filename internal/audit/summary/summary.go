@@ -1,0 +1,172 @@
+// Package summary tells from the audit record what one run was: [Named] finds
+// the sandbox that a user means, also one that is gone, and [Of] makes the
+// receipt of its run, unsigned. It believes the record: its caller verifies
+// that first. The package must not write, sign, or ask anybody but the record.
+package summary
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"creel/internal/audit"
+	"creel/internal/audit/event"
+	"creel/internal/audit/query"
+	"creel/internal/audit/receipt"
+)
+
+// ErrUnknown is of a sandbox that the ledger does not know.
+var ErrUnknown = errors.New("the audit record has no such sandbox")
+
+// ErrOpen is of a run whose log has not been closed.
+var ErrOpen = errors.New("its run has not ended, and a receipt is of one that has")
+
+// Named returns the ID of the sandbox whose name, ID or beginning of an ID ref
+// is, as the ledger in dir knows them. Of several of a name it is the newest.
+func Named(ctx context.Context, dir, ref string) (string, error) {
+	byName := ""
+	var byID []string
+	kinds := []audit.Kind{audit.KindAdmitted}
+	for r, err := range query.Records(ctx, dir, query.Filter{Kinds: kinds, LedgerOnly: true}) {
+		if err != nil {
+			return "", err
+		}
+		var a event.Admitted
+		if json.Unmarshal(r.Data, &a) == nil && a.Name == ref {
+			byName = r.Sandbox
+		}
+		if ref != "" && strings.HasPrefix(r.Sandbox, ref) && !slices.Contains(byID, r.Sandbox) {
+			byID = append(byID, r.Sandbox)
+		}
+	}
+	switch {
+	case byName != "":
+		return byName, nil
+	case len(byID) == 1:
+		return byID[0], nil
+	case len(byID) > 1:
+		return "", fmt.Errorf("%q begins the IDs of %d sandboxes; give more digits", ref, len(byID))
+	}
+	return "", fmt.Errorf("%w: %s; `creel audit query --kind admitted` lists those it has", ErrUnknown, ref)
+}
+
+// Of makes the receipt of a sandbox's run from the audit directory dir; id is
+// its full ID. What helper clones did for its files counts as well. The
+// ledger's head is its caller's to fill in.
+func Of(ctx context.Context, dir, id string) (receipt.Receipt, error) {
+	t := teller{out: receipt.Receipt{Sandbox: id}}
+	// What the ledger says first: a keeper, which writes the log, may have been
+	// taken over, and must not have a say in that.
+	for _, pass := range []struct {
+		ledger bool
+		take   func(audit.Record) error
+	}{{true, t.ledger}, {false, t.logs}} {
+		for r, err := range query.Records(ctx, dir, query.Filter{Sandbox: id, LedgerOnly: pass.ledger}) {
+			if err == nil {
+				err = pass.take(r)
+			}
+			if err != nil {
+				return receipt.Receipt{}, fmt.Errorf("read record of sandbox %s: %w", id, err)
+			}
+		}
+		switch {
+		case !t.known:
+			return receipt.Receipt{}, fmt.Errorf("%w: %s", ErrUnknown, id)
+		case t.log == "":
+			return receipt.Receipt{}, fmt.Errorf("sandbox %s: its run never began, so there is no receipt of it", id)
+		case t.closed.IsZero():
+			return receipt.Receipt{}, fmt.Errorf("sandbox %s: %w", id, ErrOpen)
+		}
+	}
+	return t.out, nil
+}
+
+type teller struct {
+	out    receipt.Receipt
+	known  bool
+	log    string    // origin of the run's own log: the first that was opened
+	closed time.Time // when that log was closed
+	looked bool      // the engine has looked at what was left
+}
+
+func (t *teller) ledger(r audit.Record) error {
+	o := &t.out
+	switch r.Kind {
+	case audit.KindAdmitted:
+		return with(r, func(a event.Admitted) {
+			t.known = true
+			o.Name, o.Image, o.Tier, o.Policies = a.Name, a.Image, a.Tier, []string{a.Policy}
+		})
+	case audit.KindTemplate:
+		return with(r, func(m event.Template) { o.Template, o.Accel = m.Template, m.Accel })
+	case audit.KindOpened:
+		return with(r, func(l audit.Opened) {
+			if t.log == "" {
+				t.log = l.Log
+			}
+		})
+	case audit.KindClosed:
+		return with(r, func(c audit.Closed) {
+			if c.Log == t.log {
+				t.closed = r.Time
+				if c.Head != nil {
+					o.Audit.Log = *c.Head
+				}
+			}
+		})
+	case audit.KindCleanup:
+		t.looked = true
+		return with(r, t.cleanup)
+	}
+	return unreadable(r)
+}
+
+func (t *teller) logs(r audit.Record) error {
+	o := &t.out
+	own := !r.Time.After(t.closed) // what is later is of helper clones
+	switch {
+	case r.Kind == event.KindConfined && o.Confinement == "":
+		return with(r, func(c event.Confined) { o.Confinement = c.VMM + "; keeper: " + c.Keeper })
+	case r.Kind == audit.KindStarted && own:
+		o.Started = r.Time
+	case r.Kind == audit.KindExit && own:
+		return with(r, func(e event.Exit) { o.ExitCode, o.Finished = &e.ExitCode, r.Time })
+	case r.Kind == audit.KindCleanup && !t.looked:
+		return with(r, t.cleanup)
+	case r.Kind == event.KindCopied:
+		return with(r, func(c event.Copied) {
+			f := receipt.File{Path: c.Path, Digest: c.Digest, Bytes: c.Bytes}
+			if c.Direction == event.In {
+				o.FilesIn = append(o.FilesIn, f)
+			} else {
+				o.FilesOut = append(o.FilesOut, f)
+			}
+		})
+	}
+	return unreadable(r)
+}
+
+func (t *teller) cleanup(c event.Cleanup) {
+	t.out.Cleanup = receipt.Cleanup{Complete: c.Complete, Checked: c.Checked, Left: c.Left, Kept: c.Kept}
+}
+
+func unreadable(r audit.Record) error {
+	if r.Kind == query.KindUnreadable {
+		return fmt.Errorf("it cannot be read to its end: %s", r.Data)
+	}
+	return nil
+}
+
+// with decodes a record's data for take.
+func with[T any](r audit.Record, take func(T)) error {
+	var v T
+	if err := json.Unmarshal(r.Data, &v); err != nil {
+		return fmt.Errorf("record %d of kind %s: %w", r.Seq, r.Kind, err)
+	}
+	take(v)
+	return nil
+}

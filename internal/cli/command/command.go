@@ -1,0 +1,79 @@
+// Package command is what every group of commands is made of: [Streams],
+// [Group], [Table] and [ExitError]. It must not know what any command does.
+package command
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+)
+
+// Streams are a command's standard streams. Stdin is a file because a terminal
+// is asked for its size and mode.
+type Streams struct {
+	In       *os.File
+	Out, Err io.Writer
+}
+
+// ExitError carries the exit code of a task, or of Creel's own failure. A nil
+// Err prints nothing.
+type ExitError struct {
+	Code int
+	Err  error
+}
+
+func (e *ExitError) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("exit code %d", e.Code)
+	}
+	return e.Err.Error()
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// Group is a command that only holds others, and says so when given a word
+// that is none of them.
+func Group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			return fmt.Errorf("%q is not a command of `%s`; see `%s --help`", args[0], c.CommandPath(), c.CommandPath())
+		},
+	}
+	c.AddCommand(subs...)
+	return c
+}
+
+// Table begins a table for people; its caller flushes it.
+func Table(w io.Writer, heads ...string) *tabwriter.Writer {
+	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	Row(t, heads...)
+	return t
+}
+
+// Row adds one row to a table.
+func Row(w io.Writer, cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }
+
+// ReadBounded reads a file of at most limit bytes.
+func ReadBounded(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", name, limit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return data, nil
+}
