@@ -5,6 +5,7 @@
 package boundary
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync/atomic"
@@ -30,10 +31,14 @@ func Open(network net.Conn) *Edge {
 // DroppedBytes is how much the sandbox has sent for nothing.
 func (e *Edge) DroppedBytes() int64 { return e.dropped.Load() }
 
-// Close ends the edge; nothing of it remains when it has returned.
+// Close ends the edge; nothing of it remains when it has returned. Closing one
+// whose machine has closed the connection, or twice, is no fault.
 func (e *Edge) Close() error {
 	err := e.network.Close()
 	<-e.done
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	return err
 }
 

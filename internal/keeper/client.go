@@ -46,7 +46,7 @@ func Listen(dir string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen in %s: %w", dir, err)
 	}
-	l.SetUnlinkOnClose(false) // its path is gone by then; the owner of the directory removes it
+	l.SetUnlinkOnClose(false) // its path is gone by then; the run removes it
 	return l, nil
 }
 

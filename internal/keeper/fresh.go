@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,14 +29,25 @@ func (r *Run) openBoundary(context.Context) error {
 // makeFresh gives the clone what no sibling has, before any task code runs. An
 // error of any step means that the task does not start.
 func (r *Run) makeFresh(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, identityDeadline)
+	ctx, cancel := context.WithTimeout(ctx, r.limit.identity)
 	defer cancel()
 	r.guest = host.New(r.machine.Control())
 	r.undo.Push("guest connection", r.guest.Close)
-	if err := r.guest.Identity(ctx, identity(r.cfg)); err != nil {
+	err := r.guest.Identity(ctx, identity(r.cfg))
+	switch {
+	case err == nil:
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Errorf("the guest was not ready within %s; try again when this machine is less busy", r.limit.identity)
+	case ctx.Err() == nil && r.guest.Err() != nil:
+		return r.lost(err)
+	default:
 		return err
 	}
-	r.undo.Push("clock watch", watchClock(r.guest.Clock))
+	watched := watchClock(r.guest.Clock)
+	r.undo.Push("clock watch", func() error {
+		r.guest.Close() // whatever the watch is waiting for
+		return watched()
+	})
 	return nil
 }
 

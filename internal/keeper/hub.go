@@ -2,6 +2,8 @@ package keeper
 
 import (
 	"io"
+	"maps"
+	"slices"
 	"sync"
 )
 
@@ -20,43 +22,47 @@ type hub struct {
 	logError func(error)
 }
 
+func newHub() *hub { return &hub{clients: map[*listener]bool{}} }
+
 // listener is one attached client: a writer per output channel, nil where it
 // does not want it.
 type listener struct {
 	writers map[int]io.WriteCloser
+	drop    func() // ends its connection, for one that does not read
+	once    sync.Once
 	gone    chan struct{} // closed when the hub has let it go
 }
 
 // attach adds a client; after the output has ended it is let go at once.
-func (h *hub) attach(writers map[int]io.WriteCloser) *listener {
-	l := &listener{writers: writers, gone: make(chan struct{})}
+func (h *hub) attach(writers map[int]io.WriteCloser, drop func()) *listener {
+	l := &listener{writers: writers, drop: drop, gone: make(chan struct{})}
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
+	closed := h.closed
+	if !closed {
+		h.clients[l] = true
+	}
+	h.mu.Unlock()
+	if closed {
 		l.close()
-		return l
 	}
-	if h.clients == nil {
-		h.clients = map[*listener]bool{}
-	}
-	h.clients[l] = true
 	return l
 }
 
 func (h *hub) detach(l *listener) {
+	l.close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.clients[l] {
-		delete(h.clients, l)
-		l.close()
-	}
+	delete(h.clients, l)
 }
 
+// close may wait for the client; the hub is not locked.
 func (l *listener) close() {
-	for _, w := range l.writers {
-		w.Close() // the client may be gone already
-	}
-	close(l.gone)
+	l.once.Do(func() {
+		for _, w := range l.writers {
+			w.Close() // the client may be gone already
+		}
+		close(l.gone)
+	})
 }
 
 // carry copies one of the task's output channels until it ends.
@@ -98,10 +104,19 @@ func (h *hub) send(channel int, data []byte) {
 // end lets every client go: the output is complete.
 func (h *hub) end() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.closed = true
+	all := slices.Collect(maps.Keys(h.clients))
+	h.mu.Unlock()
+	for _, l := range all {
+		h.detach(l)
+	}
+}
+
+// dropAll ends the connections of clients that have not been let go yet.
+func (h *hub) dropAll() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for l := range h.clients {
-		delete(h.clients, l)
-		l.close()
+		l.drop()
 	}
 }

@@ -17,10 +17,10 @@ type brokenWriter struct{}
 func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("gone") }
 
 func TestHubDropsAClientThatIsGoneAndServesTheOthers(t *testing.T) {
-	var h hub
+	h := newHub()
 	var got bytes.Buffer
-	gone := h.attach(map[int]io.WriteCloser{1: nopCloser{brokenWriter{}}})
-	h.attach(map[int]io.WriteCloser{1: nopCloser{&got}})
+	gone := h.attach(map[int]io.WriteCloser{1: nopCloser{brokenWriter{}}}, nil)
+	h.attach(map[int]io.WriteCloser{1: nopCloser{&got}}, nil)
 	h.carry(1, strings.NewReader("hello"))
 	<-gone.gone
 	if got.String() != "hello" {
@@ -29,21 +29,20 @@ func TestHubDropsAClientThatIsGoneAndServesTheOthers(t *testing.T) {
 }
 
 func TestHubLetsLateClientsGoAtOnce(t *testing.T) {
-	var h hub
-	early := h.attach(nil)
+	h := newHub()
+	early := h.attach(nil, nil)
 	h.end()
 	<-early.gone
-	<-h.attach(nil).gone
+	<-h.attach(nil, nil).gone
 }
 
 func TestHubKeepsServingWhenTheLogFails(t *testing.T) {
 	reported := 0
-	h := hub{
-		log:      func(int, []byte) error { return errors.New("disk full") },
-		logError: func(error) { reported++ },
-	}
+	h := newHub()
+	h.log = func(int, []byte) error { return errors.New("disk full") }
+	h.logError = func(error) { reported++ }
 	var got bytes.Buffer
-	h.attach(map[int]io.WriteCloser{1: nopCloser{&got}})
+	h.attach(map[int]io.WriteCloser{1: nopCloser{&got}}, nil)
 	h.send(1, []byte("a"))
 	h.send(1, []byte("b"))
 	if got.String() != "ab" || reported != 1 {

@@ -13,8 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,7 +24,6 @@ import (
 	"creel/internal/sandbox"
 	"creel/internal/undo"
 	"creel/internal/vm"
-	"creel/internal/wire"
 )
 
 // Config is what a launcher decides before the keeper starts.
@@ -60,50 +59,61 @@ type Deps struct {
 	Log         *slog.Logger
 }
 
-// Deadlines of the steps that a guest could drag out.
-const (
-	identityDeadline = 60 * time.Second // generous: emulation on a busy machine
-	startDeadline    = 60 * time.Second
-	goodbyeDeadline  = 10 * time.Second // usage and sync at the end
-	clientsDeadline  = 5 * time.Second  // clients asking for the end and going away
-	killGrace        = 10 * time.Second // from the stop signal to SIGKILL after a timeout
-)
+// deadlines are of the steps that a guest or a client could drag out.
+type deadlines struct {
+	identity  time.Duration
+	start     time.Duration
+	lastWords time.Duration // of a machine whose connections have ended
+	goodbye   time.Duration // usage and sync at the end
+	farewell  time.Duration // clients fetching the last output and messages, and hanging up
+	kill      time.Duration // from SIGKILL to the end of the machine, and from a timeout's signal to SIGKILL
+}
+
+// usual is generous with the guest: emulation on a busy machine is slow.
+var usual = deadlines{
+	identity: 60 * time.Second, start: 60 * time.Second, lastWords: 2 * time.Second,
+	goodbye: 10 * time.Second, farewell: 5 * time.Second, kill: 10 * time.Second,
+}
 
 // Run is one clone, one start of it.
 type Run struct {
-	cfg  Config
-	deps Deps
-	undo undo.Stack
+	cfg   Config
+	deps  Deps
+	limit deadlines
+	undo  undo.Stack
 
 	machine vm.Machine
 	guest   *host.Client
-	out     hub
+	out     *hub
 	log     *taskLog // nil unless the sandbox is kept
 
 	ready   chan struct{} // closed when the clone is ready or the start has failed
 	running chan struct{} // closed when the task runs
-	over    chan struct{} // closed when the task has ended or will never run
+	over    chan struct{} // closed, with mu held, when the task has ended or will never run
 	ended   chan struct{} // closed when nothing remains and status is final
 
-	tending sync.WaitGroup // the task's output and end
+	serving sync.WaitGroup // clients
+	tending sync.WaitGroup // the task's output and end; joined before over is closed
+	stdin   chan struct{}  // held by the client that writes to the task
 
-	mu        sync.Mutex
-	clients   []*wire.Conn // some may have gone
-	status    sandbox.Status
-	failure   error // why the run failed, if it did
-	task      *host.Exec
-	starting  bool
-	exit      api.ExecExit
-	overOnce  sync.Once
-	readyOnce sync.Once
+	mu       sync.Mutex
+	status   sandbox.Status
+	failure  error // why the run failed, if it did
+	task     *host.Exec
+	starting bool
+	exit     *api.ExecExit
+	abrupt   bool              // the guest is not asked anything any more
+	clients  map[net.Conn]bool // connected now
+	leaving  bool              // no client is let in any more
 }
 
 // New makes a run that has not begun.
 func New(cfg Config, deps Deps) *Run {
 	return &Run{
-		cfg: cfg, deps: deps,
+		cfg: cfg, deps: deps, limit: usual, out: newHub(),
 		ready: make(chan struct{}), running: make(chan struct{}),
 		over: make(chan struct{}), ended: make(chan struct{}),
+		stdin: make(chan struct{}, 1), clients: map[net.Conn]bool{},
 		status: sandbox.Status{
 			ID: cfg.Spec.ID, Name: cfg.Spec.Name, State: sandbox.StateCreated,
 			CreatedAt: time.Now(), TemplateDigest: cfg.Template,
@@ -116,12 +126,21 @@ func New(cfg Config, deps Deps) *Run {
 // has its answer. Cancelling ctx kills the task. The error is for the keeper's
 // own log; clients learn of it from the status.
 func (r *Run) Do(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if err := r.bringUp(ctx); err != nil {
-		r.fail(err)
+	up, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { // a run that is ended while it comes up stops coming up
+		select {
+		case <-r.over:
+		case <-up.Done():
+		}
+		cancel()
+	})
+	if err := r.bringUp(up); err != nil {
+		r.end(err)
 	}
-	r.readyOnce.Do(func() { close(r.ready) })
+	cancel()
+	watch.Wait()
+	close(r.ready)
 	r.await(ctx)
 	return r.finish()
 }
@@ -134,10 +153,10 @@ type step struct {
 
 func (r *Run) bringUp(ctx context.Context) error {
 	for _, s := range []step{
-		{"log", r.openLog},
 		{"machine", r.startMachine},
 		{"boundary", r.openBoundary},
 		{"confine", func(context.Context) error { return r.deps.Confine() }},
+		{"log", r.openLog}, // its file belongs to the user that goes on with it
 		{"identity", r.makeFresh},
 	} {
 		if err := r.record(ctx, "step", map[string]any{"step": s.name}); err != nil {
@@ -187,14 +206,47 @@ func (r *Run) startMachine(ctx context.Context) error {
 	return nil
 }
 
-// fail notes why the run cannot go on; the first reason stays.
-func (r *Run) fail(err error) {
+// end lets the run end: the task has ended, or reason says why it has not. The
+// first call decides.
+func (r *Run) end(reason error) {
 	r.mu.Lock()
-	if r.failure == nil {
-		r.failure = err
+	defer r.mu.Unlock()
+	r.endLocked(reason)
+}
+
+func (r *Run) endLocked(reason error) {
+	if !r.isOver() {
+		r.failure = reason
+		close(r.over)
 	}
-	r.mu.Unlock()
-	r.overOnce.Do(func() { close(r.over) })
+}
+
+// isOver is stable while mu is held.
+func (r *Run) isOver() bool {
+	select {
+	case <-r.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// kill ends the run without asking the guest.
+func (r *Run) kill() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isOver() {
+		return
+	}
+	r.abrupt = true
+	if r.task == nil {
+		r.endLocked(errors.New("it was killed before its task was started"))
+		return
+	}
+	if r.exit == nil {
+		r.exit = &api.ExecExit{Code: sandbox.ExitSignalBase + sigkill, Signal: sigkill}
+	}
+	r.endLocked(nil)
 }
 
 func (r *Run) record(ctx context.Context, kind audit.Kind, data any) error {
@@ -218,11 +270,25 @@ func (r *Run) await(ctx context.Context) {
 	select {
 	case <-r.over:
 	case <-ctx.Done():
-		r.fail(errors.New("the keeper was told to end"))
+		r.end(errors.New("its keeper was told to end"))
 	case <-machineDone:
-		r.fail(fmt.Errorf("the VM ended unexpectedly: %w", orUnknown(r.machine.Err())))
+		r.end(r.lost(nil))
 	case <-guestDone:
-		r.fail(fmt.Errorf("the guest agent was lost: %w", orUnknown(r.guest.Err())))
+		r.end(r.lost(fmt.Errorf("the guest agent was lost: %w", orUnknown(r.guest.Err()))))
+	}
+}
+
+// lost says why the guest is not there any more: err, unless the machine has
+// ended. Its last words say more than the end of a connection to it, which may
+// be seen first.
+func (r *Run) lost(err error) error {
+	timer := time.NewTimer(r.limit.lastWords)
+	defer timer.Stop()
+	select {
+	case <-r.machine.Done():
+		return fmt.Errorf("the VM ended unexpectedly: %w", orUnknown(r.machine.Err()))
+	case <-timer.C:
+		return err
 	}
 }
 
@@ -236,18 +302,18 @@ func orUnknown(err error) error {
 // finish takes everything down, proves it on record, and lets clients read the
 // final status.
 func (r *Run) finish() error {
-	ctx, cancel := context.WithTimeout(context.Background(), goodbyeDeadline)
-	defer cancel()
-	r.sayGoodbye(ctx)
-	r.overOnce.Do(func() { close(r.over) })
+	r.sayGoodbye()
 	undone := r.undo.Unwind()
-	r.out.end()
+	// Only clients that do not read the output can hold it up, and not for long.
+	defer time.AfterFunc(r.limit.farewell, r.out.dropAll).Stop()
 	r.tending.Wait()
+	r.out.end()
 	if r.log != nil {
 		r.log.end()
 	}
 	r.settle(undone)
 	final := r.Status()
+	ctx := context.Background()
 	recorded := errors.Join(
 		r.record(ctx, "exit", map[string]any{
 			"exitCode": final.ExitCode, "error": final.Error,
@@ -255,18 +321,28 @@ func (r *Run) finish() error {
 		}),
 		r.record(ctx, "cleanup", map[string]any{"complete": undone == nil}),
 	)
-	err := errors.Join(undone, recorded, r.saveStatus())
+	err := errors.Join(undone, recorded, r.saveStatus(), r.removeSocket())
 	close(r.ended)
-	r.awaitClients()
+	r.mu.Lock()
+	r.leaving = true
+	r.mu.Unlock()
+	defer time.AfterFunc(r.limit.farewell, r.hangUp).Stop()
+	r.serving.Wait()
 	return err
 }
 
 // sayGoodbye asks a guest that still listens what the task used and, where the
 // disk is kept, to write it out.
-func (r *Run) sayGoodbye(ctx context.Context) {
-	if r.guest == nil || r.guest.Err() != nil {
+func (r *Run) sayGoodbye() {
+	r.mu.Lock()
+	abrupt := r.abrupt
+	r.mu.Unlock()
+	if abrupt || r.guest == nil || r.guest.Err() != nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), r.limit.goodbye)
+	defer cancel()
+	defer r.loseGuestAfter(ctx)()
 	if usage, err := r.guest.Usage(ctx); err == nil {
 		r.mu.Lock()
 		r.status.MemoryPeakBytes = usage.MemoryPeakBytes
@@ -281,6 +357,13 @@ func (r *Run) sayGoodbye(ctx context.Context) {
 	}
 }
 
+// loseGuestAfter ends the conversation when ctx ends: a guest that does not
+// even take bytes blocks the write, which has no other end. The returned
+// function calls it off.
+func (r *Run) loseGuestAfter(ctx context.Context) func() bool {
+	return context.AfterFunc(ctx, func() { r.guest.Close() })
+}
+
 // settle makes the status final.
 func (r *Run) settle(undone error) {
 	r.mu.Lock()
@@ -288,8 +371,11 @@ func (r *Run) settle(undone error) {
 	r.status.State = sandbox.StateExited
 	r.status.FinishedAt = time.Now()
 	r.status.VMMPID = 0
-	r.status.ExitCode = r.exit.Code
-	r.status.OOMKilled = r.exit.OOMKilled
+	r.status.Paused = false
+	if r.exit != nil {
+		r.status.ExitCode = r.exit.Code
+		r.status.OOMKilled = r.exit.OOMKilled
+	}
 	if r.failure != nil {
 		r.status.Error = r.failure.Error()
 		r.status.ExitCode = exitCode(r.failure)
@@ -309,28 +395,6 @@ func exitCode(err error) int {
 		return sandbox.ExitNotExecutable
 	default:
 		return sandbox.ExitCreel
-	}
-}
-
-// awaitClients waits until every client has gone: one that has just seen the
-// end of the output has yet to ask how the task ended.
-func (r *Run) awaitClients() {
-	timer := time.NewTimer(clientsDeadline)
-	defer timer.Stop()
-	for {
-		r.mu.Lock()
-		r.clients = slices.DeleteFunc(r.clients, hasEnded)
-		left := slices.Clone(r.clients)
-		r.mu.Unlock()
-		if len(left) == 0 {
-			return
-		}
-		select {
-		case <-left[0].Done():
-		case <-timer.C:
-			r.deps.Log.Warn("clients did not go away at the end", "clients", len(left))
-			return
-		}
 	}
 }
 

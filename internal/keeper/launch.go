@@ -63,17 +63,11 @@ func ReadLaunch() (Launch, net.Conn, error) {
 // ServeLauncher answers the launcher, whose end before the task runs is the
 // run's end: nobody is left to start it.
 func (r *Run) ServeLauncher(conn net.Conn) {
-	w := r.ServeConn(conn)
-	go func() {
-		select {
-		case <-w.Done():
-		case <-r.over:
-			return
+	r.serve(conn, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.task == nil {
+			r.endLocked(errors.New("its launcher ended before the task was started"))
 		}
-		select {
-		case <-r.running:
-		default:
-			r.fail(errors.New("its launcher ended before the task was started"))
-		}
-	}()
+	})
 }

@@ -14,9 +14,13 @@ import (
 
 var errNotRunning = errors.New("the sandbox is not running")
 
+// runningTask is nil before the task runs, and when the run is over.
 func (r *Run) runningTask() *host.Exec {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.isOver() {
+		return nil
+	}
 	return r.task
 }
 
@@ -38,6 +42,8 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 		return err
 	}
 	defer x.Close()
+	// A client that goes lets go of the process, whose output nobody reads.
+	defer context.AfterFunc(ctx, func() { x.Close() })()
 	if err := s.Send(ctx, api.ExecReply{PID: x.PID()}); err != nil {
 		return nil // the client has gone, and with it the process's streams
 	}
@@ -45,7 +51,7 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 		io.Copy(x.Stdin(), s.Reader(api.ChannelIn))
 		x.Stdin().Close()
 	}()
-	go control(ctx, s, x)
+	go r.control(ctx, s, x)
 	var out sync.WaitGroup
 	out.Go(func() { pour(s.Writer(api.ChannelOut), x.Stdout()) })
 	out.Go(func() { pour(s.Writer(api.ChannelErr), x.Stderr()) })
@@ -63,8 +69,9 @@ func pour(to io.WriteCloser, from io.Reader) {
 	to.Close()
 }
 
-// control passes a client's signals and sizes on until the client is gone.
-func control(ctx context.Context, s *wire.Stream, x *host.Exec) {
+// control passes a client's signals and sizes on until the client is gone. A
+// signal that cannot be recorded is not sent, and is the last.
+func (r *Run) control(ctx context.Context, s *wire.Stream, x *host.Exec) {
 	for {
 		var c api.ExecControl
 		if s.Recv(ctx, &c) != nil {
@@ -73,9 +80,14 @@ func control(ctx context.Context, s *wire.Stream, x *host.Exec) {
 		if c.Resize != nil {
 			x.Resize(ctx, c.Resize.Rows, c.Resize.Cols) // a process that has ended has no size
 		}
-		if c.Signal > 0 {
-			x.Signal(ctx, c.Signal)
+		if c.Signal <= 0 {
+			continue
 		}
+		if err := r.recordSignal(ctx, c.Signal, x); err != nil {
+			r.deps.Log.Error("a signal was not sent", "err", err)
+			return
+		}
+		x.Signal(ctx, c.Signal)
 	}
 }
 
@@ -84,9 +96,8 @@ func (r *Run) copyRequest(ctx context.Context, s *wire.Stream, record string) (a
 	if err := s.Body(&req); err != nil {
 		return req, err
 	}
-	<-r.ready
-	if r.guest == nil || r.guest.Err() != nil {
-		return req, errNotRunning
+	if err := r.awaitGuest(ctx); err != nil {
+		return req, err
 	}
 	if record == "" {
 		return req, nil
@@ -138,13 +149,23 @@ func (r *Run) serveStat(ctx context.Context, s *wire.Stream) error {
 }
 
 func (r *Run) serveUsage(ctx context.Context, s *wire.Stream) error {
-	<-r.ready
-	if r.guest == nil {
-		return errNotRunning
+	if err := r.awaitGuest(ctx); err != nil {
+		return err
 	}
 	usage, err := r.guest.Usage(ctx)
 	if err != nil {
 		return err
 	}
 	return s.Send(ctx, usage)
+}
+
+// awaitGuest waits until the guest can be asked, or never can.
+func (r *Run) awaitGuest(ctx context.Context) error {
+	if err := r.awaitReady(ctx); err != nil {
+		return err
+	}
+	if r.isOver() {
+		return errNotRunning
+	}
+	return nil
 }

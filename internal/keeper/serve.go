@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
-	"slices"
+	"sync"
 	"time"
 
 	"creel/internal/guest/api"
@@ -66,9 +67,12 @@ type stopRequest struct {
 	Grace  time.Duration `json:"grace"`            // until SIGKILL
 }
 
-// Serve answers clients on l until it is closed. Only root and the user that
-// the keeper was started by may connect.
+// Serve answers clients on l until the run has ended, and closes it. Only root
+// and the user that the keeper was started by may connect.
 func (r *Run) Serve(l net.Listener, uid int) {
+	var closing sync.WaitGroup
+	defer closing.Wait()
+	closing.Go(func() { <-r.ended; l.Close() })
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -79,24 +83,58 @@ func (r *Run) Serve(l net.Listener, uid int) {
 			conn.Close()
 			continue
 		}
-		r.ServeConn(conn)
+		r.serve(conn, func() {})
 	}
 }
 
-// ServeConn answers one client in the background.
-func (r *Run) ServeConn(conn net.Conn) *wire.Conn {
-	w := wire.NewConn(conn, wire.Options{Handler: r.handle})
+// maxClients at once; the next is hung up on. It keeps the keeper's descriptors
+// from running out.
+const maxClients = 64
+
+// serve answers one client in the background, and calls gone when it has hung
+// up. It owns conn.
+func (r *Run) serve(conn net.Conn, gone func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.clients = append(slices.DeleteFunc(r.clients, hasEnded), w)
-	return w
+	if r.leaving || len(r.clients) >= maxClients {
+		conn.Close()
+		return
+	}
+	r.clients[conn] = true
+	w := wire.NewConn(conn, wire.Options{Handler: func(ctx context.Context, s *wire.Stream) {
+		r.handle(ctx, s, func() { conn.Close() })
+	}})
+	r.serving.Go(func() {
+		<-w.Done()
+		gone()
+		w.Close() // waits for the handlers
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.clients, conn)
+	})
 }
 
-func hasEnded(w *wire.Conn) bool { return w.Err() != nil }
+// hangUp ends the connections of clients that do not go.
+func (r *Run) hangUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for conn := range r.clients {
+		conn.Close()
+	}
+}
 
-func (r *Run) handle(ctx context.Context, s *wire.Stream) {
+// removeSocket leaves no way in, where there was one.
+func (r *Run) removeSocket() error {
+	if err := r.deps.Dir.Remove(SocketName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove socket: %w", err)
+	}
+	return nil
+}
+
+func (r *Run) handle(ctx context.Context, s *wire.Stream, drop func()) {
+	serveAttach := func(ctx context.Context, s *wire.Stream) error { return r.serveAttach(ctx, s, drop) }
 	serve, known := map[string]func(context.Context, *wire.Stream) error{
-		opHello: r.serveHello, opReady: r.serveReady, opAttach: r.serveAttach, opStart: r.serveStart,
+		opHello: r.serveHello, opReady: r.serveReady, opAttach: serveAttach, opStart: r.serveStart,
 		opWait: r.serveWait, opStatus: r.serveStatus, opSignal: r.serveSignal, opStop: r.serveStop,
 		opKill: r.serveKill, opPause: r.servePause, opResume: r.serveResume, opLogs: r.serveLogs,
 		api.OpExec: r.serveExec, api.OpCopyIn: r.serveCopyIn, api.OpCopyOut: r.serveCopyOut,
@@ -133,10 +171,8 @@ func (r *Run) serveHello(ctx context.Context, s *wire.Stream) error {
 }
 
 func (r *Run) serveReady(ctx context.Context, s *wire.Stream) error {
-	select {
-	case <-r.ready:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := r.awaitReady(ctx); err != nil {
+		return err
 	}
 	r.mu.Lock()
 	reply := statusReply{Status: r.status, Error: apiError(r.failure)}
@@ -164,7 +200,7 @@ func (r *Run) serveStart(ctx context.Context, s *wire.Stream) error {
 	return s.Send(ctx, api.Reply{})
 }
 
-func (r *Run) serveAttach(ctx context.Context, s *wire.Stream) error {
+func (r *Run) serveAttach(ctx context.Context, s *wire.Stream, drop func()) error {
 	var req AttachRequest
 	if err := s.Body(&req); err != nil {
 		return err
@@ -176,13 +212,13 @@ func (r *Run) serveAttach(ctx context.Context, s *wire.Stream) error {
 	if req.Stderr {
 		writers[api.ChannelErr] = s.Writer(api.ChannelErr)
 	}
-	client := r.out.attach(writers)
+	client := r.out.attach(writers, drop)
 	defer r.out.detach(client)
 	if err := s.Send(ctx, api.Reply{}); err != nil {
 		return nil // gone already
 	}
 	if req.Stdin && r.cfg.Process.Interactive {
-		go r.feed(s.Reader(api.ChannelIn), req.EndsStdin)
+		go r.feed(ctx, s.Reader(api.ChannelIn), req.EndsStdin) // ends with the stream
 	}
 	select {
 	case <-client.gone:
@@ -203,7 +239,9 @@ func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
 	case req.Resize != nil:
 		err = task.Resize(ctx, req.Resize.Rows, req.Resize.Cols)
 	case req.Signal > 0:
-		err = r.signal(ctx, req.Signal)
+		if err = r.recordSignal(ctx, req.Signal, task); err == nil {
+			err = task.Signal(ctx, req.Signal)
+		}
 	}
 	if err != nil {
 		return err
@@ -229,12 +267,7 @@ func (r *Run) serveKill(ctx context.Context, s *wire.Stream) error {
 	if err := r.record(ctx, "signal", map[string]any{"signal": sigkill, "target": "vm"}); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	if r.exit.Code == 0 {
-		r.exit = api.ExecExit{Code: sandbox.ExitSignalBase + sigkill, Signal: sigkill}
-	}
-	r.mu.Unlock()
-	r.overOnce.Do(func() { close(r.over) })
+	r.kill()
 	return s.Send(ctx, api.Reply{})
 }
 
@@ -253,19 +286,26 @@ func (r *Run) serveResume(ctx context.Context, s *wire.Stream) error {
 		if err := p.Resume(ctx); err != nil {
 			return err
 		}
-		return errors.Join(r.guest.Clock(ctx, time.Now()), r.setPaused(false))
+		clock, cancel := context.WithTimeout(ctx, r.limit.goodbye)
+		defer cancel()
+		return errors.Join(r.setPaused(false), r.guest.Clock(clock, time.Now()))
 	})
 }
 
 func (r *Run) setPaused(paused bool) error {
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isOver() {
+		return nil
+	}
 	r.status.Paused = paused
-	r.mu.Unlock()
-	return r.saveStatus()
+	return r.saveLocked()
 }
 
 func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do func(vm.Pauser) error) error {
-	<-r.ready
+	if err := r.awaitGuest(ctx); err != nil {
+		return err
+	}
 	p, ok := r.machine.(vm.Pauser)
 	if !ok {
 		return fmt.Errorf("%s: this machine cannot be paused", verb)
@@ -280,7 +320,9 @@ func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do fu
 }
 
 func (r *Run) serveLogs(ctx context.Context, s *wire.Stream) error {
-	<-r.ready
+	if err := r.awaitReady(ctx); err != nil {
+		return err
+	}
 	if r.log == nil {
 		return errors.New("this sandbox keeps no log: it runs in the foreground")
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"creel/internal/guest/api"
+	"creel/internal/guest/host"
 	"creel/internal/sandbox"
 )
 
@@ -20,92 +21,128 @@ const sigkill = 9
 // start runs the task, once. Its error says why it does not run, and the run
 // then ends.
 func (r *Run) start(ctx context.Context) error {
-	<-r.ready
+	if err := r.awaitReady(ctx); err != nil {
+		return err
+	}
 	r.mu.Lock()
-	already, failed := r.starting, r.failure
+	already, over, failed := r.starting, r.isOver(), r.failure
 	r.starting = true
 	r.mu.Unlock()
-	if failed != nil {
+	switch {
+	case failed != nil:
 		return failed
-	}
-	if already {
+	case over:
+		return errNotRunning
+	case already:
 		return errors.New("the task was already started")
 	}
-	if err := r.startTask(ctx); err != nil {
-		r.fail(err)
+	if err := r.startTask(); err != nil {
+		r.end(err)
 		return err
 	}
 	return nil
 }
 
-func (r *Run) startTask(ctx context.Context) error {
+// awaitReady waits until the clone is ready or will never be.
+func (r *Run) awaitReady(ctx context.Context) error {
+	select {
+	case <-r.ready:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// startTask goes on when the client that asked for it has gone: it happens once.
+func (r *Run) startTask() error {
 	if r.cfg.Helper {
 		return errors.New("the sandbox has ended; this clone only serves its files")
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), r.limit.start)
+	defer cancel()
 	if err := r.record(ctx, "started", map[string]any{"args": r.cfg.Process.Args}); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startDeadline)
-	defer cancel()
+	defer r.loseGuestAfter(ctx)()
 	task, err := r.guest.Exec(ctx, r.cfg.Process)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("the guest did not start the task within %s; try again when this machine is less busy", r.limit.start)
+	}
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
+	if r.isOver() {
+		r.mu.Unlock()
+		task.Close()
+		return errNotRunning
+	}
 	r.task = task
 	r.status.State = sandbox.StateRunning
 	r.status.StartedAt = time.Now()
-	r.mu.Unlock()
-	close(r.running)
-	if err := r.saveStatus(); err != nil {
-		return err
-	}
 	r.tending.Go(r.tend)
-	return nil
+	close(r.running)
+	r.mu.Unlock()
+	return r.saveStatus()
 }
 
 // tend carries the task's output until it ends, and notes how.
 func (r *Run) tend() {
 	if r.cfg.Spec.Timeout > 0 {
-		timer := time.AfterFunc(r.cfg.Spec.Timeout, r.timeOut)
-		defer timer.Stop()
+		r.tending.Go(r.enforceTimeout)
 	}
 	var pumps sync.WaitGroup
 	pumps.Go(func() { r.out.carry(api.ChannelOut, r.task.Stdout()) })
 	pumps.Go(func() { r.out.carry(api.ChannelErr, r.task.Stderr()) })
 	exit, err := r.task.Wait(context.Background())
-	if err != nil {
-		r.fail(fmt.Errorf("wait for the task: %w", err))
+	switch {
+	case err == nil:
+		r.mu.Lock()
+		if r.exit == nil {
+			r.exit = &exit
+		}
+		r.mu.Unlock()
+	case r.guest.Err() == nil: // else whoever waits for the guest knows why
+		r.end(fmt.Errorf("wait for the task: %w", err))
+	}
+	pumps.Wait()
+	if err == nil {
+		r.end(nil)
+	}
+}
+
+func (r *Run) enforceTimeout() {
+	ctx := context.Background()
+	if r.overWithin(ctx, r.cfg.Spec.Timeout) {
 		return
 	}
 	r.mu.Lock()
-	r.exit = exit
-	r.mu.Unlock()
-	pumps.Wait()
-	r.overOnce.Do(func() { close(r.over) })
-}
-
-func (r *Run) timeOut() {
-	r.mu.Lock()
 	r.status.TimedOut = true
 	r.mu.Unlock()
-	r.stop(context.Background(), r.cfg.StopSignal, killGrace)
+	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.kill); err != nil {
+		r.deps.Log.Error("the timeout's signal could not be sent; the VM is ended instead", "err", err)
+		r.kill()
+	}
 }
 
-// stop signals the task and, where it still runs after grace, kills it. A
-// client that has stopped reading the output cannot hold up the end.
+// stop signals the task and, where it still runs after grace, kills it, and
+// then the machine. Neither a guest that takes no signals nor a client that
+// has stopped reading the output can hold up the end.
 func (r *Run) stop(ctx context.Context, signal int, grace time.Duration) error {
 	for _, n := range []int{signal, sigkill} {
-		if err := r.signal(ctx, n); err != nil {
+		if err := r.post(ctx, n); err != nil {
 			return err
 		}
 		if r.overWithin(ctx, grace) {
 			return nil
 		}
-		grace = max(grace, killGrace)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		grace = r.limit.kill
 	}
-	r.overOnce.Do(func() { close(r.over) })
-	return ctx.Err()
+	r.kill()
+	return nil
 }
 
 func (r *Run) overWithin(ctx context.Context, d time.Duration) bool {
@@ -120,31 +157,59 @@ func (r *Run) overWithin(ctx context.Context, d time.Duration) bool {
 	return false
 }
 
-// signal sends the task a signal. One that has not started is not started any
-// more by a signal that would end it.
-func (r *Run) signal(ctx context.Context, signal int) error {
-	r.mu.Lock()
-	task := r.task
-	r.mu.Unlock()
-	if task == nil {
-		return errors.New("the task is not running yet")
+// post sends the task a signal without waiting for the guest to take it. A
+// task that has ended needs none.
+func (r *Run) post(ctx context.Context, signal int) error {
+	if r.isOver() {
+		return nil
 	}
-	if err := r.record(ctx, "signal", map[string]any{"signal": signal}); err != nil {
+	task := r.runningTask()
+	if task == nil {
+		return errNotRunning
+	}
+	if err := r.recordSignal(ctx, signal, task); err != nil {
 		return err
 	}
-	return task.Signal(ctx, signal)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.isOver() {
+		r.tending.Go(func() { task.Signal(context.Background(), signal) })
+	}
+	return nil
 }
 
-// feed copies a client's stdin to the task. Only the client that started the
-// task ends its stdin.
-func (r *Run) feed(stdin io.Reader, last bool) {
+func (r *Run) recordSignal(ctx context.Context, signal int, x *host.Exec) error {
+	return r.record(ctx, "signal", map[string]any{"signal": signal, "pid": x.PID()})
+}
+
+// feed copies a client's stdin to the task, which has one writer at a time.
+// Only the client that started the task ends its stdin.
+func (r *Run) feed(ctx context.Context, stdin io.Reader, last bool) {
 	select {
 	case <-r.running:
 	case <-r.over:
 		return
 	}
 	w := r.task.Stdin()
-	io.Copy(w, stdin) // an error means that either side has gone; both see it elsewhere
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := stdin.Read(buf)
+		if n > 0 {
+			select {
+			case r.stdin <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			_, werr := w.Write(buf[:n])
+			<-r.stdin
+			if werr != nil {
+				return // the task has ended its stdin, or has ended
+			}
+		}
+		if err != nil {
+			break // the client has ended it, or has gone
+		}
+	}
 	if last {
 		w.Close()
 	}
@@ -154,11 +219,15 @@ const statusName = "status.json"
 
 // saveStatus puts the status where every process can read it.
 func (r *Run) saveStatus() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.saveLocked()
+}
+
+func (r *Run) saveLocked() error {
 	if r.cfg.Helper {
 		return nil
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	return writeStatus(r.deps.Dir, r.status)
 }
 

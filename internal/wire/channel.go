@@ -156,12 +156,14 @@ type sender struct {
 // Write is for data channels; see [Stream.Writer].
 func (w *sender) Write(p []byte) (int, error) { return w.write(context.Background(), p) }
 
-// Close ends the channel: the peer reads io.EOF behind what was written.
+// Close ends the channel: the peer reads io.EOF behind what was written. A
+// Write that waits for credit ends with [ErrClosed].
 func (w *sender) Close() error {
 	w.s.mu.Lock()
 	err := w.s.ended()
 	done := w.eof
 	w.eof = true
+	w.granted.Broadcast()
 	w.s.mu.Unlock()
 	if done || err != nil {
 		return err

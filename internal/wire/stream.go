@@ -186,7 +186,7 @@ func (s *Stream) decode(ctx context.Context, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(msg))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return fmt.Errorf("decode message: %w", err)
+		return fmt.Errorf("decode message: %.200s", err.Error()) // it may quote the peer at length
 	}
 	if len(bytes.TrimSpace(msg[dec.InputOffset():])) > 0 {
 		return fmt.Errorf("decode message: bytes after its end")
