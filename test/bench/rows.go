@@ -80,7 +80,7 @@ func (r *rig) convert(ctx context.Context) (a, b side, err error) {
 	return a, b, nil
 }
 
-const streamBytes = 64 << 20
+const streamBytes = 16 << 20
 
 // stream is how fast a task's output arrives, from its first byte to its last.
 func (r *rig) stream(ctx context.Context) (a, b side, err error) {
@@ -145,6 +145,10 @@ func (r *rig) exec(ctx context.Context) (a, b side, err error) {
 	if err := done(d.command(ctx, start...)); err != nil {
 		return a, b, err
 	}
+	// By the daemon: its control group is busy for a while where it is killed.
+	r.ends.Push("container", func() error {
+		return done(d.command(context.WithoutCancel(ctx), "rm", "-f", name))
+	})
 	b = side{"docker exec", func(ctx context.Context) (float64, error) {
 		return timed(d.command(ctx, "exec", name, "true"))
 	}}
