@@ -130,6 +130,7 @@ func tryPackage(t *testing.T, deb string) {
 		"usr/share/man/man1/creel.1.gz", "usr/share/man/man1/creel-run.1.gz", "usr/share/man/man1/creel-version.1.gz",
 		"usr/share/bash-completion/completions/creel", "usr/share/zsh/vendor-completions/_creel",
 		"usr/share/fish/vendor_completions.d/creel.fish", "usr/share/doc/creel/copyright", "usr/share/doc/creel/third-party-licenses.gz",
+		"usr/lib/systemd/user/creel-prune.service", "usr/lib/systemd/user/creel-prune.timer",
 	} {
 		if info, err := os.Stat(filepath.Join(root, name)); err != nil || info.Size() == 0 || !info.Mode().IsRegular() || info.Mode().Perm() != 0o644 {
 			t.Errorf("%s: %v, %v", name, info, err)
