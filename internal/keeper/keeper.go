@@ -19,8 +19,10 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/undo"
 	"creel/internal/vm"
@@ -159,7 +161,7 @@ func (r *Run) bringUp(ctx context.Context) error {
 		{"log", r.openLog}, // its file belongs to the user that goes on with it
 		{"identity", r.makeFresh},
 	} {
-		if err := r.record(ctx, "step", map[string]any{"step": s.name}); err != nil {
+		if err := r.record(ctx, event.KindStep, event.Step{Step: s.name}); err != nil {
 			return err
 		}
 		if err := s.do(ctx); err != nil {
@@ -315,11 +317,10 @@ func (r *Run) finish() error {
 	final := r.Status()
 	ctx := context.Background()
 	recorded := errors.Join(
-		r.record(ctx, "exit", map[string]any{
-			"exitCode": final.ExitCode, "error": final.Error,
-			"oomKilled": final.OOMKilled, "timedOut": final.TimedOut,
+		r.record(ctx, audit.KindExit, event.Exit{
+			ExitCode: final.ExitCode, Error: tier.Hide(final.Error), OOMKilled: final.OOMKilled, TimedOut: final.TimedOut,
 		}),
-		r.record(ctx, "cleanup", map[string]any{"complete": undone == nil}),
+		r.record(ctx, audit.KindCleanup, event.Cleanup{Complete: undone == nil}),
 	)
 	err := errors.Join(undone, recorded, r.saveStatus(), r.removeSocket())
 	close(r.ended)

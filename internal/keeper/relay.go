@@ -2,12 +2,18 @@ package keeper
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
+	"hash"
 	"io"
 	"sync"
 
+	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/wire"
 )
@@ -34,7 +40,7 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 	if r.runningTask() == nil {
 		return errNotRunning
 	}
-	if err := r.record(ctx, "exec", map[string]any{"args": p.Args, "user": p.User}); err != nil {
+	if err := r.record(ctx, audit.KindExec, event.Process{Args: tier.HideAll(p.Args), User: p.User}); err != nil {
 		return err
 	}
 	x, err := r.guest.Exec(ctx, p)
@@ -91,7 +97,9 @@ func (r *Run) control(ctx context.Context, s *wire.Stream, x *host.Exec) {
 	}
 }
 
-func (r *Run) copyRequest(ctx context.Context, s *wire.Stream, record string) (api.CopyRequest, error) {
+// copyRequest takes a request and records it, where direction says that files
+// will move.
+func (r *Run) copyRequest(ctx context.Context, s *wire.Stream, direction string) (api.CopyRequest, error) {
 	var req api.CopyRequest
 	if err := s.Body(&req); err != nil {
 		return req, err
@@ -99,25 +107,54 @@ func (r *Run) copyRequest(ctx context.Context, s *wire.Stream, record string) (a
 	if err := r.awaitGuest(ctx); err != nil {
 		return req, err
 	}
-	if record == "" {
+	if direction == "" {
 		return req, nil
 	}
-	return req, r.record(ctx, "copy", map[string]any{"direction": record, "path": req.Path})
+	return req, r.record(ctx, audit.KindCopy, event.Copy{Direction: direction, Path: req.Path})
+}
+
+// measured is an archive on its way, with what goes on record of it.
+type measured struct {
+	io.Reader
+	digest hash.Hash
+	bytes  int64
+}
+
+func measure(archive io.Reader) *measured {
+	m := &measured{digest: sha256.New()}
+	m.Reader = io.TeeReader(archive, m)
+	return m
+}
+
+func (m *measured) Write(p []byte) (int, error) {
+	m.bytes += int64(len(p))
+	return m.digest.Write(p)
+}
+
+func (r *Run) recordCopied(ctx context.Context, direction, path string, m *measured) error {
+	return r.record(ctx, event.KindCopied, event.Copied{
+		Copy:   event.Copy{Direction: direction, Path: path},
+		Digest: fmt.Sprintf("sha256:%x", m.digest.Sum(nil)), Bytes: m.bytes,
+	})
 }
 
 func (r *Run) serveCopyIn(ctx context.Context, s *wire.Stream) error {
-	req, err := r.copyRequest(ctx, s, "in")
+	req, err := r.copyRequest(ctx, s, event.In)
 	if err != nil {
 		return err
 	}
-	if err := r.guest.CopyIn(ctx, req, s.Reader(api.ChannelIn)); err != nil {
+	archive := measure(s.Reader(api.ChannelIn))
+	if err := r.guest.CopyIn(ctx, req, archive); err != nil {
+		return err
+	}
+	if err := r.recordCopied(ctx, event.In, req.Path, archive); err != nil {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})
 }
 
 func (r *Run) serveCopyOut(ctx context.Context, s *wire.Stream) error {
-	req, err := r.copyRequest(ctx, s, "out")
+	req, err := r.copyRequest(ctx, s, event.Out)
 	if err != nil {
 		return err
 	}
@@ -130,7 +167,13 @@ func (r *Run) serveCopyOut(ctx context.Context, s *wire.Stream) error {
 		return nil
 	}
 	w := s.Writer(api.ChannelOut)
-	if _, err := io.Copy(w, tar); err != nil {
+	archive := measure(tar)
+	_, err = io.Copy(w, archive)
+	if err == nil {
+		err = r.recordCopied(ctx, event.Out, req.Path, archive)
+	}
+	if err != nil {
+		r.deps.Log.Warn("a copy did not come to its end", "err", err)
 		return nil // the tar ends short; its reader notices
 	}
 	return w.Close()

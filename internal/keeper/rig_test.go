@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
@@ -55,8 +56,8 @@ func (r *recorder) kinds() []string {
 	var out []string
 	for _, e := range r.events {
 		kind := string(e.Kind)
-		if data, ok := e.Data.(map[string]any); ok && kind == "step" {
-			kind += ":" + data["step"].(string)
+		if data, ok := e.Data.(event.Step); ok {
+			kind += ":" + data.Step
 		}
 		out = append(out, kind)
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
@@ -264,7 +266,7 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 }
 
 func (r *Run) serveKill(ctx context.Context, s *wire.Stream) error {
-	if err := r.record(ctx, "signal", map[string]any{"signal": sigkill, "target": "vm"}); err != nil {
+	if err := r.record(ctx, audit.KindSignal, event.Signal{Signal: sigkill, Target: "vm"}); err != nil {
 		return err
 	}
 	r.kill()
@@ -310,7 +312,7 @@ func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do fu
 	if !ok {
 		return fmt.Errorf("%s: this machine cannot be paused", verb)
 	}
-	if err := r.record(ctx, "step", map[string]any{"step": verb}); err != nil {
+	if err := r.record(ctx, event.KindStep, event.Step{Step: verb}); err != nil {
 		return err
 	}
 	if err := do(p); err != nil {

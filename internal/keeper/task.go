@@ -11,8 +11,11 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 )
 
@@ -60,7 +63,7 @@ func (r *Run) startTask() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), r.limit.start)
 	defer cancel()
-	if err := r.record(ctx, "started", map[string]any{"args": r.cfg.Process.Args}); err != nil {
+	if err := r.record(ctx, audit.KindStarted, event.Process{Args: tier.HideAll(r.cfg.Process.Args), User: r.cfg.Process.User}); err != nil {
 		return err
 	}
 	defer r.loseGuestAfter(ctx)()
@@ -179,7 +182,7 @@ func (r *Run) post(ctx context.Context, signal int) error {
 }
 
 func (r *Run) recordSignal(ctx context.Context, signal int, x *host.Exec) error {
-	return r.record(ctx, "signal", map[string]any{"signal": signal, "pid": x.PID()})
+	return r.record(ctx, audit.KindSignal, event.Signal{Signal: signal, PID: x.PID()})
 }
 
 // feed copies a client's stdin to the task, which has one writer at a time.

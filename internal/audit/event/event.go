@@ -38,6 +38,11 @@ type Confined struct {
 	Keeper string `json:"keeper"` // what the kernel has of it
 }
 
+// Step is about to be done.
+type Step struct {
+	Step string `json:"step"`
+}
+
 // Process is a command that is about to run, with arguments that look like
 // secrets hidden. Its environment is not on record.
 type Process struct {

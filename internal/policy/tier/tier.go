@@ -229,7 +229,7 @@ func (c *Ceiling) Admit(w Wish) (faults, warnings policy.Faults) {
 		}
 		f := policy.Fault{
 			Where: "-e " + name, Text: "the value looks like " + kind,
-			Mend: "store it with `creel secret set` and name it in a rule, so that it never enters the sandbox",
+			Mend: "leave it out, since the task could read it and send it on",
 		}
 		if c.SecretEnv == "warn" {
 			warnings = append(warnings, f)
