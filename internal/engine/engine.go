@@ -94,7 +94,8 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	if err := e.Reconcile(ctx); err != nil {
 		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
 	}
-	if spec.Name == "" {
+	madeUp := spec.Name == ""
+	if madeUp {
 		spec.Name = e.freeName()
 	}
 	if err := e.admit(ctx, &spec, progress); err != nil {
@@ -107,13 +108,14 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	if err := e.recordTemplate(ctx, rec); err != nil {
 		return nil, err
 	}
+	rec.madeUpName = madeUp
+	var lock *os.File
+	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
 	defer steps.Unwind()
-	lock, err := e.reserve(&rec, &steps)
-	if err != nil {
+	if lock, err = e.reserve(&rec, &steps); err != nil {
 		return nil, err
 	}
-	defer lock.Close() // the keeper has it too by then
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	key, err := e.opts.Ledger.OpenSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
 	if err != nil {

@@ -72,6 +72,7 @@ func (kp *keeperProcess) start(command []string, config []byte, conn, lock *os.F
 	if err := kp.cmd.Start(); err != nil {
 		return fmt.Errorf("start keeper: %w", err)
 	}
+	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
 	go func() { kp.cmd.Wait(); close(kp.done) }()
 	if _, err := w.Write(config); err != nil {
 		kp.kill()

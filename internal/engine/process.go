@@ -73,12 +73,38 @@ func ParseSignal(s string) (int, error) {
 	if n, err := strconv.Atoi(s); err == nil && n >= 1 && n <= 64 {
 		return n, nil
 	}
-	name := strings.ToUpper(s)
-	if n := unix.SignalNum(name); n != 0 {
-		return int(n), nil
-	}
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
 	if n := unix.SignalNum("SIG" + name); n != 0 {
 		return int(n), nil
 	}
+	if n, ok := realTime(name); ok {
+		return n, nil
+	}
 	return 0, fmt.Errorf("signal %q is not known; want a name such as TERM, or 1 to 64", s)
+}
+
+// realTime reads RTMIN, RTMIN+n, RTMAX and RTMAX-n, counted as the C library
+// does: images with systemd ask to be stopped by RTMIN+3.
+func realTime(name string) (int, bool) {
+	const least, most = 34, 64
+	base, sign, rest := least, "+", ""
+	switch {
+	case strings.HasPrefix(name, "RTMIN"):
+		rest = name[len("RTMIN"):]
+	case strings.HasPrefix(name, "RTMAX"):
+		base, sign, rest = most, "-", name[len("RTMAX"):]
+	default:
+		return 0, false
+	}
+	if rest == "" {
+		return base, true
+	}
+	offset, err := strconv.ParseUint(strings.TrimPrefix(rest, sign), 10, 8)
+	if err != nil || rest[:1] != sign || offset > most-least {
+		return 0, false
+	}
+	if sign == "-" {
+		return base - int(offset), true
+	}
+	return base + int(offset), true
 }

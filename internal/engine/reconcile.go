@@ -37,6 +37,9 @@ func (e *Engine) Reconcile(ctx context.Context) error {
 }
 
 func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
+	if _, err := os.Lstat(filepath.Join(e.SandboxDir(id), settledName)); err == nil {
+		return nil // ended and kept; its lock is left to those who use its files
+	}
 	abandoned, err := e.abandoned(id)
 	if err != nil || !abandoned {
 		return err
@@ -56,22 +59,20 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 }
 
 // abandoned reports whether nobody holds the sandbox's lock any more. Its
-// launcher makes directory and lock while it holds the store's lock, so a
-// directory without one, seen under that lock, has a dead maker.
+// launcher makes the directory and takes the lock while it holds the store's
+// lock, so a directory without one, or with one that nobody holds, seen under
+// that lock, has a dead maker.
 func (e *Engine) abandoned(id sandbox.ID) (bool, error) {
 	path := filepath.Join(e.SandboxDir(id), lockName)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	store, err := e.lockStore()
+	if err != nil {
+		return false, err
+	}
+	defer store.Close()
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		store, err := e.lockStore()
-		if err != nil {
-			return false, err
-		}
-		defer store.Close()
-		f, err = os.OpenFile(path, os.O_RDWR, 0)
-		if errors.Is(err, fs.ErrNotExist) {
-			_, err = os.Stat(e.SandboxDir(id))
-			return err == nil, nil
-		}
+		_, err = os.Stat(e.SandboxDir(id))
+		return err == nil, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("open keeper lock: %w", err)

@@ -55,7 +55,8 @@ type Record struct {
 
 	PolicyDigest string `json:"policyDigest"` // of the canonical text of the Spec's policy
 
-	auditDir string // of this run, in the sandbox's directory
+	auditDir   string // of this run, in the sandbox's directory
+	madeUpName bool   // may be replaced until it is reserved
 }
 
 // PrepareDir makes the state directory where absent, and refuses one that is
@@ -97,7 +98,7 @@ func checkOwner(dir string) error {
 func checkVersion(path string) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return os.WriteFile(path, []byte(stateVersion+"\n"), 0o600)
+		return replaceFile(path, []byte(stateVersion+"\n"))
 	}
 	if err != nil {
 		return fmt.Errorf("read state version: %w", err)
@@ -127,10 +128,13 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 	}
 	defer store.Close()
 	id := rec.Config.Spec.ID
+	if _, taken := e.nameOwner(rec.Config.Spec.Name); taken && rec.madeUpName {
+		rec.Config.Spec.Name = e.freeName() // another command made up the same
+	}
 	if err := e.takeName(rec.Config.Spec.Name, id); err != nil {
 		return nil, err
 	}
-	steps.Push("name", func() error { return os.Remove(e.namePath(rec.Config.Spec.Name)) })
+	steps.Push("sandbox", func() error { return e.discard(id, rec.Config.Spec.Name) })
 	if rec.UID, err = e.freeUID(); err != nil {
 		return nil, err
 	}
@@ -138,7 +142,6 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make sandbox directory: %w", err)
 	}
-	steps.Push("sandbox directory", func() error { return os.RemoveAll(dir) })
 	lock, err := lockFile(filepath.Join(dir, lockName))
 	if err != nil {
 		return nil, err
@@ -156,26 +159,73 @@ func (e *Engine) writeRecord(rec Record) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	path := filepath.Join(e.SandboxDir(rec.Config.Spec.ID), recordName)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	if err := replaceFile(filepath.Join(e.SandboxDir(rec.Config.Spec.ID), recordName), data); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	return os.Rename(path+".new", path)
+	return nil
+}
+
+// replaceFile leaves the old content or the new one, whenever this process or
+// the machine ends, and follows no link that a keeper may have laid there.
+func replaceFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already where it was renamed
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 // takeName makes the name's file, which holds the ID. A name whose sandbox is
 // gone, because its maker was killed, is free. The store is locked.
 func (e *Engine) takeName(name string, id sandbox.ID) error {
 	path := e.namePath(name)
-	if owner, err := os.ReadFile(path); err == nil {
-		if _, err := os.Stat(e.SandboxDir(sandbox.ID(owner))); err == nil {
-			return fmt.Errorf("the name %q is in use by sandbox %s; choose another with --name", name, sandbox.ID(owner).Short())
-		}
+	if owner, taken := e.nameOwner(name); taken {
+		return fmt.Errorf("the name %q is in use by sandbox %s; choose another with --name", name, owner.Short())
 	}
-	if err := os.WriteFile(path, []byte(id), 0o600); err != nil {
+	if err := replaceFile(path, []byte(id)); err != nil {
 		return fmt.Errorf("reserve name %q: %w", name, err)
 	}
 	return nil
+}
+
+// nameOwner is the sandbox that has a name, if one that exists has it.
+func (e *Engine) nameOwner(name string) (sandbox.ID, bool) {
+	data, err := os.ReadFile(e.namePath(name))
+	if err != nil {
+		return "", false
+	}
+	owner, err := sandbox.ParseID(string(data))
+	if err != nil {
+		return "", false
+	}
+	_, err = os.Stat(e.SandboxDir(owner))
+	return owner, err == nil
+}
+
+// freeNameOf frees a name where id has it. The store is locked.
+func (e *Engine) freeNameOf(id sandbox.ID, name string) error {
+	if owner, taken := e.nameOwner(name); !taken || owner != id {
+		return nil
+	}
+	if err := os.Remove(e.namePath(name)); err != nil {
+		return fmt.Errorf("free name: %w", err)
+	}
+	return nil
+}
+
+// discard takes back what [Engine.reserve] made.
+func (e *Engine) discard(id sandbox.ID, name string) error {
+	store, err := e.lockStore()
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	return errors.Join(e.freeNameOf(id, name), os.RemoveAll(e.SandboxDir(id)))
 }
 
 // freeUID picks a user that no sandbox has. The store is locked.
@@ -264,11 +314,8 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	closed := e.opts.Ledger.CloseSandbox(ctx, string(id), filepath.Join(dir, auditName))
-	name := e.namePath(rec.Config.Spec.Name)
-	if owner, err := os.ReadFile(name); err == nil && sandbox.ID(owner) == id {
-		if err := os.Remove(name); err != nil {
-			return fmt.Errorf("free name: %w", err)
-		}
+	if err := e.freeNameOf(id, rec.Config.Spec.Name); err != nil {
+		return err
 	}
 	return errors.Join(closed, os.RemoveAll(dir), e.proveGone(ctx, rec, false))
 }

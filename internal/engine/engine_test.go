@@ -1,0 +1,312 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"creel/internal/audit"
+	"creel/internal/image"
+	"creel/internal/keeper"
+	"creel/internal/sandbox"
+	"creel/internal/undo"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// holdEnv makes the test binary reserve a sandbox, say so, and hold it.
+const holdEnv = "CREEL_TEST_HOLD"
+
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(holdEnv); spec != "" {
+		dir, name, _ := strings.Cut(spec, "|")
+		rec := recordNamed(strings.TrimPrefix(name, "keep:"), strings.HasPrefix(name, "keep:"))
+		lock, err := engineIn(dir, &ledger{}).reserve(&rec, &undo.Stack{})
+		if err != nil {
+			fmt.Println("refused")
+			os.Exit(0)
+		}
+		fmt.Println(rec.Config.Spec.ID, rec.UID)
+		io.Copy(io.Discard, os.Stdin)
+		lock.Close()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// ledger is a real one that notes what is asked of it.
+type ledger struct {
+	*audit.Ledger
+	mu     sync.Mutex
+	kinds  []string
+	closed []string
+}
+
+func (l *ledger) Append(ctx context.Context, e audit.Event) error {
+	l.mu.Lock()
+	l.kinds = append(l.kinds, string(e.Kind))
+	l.mu.Unlock()
+	return l.Ledger.Append(ctx, e)
+}
+
+func (l *ledger) CloseSandbox(ctx context.Context, id, dir string) error {
+	l.mu.Lock()
+	l.closed = append(l.closed, id)
+	l.mu.Unlock()
+	return l.Ledger.CloseSandbox(ctx, id, dir)
+}
+
+func engineIn(dir string, l *ledger) *Engine {
+	at := filepath.Join(dir, "audit")
+	var err error
+	if l.Ledger, err = audit.OpenLedger(at); err != nil {
+		panic(err)
+	}
+	e, err := New(Options{Dir: dir, Ledger: l, AuditDir: at, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		panic(err)
+	}
+	return e
+}
+
+func recordNamed(name string, keep bool) Record {
+	return Record{Version: recordVersion, auditDir: auditName, Config: keeper.Config{
+		Spec: sandbox.Spec{ID: sandbox.NewID(), Name: name, Keep: keep},
+	}}
+}
+
+// hold starts a process that reserves name; it answers with what it said.
+func hold(t *testing.T, dir, name string) (*exec.Cmd, string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), holdEnv+"="+dir+"|"+name)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Process.Kill(); cmd.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, strings.TrimSpace(line)
+}
+
+func TestNamesAndUsersAcrossProcesses(t *testing.T) {
+	dir := t.TempDir()
+	var mu sync.Mutex
+	said := map[string]int{}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			_, line := hold(t, dir, "otter")
+			mu.Lock()
+			defer mu.Unlock()
+			if line == "refused" {
+				said[line]++
+				return
+			}
+			said["reserved"]++
+		})
+	}
+	all.Wait()
+	if said["reserved"] != 1 || said["refused"] != 3 {
+		t.Errorf("of four processes: %v", said)
+	}
+	e := engineIn(dir, &ledger{})
+	uids := map[int]bool{}
+	for n := range 20 {
+		rec := recordNamed(fmt.Sprintf("n%d", n), false)
+		lock, err := e.reserve(&rec, &undo.Stack{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		if e.root && (uids[rec.UID] || rec.UID < uidBase) {
+			t.Errorf("user %d was handed out twice, or is no sandbox's", rec.UID)
+		}
+		uids[rec.UID] = true
+	}
+}
+
+func TestReconcileAfterKill(t *testing.T) {
+	for name, tc := range map[string]struct {
+		name string
+		kept bool
+	}{"disposable": {"otter", false}, "kept": {"keep:otter", true}} {
+		t.Run(name, func(t *testing.T) {
+			dir, l := t.TempDir(), &ledger{}
+			e := engineIn(dir, l)
+			cmd, _ := hold(t, dir, tc.name)
+			before, err := e.List(t.Context())
+			if err != nil || len(before) != 1 {
+				t.Fatalf("while it is held: %d, %v", len(before), err)
+			}
+			cmd.Process.Kill()
+			cmd.Wait()
+			if n, err := e.Leftovers(); n != 1 || err != nil {
+				t.Errorf("%d leftovers, %v", n, err)
+			}
+			after, err := e.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !tc.kept {
+				if len(after) != 0 || !cmp.Equal(l.kinds[:1], []string{"recovered"}) {
+					t.Errorf("left %d, on record %v", len(after), l.kinds)
+				}
+				if entries, _ := os.ReadDir(filepath.Join(dir, namesName)); len(entries) != 0 {
+					t.Error("the name is left")
+				}
+				return
+			}
+			if len(after) != 1 || after[0].Status.State != sandbox.StateLost || after[0].Status.ExitCode != 125 || len(l.closed) != 1 {
+				t.Fatalf("after: %+v, closed %v", after, l.closed)
+			}
+			if _, err := e.List(t.Context()); err != nil || len(l.closed) != 1 {
+				t.Errorf("it was settled twice: %v, %v", l.closed, err)
+			}
+			if err := e.Rename(after[0], "pike"); err != nil {
+				t.Fatal(err)
+			}
+			f, err := e.Find(t.Context(), string(after[0].Record.Config.Spec.ID[:8]))
+			if err != nil || f.Record.Config.Spec.Name != "pike" {
+				t.Errorf("found %+v, %v", f, err)
+			}
+			if err := e.Remove(t.Context(), f, false); err != nil {
+				t.Error(err)
+			}
+			if _, err := e.Find(t.Context(), "pike"); !errors.Is(err, ErrNotFound) {
+				t.Errorf("after removal: %v", err)
+			}
+		})
+	}
+}
+
+// What a kill leaves of a reservation: each prefix of what reserve makes.
+func TestReconcileHalfMadeSandboxes(t *testing.T) {
+	dir := t.TempDir()
+	e := engineIn(dir, &ledger{})
+	bare, locked := sandbox.NewID(), sandbox.NewID()
+	for _, id := range []sandbox.ID{bare, locked} {
+		if err := os.Mkdir(e.SandboxDir(id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	os.WriteFile(filepath.Join(e.SandboxDir(locked), lockName), nil, 0o600)
+	os.WriteFile(e.namePath("torn"), nil, 0o600) // killed between making and writing it
+	os.WriteFile(e.namePath("stale"), []byte(sandbox.NewID()), 0o600)
+	if err := e.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if entries, _ := os.ReadDir(filepath.Join(dir, sandboxesName)); len(entries) != 0 {
+		t.Errorf("%d directories are left", len(entries))
+	}
+	for _, name := range []string{"torn", "stale"} {
+		rec := recordNamed(name, false)
+		var steps undo.Stack
+		lock, err := e.reserve(&rec, &steps)
+		if err != nil {
+			t.Errorf("the name %q is lost for ever: %v", name, err)
+			continue
+		}
+		lock.Close()
+		if err := steps.Unwind(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestNewerRecordIsRefused(t *testing.T) {
+	e := engineIn(t.TempDir(), &ledger{})
+	rec := recordNamed("otter", true)
+	lock, err := e.reserve(&rec, &undo.Stack{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	rec.Version++
+	if err := e.writeRecord(rec); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.List(t.Context()); err == nil || !strings.Contains(err.Error(), "another creel") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestPrepareDir(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state")
+	for range 2 {
+		if err := PrepareDir(state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(dir, "link")
+	os.Symlink(state, link)
+	open := filepath.Join(dir, "open")
+	os.Mkdir(open, 0o700)
+	os.Chmod(open, 0o777)
+	newer := filepath.Join(dir, "newer")
+	os.Mkdir(newer, 0o700)
+	os.WriteFile(filepath.Join(newer, versionName), []byte("2\n"), 0o600)
+	for path, word := range map[string]string{link: "not yours alone", open: "not yours alone", newer: "newer creel"} {
+		if err := PrepareDir(path); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v", filepath.Base(path), err)
+		}
+	}
+}
+
+func TestParseSignal(t *testing.T) {
+	for s, want := range map[string]int{"TERM": 15, "sigterm": 15, "SIGKILL": 9, "9": 9, "64": 64,
+		"RTMIN": 34, "SIGRTMIN+3": 37, "RTMAX-1": 63, "SIGRTMAX": 64} {
+		if n, err := ParseSignal(s); n != want || err != nil {
+			t.Errorf("%s: %d, %v", s, n, err)
+		}
+	}
+	for _, s := range []string{"", "0", "65", "-1", "NONE", "SIGSIGTERM", "RTMIN-1", "RTMIN+31", "RTMAX+1", "RTMIN+"} {
+		if n, err := ParseSignal(s); err == nil {
+			t.Errorf("%q is %d", s, n)
+		}
+	}
+}
+
+func TestProcessFor(t *testing.T) {
+	img := image.Config{Entrypoint: []string{"entry"}, Cmd: []string{"cmd"}, Env: []string{"A=1", "B=2"}, WorkingDir: "/w", User: "u"}
+	for name, tc := range map[string]struct {
+		spec sandbox.Spec
+		want []string
+	}{
+		"image's":              {sandbox.Spec{}, []string{"entry", "cmd"}},
+		"command":              {sandbox.Spec{Command: []string{"x"}}, []string{"entry", "x"}},
+		"entrypoint":           {sandbox.Spec{Entrypoint: []string{"e"}}, []string{"e"}},
+		"both":                 {sandbox.Spec{Entrypoint: []string{"e"}, Command: []string{"x"}}, []string{"e", "x"}},
+		"cleared with command": {sandbox.Spec{Entrypoint: []string{}, Command: []string{"x"}}, []string{"x"}},
+		"cleared":              {sandbox.Spec{Entrypoint: []string{}}, nil},
+	} {
+		p, err := processFor(tc.spec, img)
+		if (err != nil) != (tc.want == nil) || !cmp.Equal(p.Args, tc.want) {
+			t.Errorf("%s: %v, %v", name, p.Args, err)
+		}
+	}
+	p, err := processFor(sandbox.Spec{Env: []string{"B=3", "C=4", "C=5"}, User: "me"}, img)
+	if diff := cmp.Diff([]string{"A=1", "B=3", "C=5"}, p.Env); diff != "" || err != nil || p.User != "me" || p.Dir != "/w" {
+		t.Errorf("%s %+v, %v", diff, p, err)
+	}
+}
