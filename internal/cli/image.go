@@ -16,7 +16,9 @@ import (
 )
 
 func newImage(env Env) *cobra.Command {
-	return command.Group("image", "Manage images", newImageLoad(env), newImageImport(env), newImageList(env), newImageRemove(env))
+	return command.Group("image", "Manage images",
+		newImagePull(env), newImagePush(env), newImageTag(env), newImageInspect(env), newImageSave(env), newImagePrune(env),
+		newImageLoad(env), newImageImport(env), newImageList(env), newImageRemove(env))
 }
 
 func newImageLoad(env Env) *cobra.Command {
