@@ -66,10 +66,9 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	}
 	starting, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := ensureImage(starting, env, app, spec.Image, f); err != nil {
-		return err
-	}
-	sb, err := app.Engine.Create(starting, spec, progressTo(env))
+	sb, err := app.Engine.Create(starting, spec, progressTo(env), func(ctx context.Context) error {
+		return ensureImage(ctx, env, app, spec.Image, f)
+	})
 	stop()
 	if err != nil {
 		return err

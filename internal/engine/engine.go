@@ -89,8 +89,10 @@ type Sandbox struct {
 }
 
 // Create makes a sandbox whose clone is ready to run its task. Progress gets a
-// line for each thing that takes a while. On error nothing is left of it.
-func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string)) (*Sandbox, error) {
+// line for each thing that takes a while. Fetch is called once the Spec is
+// admitted, before its image is looked for; nil: the image has to be here. On
+// error nothing is left of it.
+func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string), fetch func(context.Context) error) (*Sandbox, error) {
 	if err := e.Reconcile(ctx); err != nil {
 		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
 	}
@@ -100,6 +102,11 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	}
 	if err := e.admit(ctx, &spec, progress); err != nil {
 		return nil, err
+	}
+	if fetch != nil {
+		if err := fetch(ctx); err != nil {
+			return nil, err
+		}
 	}
 	rec, err := e.plan(ctx, spec, progress)
 	if err != nil {
