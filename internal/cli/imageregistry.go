@@ -134,7 +134,7 @@ func newImageSave(env Env) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "save [-o FILE] IMAGE...", Short: "Write images as an archive that Docker and Creel load",
-		Example: "  creel image save -o tools.tar tools", Args: cobra.MinimumNArgs(1),
+		Example: "  creel image save -o images.tar debian", Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
