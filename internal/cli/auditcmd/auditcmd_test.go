@@ -1,0 +1,188 @@
+package auditcmd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"creel/internal/audit"
+	"creel/internal/audit/chain"
+	"creel/internal/audit/receipt"
+	"creel/internal/cli/command"
+
+	"github.com/spf13/cobra"
+)
+
+func ledgerIn(t *testing.T) (*audit.Ledger, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "audit")
+	l, err := audit.OpenLedger(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l, dir
+}
+
+func add(t *testing.T, l *audit.Ledger, kind audit.Kind, sandbox string, data any) {
+	t.Helper()
+	if err := l.Append(t.Context(), audit.Event{Kind: kind, Sandbox: sandbox, Data: data}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// signed is a receipt over the ledger as it is now.
+func signed(t *testing.T, l *audit.Ledger) []byte {
+	t.Helper()
+	checkpoint, err := l.Checkpoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := chain.ParseCheckpoint(checkpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := l.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := 0
+	data, err := receipt.Sign(receipt.Receipt{
+		Sandbox: "aa", Name: "we\x1b[2Jb", Tier: "untrusted", ExitCode: &code, Audit: receipt.Audit{Log: head, Ledger: head},
+	}, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestCommands(t *testing.T) {
+	l, dir := ledgerIn(t)
+	add(t, l, audit.KindAdmitted, "aa11", map[string]any{"name": "web", "tier": "trusted", "image": "debian"})
+	add(t, l, "connection", "aa11", map[string]any{"host": "api.example.com", "decision": "deny"})
+	add(t, l, audit.KindExec, "bb22", map[string]any{"args": []string{"printf", "\x1b[2J", "a b"}})
+	out := t.TempDir()
+	file := func(name string, data []byte) string {
+		path := filepath.Join(out, name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := file("receipt.json", signed(t, l))
+	other, _ := ledgerIn(t)
+	foreign := file("foreign.json", signed(t, other))
+	otherKey, err := other.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherFile := file("other.pub", []byte(otherKey+"\n"))
+
+	for _, c := range []struct {
+		args         string
+		code         int
+		wants, never []string // of stdout and the error
+	}{
+		{"audit query", 0, []string{"TIME", "admitted", "image=debian name=web tier=trusted", `args=printf,"\x1b[2J","a b"`}, []string{"\x1b", "NAME+"}},
+		{"audit query --sandbox web", 0, []string{"aa11"}, []string{"bb22"}},
+		{"audit query --sandbox nobody", 1, []string{"no such sandbox: nobody"}, nil},
+		{"audit query --host *.example.com --decision deny", 0, []string{"connection"}, []string{"admitted"}},
+		{"audit query --decision perhaps", 1, []string{"want allow or deny"}, nil},
+		{"audit query --since yesterday", 1, []string{`--since "yesterday": want a time such as`}, nil},
+		{"audit query --since 1h --until 2000-01-01T00:00:00Z", 0, nil, []string{"admitted"}},
+		{"audit query --kind exec --json", 0, []string{`"kind":"exec","sandbox":"bb22"`}, []string{"admitted"}},
+		{"audit tail -n 1", 0, []string{"exec"}, []string{"admitted"}},
+		{"audit export --kind admitted", 0, []string{`"v":1,"seq":2`}, []string{"bb22"}},
+		{"audit verify", 0, []string{"verified: the record is whole", "1 keys"}, nil},
+		{"audit verify --expect " + good, 0, []string{"verified"}, nil},
+		{"audit verify --expect " + foreign, 1, []string{"is not signed by"}, nil},
+		{"audit verify --key " + otherFile, 1, []string{"none of this ledger's", "not as it was written"}, nil},
+		{"audit verify " + out, 1, []string{"read public key", "give --key FILE"}, nil},
+		{"audit key show", 0, []string{"creel/ledger/"}, nil},
+		{"audit key turn", 1, []string{`"turn" is not a command of`}, nil},
+		{"receipt verify " + good, 0, []string{"verified", `"we\x1b[2Jb"`, "not known"}, []string{"\x1b"}},
+		{"receipt verify --json " + good, 0, []string{`"sandbox": "aa"`}, nil},
+		{"receipt verify " + foreign, 1, []string{"is not signed by"}, nil},
+		{"receipt verify " + foreign + " --key " + otherFile, 0, []string{"verified"}, nil},
+		{"receipt web", 0, []string{"the receipt of web"}, nil},
+		{"audit key rotate", 0, []string{"creel/ledger/"}, nil},
+		{"audit verify --expect " + file("checkpoint", []byte(checkpointOf(t, l))), 0, []string{"2 keys"}, nil},
+	} {
+		var text bytes.Buffer
+		env := Env{
+			Streams: command.Streams{Out: &text, Err: &text}, Dir: func() (string, error) { return dir, nil },
+			Rotate:  func(context.Context) error { return l.RotateKey() },
+			Receipt: func(_ context.Context, ref string) ([]byte, error) { return []byte("the receipt of " + ref), nil },
+		}
+		root := &cobra.Command{Use: "creel", SilenceErrors: true, SilenceUsage: true}
+		root.AddCommand(New(env), NewReceipt(env))
+		root.SetArgs(strings.Fields(c.args))
+		code := 0
+		if err := root.ExecuteContext(t.Context()); err != nil {
+			code = 1
+			text.WriteString(err.Error())
+		}
+		if code != c.code {
+			t.Errorf("%s: exit code %d, want %d:\n%s", c.args, code, c.code, &text)
+		}
+		for _, want := range c.wants {
+			if !strings.Contains(text.String(), want) {
+				t.Errorf("%s: %q is not in\n%s", c.args, want, &text)
+			}
+		}
+		for _, never := range c.never {
+			if strings.Contains(text.String(), never) {
+				t.Errorf("%s: %q is in\n%s", c.args, never, &text)
+			}
+		}
+	}
+}
+
+func checkpointOf(t *testing.T, l *audit.Ledger) string {
+	t.Helper()
+	c, err := l.Checkpoint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Following shows every record once, those that were there and those that come.
+func TestTailFollows(t *testing.T) {
+	l, dir := ledgerIn(t)
+	add(t, l, audit.KindExec, "aa", map[string]any{"n": 1})
+	add(t, l, audit.KindExec, "aa", map[string]any{"n": 2})
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	env := Env{Streams: command.Streams{Out: w, Err: io.Discard}, Dir: func() (string, error) { return dir, nil }}
+	ended := make(chan error, 1)
+	go func() {
+		c := New(env)
+		c.SetArgs([]string{"tail", "-f", "-n", "1", "--kind", "exec"})
+		err := c.ExecuteContext(ctx)
+		w.Close()
+		ended <- err
+	}()
+	lines := bufio.NewScanner(r)
+	next := func(want string) {
+		t.Helper()
+		if !lines.Scan() || !strings.HasSuffix(lines.Text(), want) {
+			t.Fatalf("%q, want %s", lines.Text(), want)
+		}
+	}
+	next("n=2")
+	add(t, l, audit.KindSignal, "aa", map[string]any{"n": 3})
+	add(t, l, audit.KindExec, "aa", map[string]any{"n": 4})
+	next("n=4")
+	add(t, l, audit.KindExec, "bb", map[string]any{"n": 5})
+	next("n=5")
+	cancel()
+	if err := <-ended; err != nil || lines.Scan() {
+		t.Errorf("ended with %v and %q", err, lines.Text())
+	}
+}
