@@ -30,7 +30,7 @@ func keeperMain(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open sandbox directory: %w", err)
 	}
-	records, err := audit.OpenLog(filepath.Join(launch.Dir, launch.AuditDir), launch.AuditKey)
+	records, err := audit.OpenLog(filepath.Join(launch.SandboxDir, launch.AuditDir), launch.AuditKey)
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func keeperMain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := dir.Mkdir(vmmDir, 0o700); err != nil && !os.IsExist(err) {
+	if err := os.Mkdir(filepath.Join(launch.SandboxDir, vmmDir), 0o700); err != nil && !os.IsExist(err) {
 		return fmt.Errorf("make the VMM's directory: %w", err)
 	}
 	listener, err := keeper.Listen(launch.Dir)
@@ -50,7 +50,7 @@ func keeperMain(ctx context.Context) error {
 		Driver: driver,
 		Confinement: vm.Confinement{
 			Level: launch.Config.Spec.Confinement, UID: launch.UID, GID: launch.UID,
-			Dir: filepath.Join(launch.Dir, vmmDir),
+			Dir: filepath.Join(launch.SandboxDir, vmmDir),
 		},
 		Parts: func(ctx context.Context) (*keeper.Parts, error) { return openParts(ctx, launch, log) },
 		Audit: records, Dir: dir, Log: log,
@@ -88,7 +88,7 @@ func openParts(ctx context.Context, launch keeper.Launch, log *slog.Logger) (*ke
 	if err != nil {
 		return nil, err
 	}
-	disk, err := os.OpenFile(filepath.Join(launch.Dir, engine.ScratchName), os.O_RDWR, 0)
+	disk, err := os.OpenFile(filepath.Join(launch.SandboxDir, engine.ScratchName), os.O_RDWR, 0)
 	if err != nil {
 		parts.Close()
 		return nil, fmt.Errorf("open the writable disk: %w", err)

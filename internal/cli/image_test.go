@@ -29,7 +29,7 @@ func creel(t *testing.T) (run func(args ...string) (stdout, stderr string, code 
 		var out, errs bytes.Buffer
 		code := Main(t.Context(), Env{
 			Streams: Streams{In: null, Out: &out, Err: &errs}, Logging: &Logging{},
-			Open:    func(context.Context) (*App, error) { return &App{Images: store}, nil },
+			Open: func(context.Context) (*App, error) { return &App{Images: store}, nil },
 		}, args)
 		return out.String(), errs.String(), code
 	}
@@ -83,7 +83,7 @@ func TestImageErrorsSayWhatToDo(t *testing.T) {
 	run := creel(t)
 	for want, args := range map[string][]string{
 		"creel image ls":     {"image", "inspect", "nothing"},
-		"--platform":         {"image", "pull", "--platform", "x", "127.0.0.1:1/a"},
+		"--platform":         {"image", "pull", "--platform", "a/b/c/d", "127.0.0.1:1/a"},
 		"creel image pull":   {"image", "tag", "nothing", "else"},
 		"no such file":       {"image", "load", "-i", "/does/not/exist"},
 		"is not a command":   {"image", "fetch"},

@@ -3,8 +3,6 @@ package cli
 import (
 	"bytes"
 	"fmt"
-	"io/fs"
-	"os"
 	"strconv"
 	"time"
 
@@ -44,7 +42,7 @@ func newLogs(env Env) *cobra.Command {
 			if !f.Record.Config.Spec.Keep {
 				return fmt.Errorf("sandbox %s keeps no log: it runs in the foreground", args[0])
 			}
-			dir := os.DirFS(app.Engine.SandboxDir(f.Record.Config.Spec.ID))
+			dir := app.Engine.KeeperDir(f.Record.Config.Spec.ID)
 			if err := v.skipToTail(dir); err != nil {
 				return err
 			}
@@ -86,7 +84,7 @@ func (v *logView) parse(now time.Time) error {
 }
 
 // skipToTail counts the lines that are there.
-func (v *logView) skipToTail(dir fs.FS) error {
+func (v *logView) skipToTail(dir string) error {
 	if v.last < 0 {
 		return nil
 	}

@@ -138,9 +138,6 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), rec.Config.Spec.Resources.DiskBytes, kind); err != nil {
 		return nil, fmt.Errorf("make the writable disk: %w", err)
 	}
-	if err := e.handOver(rec); err != nil {
-		return nil, err
-	}
 	sb, err := e.bringUp(ctx, rec, key, lock)
 	if err != nil {
 		return nil, err

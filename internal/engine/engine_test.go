@@ -21,6 +21,7 @@ import (
 	"creel/internal/undo"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // holdEnv makes the test binary reserve a sandbox, say so, and hold it.
@@ -233,20 +234,72 @@ func TestReconcileHalfMadeSandboxes(t *testing.T) {
 	}
 }
 
-func TestNewerRecordIsRefused(t *testing.T) {
+// A sandbox that another creel made, or whose record is damaged, is left alone
+// and keeps nobody from the others.
+func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
-	if err != nil {
+	newer, garbage, fine := recordNamed("newer", true), recordNamed("garbage", true), recordNamed("fine", true)
+	for _, rec := range []*Record{&newer, &garbage, &fine} {
+		lock, err := e.reserve(rec, &undo.Stack{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+	}
+	newer.Version++
+	if err := e.writeRecord(newer); err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Close()
-	rec.Version++
-	if err := e.writeRecord(rec); err != nil {
+	id := garbage.Config.Spec.ID
+	if err := os.WriteFile(filepath.Join(e.SandboxDir(id), recordName), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.List(t.Context()); err == nil || !strings.Contains(err.Error(), "another creel") {
-		t.Errorf("error %v", err)
+	found, err := e.List(t.Context())
+	if err != nil || len(found) != 1 || found[0].Record.Config.Spec.Name != "fine" {
+		t.Errorf("found %+v, %v", found, err)
+	}
+	for _, rec := range []Record{newer, garbage} {
+		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
+			t.Errorf("%s is gone: %v", rec.Config.Spec.Name, err)
+		}
+	}
+}
+
+// A keeper that a guest has taken over can lay what it likes into its own
+// directory. Each of these would make a careless reader follow, wait or fail.
+func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
+	for name, lay := range map[string]func(path string) error{
+		"a pipe":          func(p string) error { return unix.Mkfifo(p, 0o666) },
+		"a link":          func(p string) error { return os.Symlink("/etc/passwd", p) },
+		"a directory":     func(p string) error { return os.Mkdir(p, 0o755) },
+		"garbage":         func(p string) error { return os.WriteFile(p, []byte("{"), 0o600) },
+		"another's words": func(p string) error { return os.WriteFile(p, []byte(`{"id":"x","name":"y","state":"running"}`), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := engineIn(t.TempDir(), &ledger{})
+			rec := recordNamed("otter", true)
+			lock, err := e.reserve(&rec, &undo.Stack{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			run := e.KeeperDir(rec.Config.Spec.ID)
+			for _, file := range []string{"status.json", "status.json.new"} {
+				if err := lay(filepath.Join(run, file)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lock.Close() // the keeper dies
+			found, err := e.Find(t.Context(), "otter")
+			if err != nil || found.Record.Config.Spec.Name != "otter" || found.Status.Name != "otter" || found.Running() {
+				t.Errorf("found %+v, %v", found, err)
+			}
+			if err := e.Remove(t.Context(), found, false); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat("/etc/passwd"); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -40,9 +40,6 @@ func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
 	steps.Push("audit log", func() error {
 		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(id), filepath.Join(dir, rec.auditDir))
 	})
-	if err := e.handOver(rec); err != nil {
-		return nil, err
-	}
 	sb, err := e.bringUp(ctx, rec, key, lock)
 	if err != nil {
 		return nil, err

@@ -33,7 +33,7 @@ func (f Found) Running() bool {
 // killed processes left.
 func (e *Engine) List(ctx context.Context) ([]Found, error) {
 	if err := e.Reconcile(ctx); err != nil {
-		return nil, err
+		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
 	}
 	recs, err := e.records()
 	if err != nil {
@@ -45,8 +45,8 @@ func (e *Engine) List(ctx context.Context) ([]Found, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed since
 		}
-		if err != nil {
-			return nil, err
+		if err != nil { // its keeper wrote nonsense
+			status.State, status.ExitCode, status.Error = sandbox.StateLost, sandbox.ExitCreel, err.Error()
 		}
 		out = append(out, Found{rec, status})
 	}
@@ -57,10 +57,9 @@ func (e *Engine) List(ctx context.Context) ([]Found, error) {
 // status reads what the keeper last said; before its first word the sandbox is
 // created.
 func (e *Engine) status(rec Record) (sandbox.Status, error) {
-	dir := e.SandboxDir(rec.Config.Spec.ID)
-	status, err := keeper.ReadStatus(dir)
+	status, err := keeper.ReadStatus(e.KeeperDir(rec.Config.Spec.ID))
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(dir); err != nil {
+		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
 			return status, err
 		}
 		return sandbox.Status{
@@ -68,7 +67,7 @@ func (e *Engine) status(rec Record) (sandbox.Status, error) {
 			TemplateDigest: rec.Config.Template,
 		}, nil
 	}
-	status.Name = rec.Config.Spec.Name // it may have been renamed
+	status.ID, status.Name = rec.Config.Spec.ID, rec.Config.Spec.Name // it may have been renamed
 	return status, err
 }
 
@@ -104,7 +103,7 @@ func (e *Engine) Connect(ctx context.Context, f Found) (*keeper.Client, error) {
 	if !f.Running() {
 		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
 	}
-	return keeper.Dial(ctx, e.SandboxDir(spec.ID))
+	return keeper.Dial(ctx, e.KeeperDir(spec.ID))
 }
 
 // Remove deletes a sandbox. One that runs is refused, or with force killed.
@@ -118,6 +117,14 @@ func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 			return err
 		}
 	}
+	lock, err := e.claim(spec.ID)
+	if err != nil {
+		return err
+	}
+	if lock == nil {
+		return fmt.Errorf("sandbox %s is in use by another command; try again when that has ended", spec.Name)
+	}
+	defer lock.Close()
 	return e.remove(ctx, spec.ID)
 }
 
@@ -182,17 +189,17 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 	}
 	status, err := e.status(rec)
 	if err != nil {
-		return err
+		status = sandbox.Status{ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, CreatedAt: rec.Created, Error: err.Error()}
 	}
 	if status.State != sandbox.StateExited {
 		status.State = sandbox.StateLost
 		status.ExitCode = sandbox.ExitCreel
 		status.Error = cmp.Or(status.Error, "its keeper was killed")
-		if err := keeper.WriteStatus(dir, status); err != nil {
+		if err := keeper.WriteStatus(e.KeeperDir(rec.Config.Spec.ID), status); err != nil {
 			return err
 		}
 	}
-	if err := e.opts.Ledger.CloseSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, auditName)); err != nil {
+	if err := e.closeLogs(ctx, rec.Config.Spec.ID); err != nil {
 		return err
 	}
 	if err := e.proveGone(ctx, rec, true); err != nil {

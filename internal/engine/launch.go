@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -33,7 +34,7 @@ type keeperProcess struct {
 func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	config, err := json.Marshal(keeper.Launch{
-		Version: keeper.Version, StateDir: e.opts.Dir, Dir: dir,
+		Version: keeper.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
 		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key, Config: rec.Config,
 	})
 	if err != nil {
@@ -118,12 +119,17 @@ func (kp *keeperProcess) wait(ctx context.Context) error {
 // explain adds the keeper's last words to an error of talking with it.
 func (kp *keeperProcess) explain(err error) error {
 	const enough = 2 << 10
-	data, readErr := os.ReadFile(kp.logPath)
-	if readErr != nil || len(data) == 0 {
+	log, openErr := os.Open(kp.logPath)
+	if openErr != nil {
 		return err
 	}
-	if len(data) > enough {
-		data = data[len(data)-enough:]
+	defer log.Close()
+	if info, statErr := log.Stat(); statErr == nil && info.Size() > enough {
+		log.Seek(-enough, io.SeekEnd) // at worst its first words are shown
+	}
+	data, readErr := io.ReadAll(io.LimitReader(log, enough))
+	if readErr != nil || len(data) == 0 {
+		return err
 	}
 	return fmt.Errorf("%w\nkeeper: %s", err, strings.TrimSpace(string(data)))
 }

@@ -40,10 +40,11 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 	if _, err := os.Lstat(filepath.Join(e.SandboxDir(id), settledName)); err == nil {
 		return nil // ended and kept; its lock is left to those who use its files
 	}
-	abandoned, err := e.abandoned(id)
-	if err != nil || !abandoned {
+	lock, err := e.claim(id)
+	if err != nil || lock == nil {
 		return err
 	}
+	defer lock.Close()
 	rec, err := e.record(id)
 	if err == nil && rec.Config.Spec.Keep {
 		return e.settle(ctx, rec)
@@ -58,34 +59,32 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 	return e.remove(ctx, id)
 }
 
-// abandoned reports whether nobody holds the sandbox's lock any more. Its
-// launcher makes the directory and takes the lock while it holds the store's
-// lock, so a directory without one, or with one that nobody holds, seen under
-// that lock, has a dead maker.
-func (e *Engine) abandoned(id sandbox.ID) (bool, error) {
-	path := filepath.Join(e.SandboxDir(id), lockName)
+// claim takes the lock of a sandbox that nobody looks after; nil says that
+// somebody does, or that it is gone. Its launcher makes the directory and takes
+// the lock while it holds the store's lock, so a directory without one, or
+// with one that nobody holds, seen under that lock, has a dead maker.
+func (e *Engine) claim(id sandbox.ID) (*os.File, error) {
 	store, err := e.lockStore()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer store.Close()
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(filepath.Join(e.SandboxDir(id), lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		_, err = os.Stat(e.SandboxDir(id))
-		return err == nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("open keeper lock: %w", err)
+		return nil, fmt.Errorf("open keeper lock: %w", err)
 	}
-	defer f.Close()
-	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
-	case nil:
-		return true, nil
-	case unix.EWOULDBLOCK:
-		return false, nil
-	default:
-		return false, fmt.Errorf("try keeper lock: %w", err)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
 	}
+	f.Close()
+	if err == unix.EWOULDBLOCK {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("try keeper lock: %w", err)
 }
 
 // Leftovers counts the sandboxes that the next [Engine.Reconcile] would act on.
@@ -103,7 +102,8 @@ func (e *Engine) Leftovers() (int, error) {
 		if _, err := os.Stat(filepath.Join(e.SandboxDir(id), settledName)); err == nil {
 			continue // ended and kept
 		}
-		if gone, err := e.abandoned(id); err == nil && gone {
+		if lock, err := e.claim(id); err == nil && lock != nil {
+			lock.Close()
 			n++
 		}
 	}

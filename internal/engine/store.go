@@ -26,14 +26,15 @@ const (
 	namesName     = "names"
 	storeLockName = "lock"
 
-	recordName   = "record.json"
-	lockName     = "keeper.lock"
-	logName      = "keeper.log"
-	auditName    = "audit"
-	settledName  = "settled" // a kept sandbox's audit log has been closed
-	ScratchName  = "scratch.img"
-	versionName  = "version"
-	stateVersion = "1"
+	recordName    = "record.json"
+	lockName      = "keeper.lock"
+	logName       = "keeper.log"
+	auditName     = "audit"
+	keeperDirName = "run"
+	settledName   = "settled" // a kept sandbox's audit log has been closed
+	ScratchName   = "scratch.img"
+	versionName   = "version"
+	stateVersion  = "1"
 
 	recordVersion = 1
 )
@@ -114,6 +115,12 @@ func (e *Engine) SandboxDir(id sandbox.ID) string {
 	return filepath.Join(e.opts.Dir, sandboxesName, string(id))
 }
 
+// KeeperDir is the part of it that belongs to its keeper: a keeper that was
+// taken over can write there and nowhere else. What it holds is not trusted.
+func (e *Engine) KeeperDir(id sandbox.ID) string {
+	return filepath.Join(e.SandboxDir(id), keeperDirName)
+}
+
 func (e *Engine) namePath(name string) string {
 	return filepath.Join(e.opts.Dir, namesName, name)
 }
@@ -142,6 +149,14 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make sandbox directory: %w", err)
 	}
+	if err := os.Mkdir(e.KeeperDir(id), 0o700); err != nil {
+		return nil, fmt.Errorf("make keeper directory: %w", err)
+	}
+	if rec.UID != 0 {
+		if err := os.Lchown(e.KeeperDir(id), rec.UID, rec.UID); err != nil {
+			return nil, fmt.Errorf("hand over keeper directory: %w", err)
+		}
+	}
 	lock, err := lockFile(filepath.Join(dir, lockName))
 	if err != nil {
 		return nil, err
@@ -166,7 +181,7 @@ func (e *Engine) writeRecord(rec Record) error {
 }
 
 // replaceFile leaves the old content or the new one, whenever this process or
-// the machine ends, and follows no link that a keeper may have laid there.
+// the machine ends.
 func replaceFile(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
@@ -248,20 +263,6 @@ func (e *Engine) freeUID() (int, error) {
 	}
 }
 
-// handOver gives the sandbox's directory to the user its keeper will be.
-func (e *Engine) handOver(rec Record) error {
-	if rec.UID == 0 {
-		return nil
-	}
-	dir := e.SandboxDir(rec.Config.Spec.ID)
-	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, rec.UID, rec.UID)
-	})
-}
-
 // records reads every sandbox's record. One that is half made has none yet.
 func (e *Engine) records() ([]Record, error) {
 	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
@@ -275,7 +276,8 @@ func (e *Engine) records() ([]Record, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			e.opts.Log.Warn("a sandbox is left out", "err", err)
+			continue
 		}
 		recs = append(recs, rec)
 	}
@@ -297,8 +299,23 @@ func (e *Engine) record(id sandbox.ID) (Record, error) {
 	return rec, nil
 }
 
-// remove deletes a sandbox that does not run, frees its name, and puts what is
-// left of it on record.
+// closeLogs puts the final roots of every run's log on the ledger: the task's,
+// and those of helpers that were killed.
+func (e *Engine) closeLogs(ctx context.Context, id sandbox.ID) error {
+	task := filepath.Join(e.SandboxDir(id), auditName)
+	helpers, err := filepath.Glob(task + ".*")
+	if err != nil {
+		return fmt.Errorf("find audit logs: %w", err)
+	}
+	var errs []error
+	for _, dir := range append(helpers, task) {
+		errs = append(errs, e.opts.Ledger.CloseSandbox(ctx, string(id), dir))
+	}
+	return errors.Join(errs...)
+}
+
+// remove deletes a sandbox, frees its name, and puts what is left of it on
+// record. The caller holds the keeper's lock.
 func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	store, err := e.lockStore()
 	if err != nil {
@@ -313,7 +330,7 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	if err != nil {
 		return err
 	}
-	closed := e.opts.Ledger.CloseSandbox(ctx, string(id), filepath.Join(dir, auditName))
+	closed := e.closeLogs(ctx, id)
 	if err := e.freeNameOf(id, rec.Config.Spec.Name); err != nil {
 		return err
 	}

@@ -15,14 +15,15 @@ import (
 
 // Launch is all that a launcher hands to a keeper process, by pipe.
 type Launch struct {
-	Version  int              `json:"version"`
-	StateDir string           `json:"stateDir"`
-	Dir      string           `json:"dir"`      // the sandbox's directory
-	UID      int              `json:"uid"`      // to become once everything is open; 0: stay
-	OwnerUID int              `json:"ownerUid"` // who may connect, beside root
-	AuditDir string           `json:"auditDir"` // of this run's log, in Dir
-	AuditKey audit.SandboxKey `json:"auditKey"`
-	Config   Config           `json:"config"`
+	Version    int              `json:"version"`
+	StateDir   string           `json:"stateDir"`
+	SandboxDir string           `json:"sandboxDir"` // what is opened before the keeper locks itself in
+	Dir        string           `json:"dir"`        // the keeper's own directory
+	UID        int              `json:"uid"`        // to become once everything is open; 0: stay
+	OwnerUID   int              `json:"ownerUid"`   // who may connect, beside root
+	AuditDir   string           `json:"auditDir"`   // of this run's log, in SandboxDir
+	AuditKey   audit.SandboxKey `json:"auditKey"`
+	Config     Config           `json:"config"`
 }
 
 // Descriptors that a keeper is started with. The third holds its lock, and is

@@ -138,7 +138,7 @@ func TestKeptRunSyncsItsDiskAndKeepsItsOutput(t *testing.T) {
 		t.Error("the guest was not told to write out its disk")
 	}
 	var out string
-	if err := ReadLog(os.DirFS(r.dir), func(e LogEntry) error { out += string(e.Data); return nil }); err != nil {
+	if err := ReadLog(r.dir, func(e LogEntry) error { out += string(e.Data); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out, "kept") {

@@ -33,7 +33,7 @@ func TestLogKeepsOutputExactly(t *testing.T) {
 		}
 	}
 	var got [][]byte
-	if err := ReadLog(root.FS(), func(e LogEntry) error {
+	if err := ReadLog(root.Name(), func(e LogEntry) error {
 		if e.Stream != 1+len(got)%2 {
 			t.Errorf("entry %d is of stream %d", len(got), e.Stream)
 		}
@@ -109,7 +109,7 @@ func TestReadLogLeavesOutAHalfWrittenLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	if err := ReadLog(root.FS(), func(LogEntry) error { n++; return nil }); err != nil || n != 1 {
+	if err := ReadLog(root.Name(), func(LogEntry) error { n++; return nil }); err != nil || n != 1 {
 		t.Errorf("%d entries, error %v", n, err)
 	}
 }
