@@ -83,7 +83,7 @@ func TestImageErrorsSayWhatToDo(t *testing.T) {
 	run := creel(t)
 	for want, args := range map[string][]string{
 		"creel image ls":     {"image", "inspect", "nothing"},
-		"--platform":         {"image", "pull", "--platform", "a/b/c/d", "127.0.0.1:1/a"},
+		"linux/amd64":        {"image", "pull", "--platform", "a/b/c/d", "127.0.0.1:1/a"},
 		"creel image pull":   {"image", "tag", "nothing", "else"},
 		"no such file":       {"image", "load", "-i", "/does/not/exist"},
 		"is not a command":   {"image", "fetch"},

@@ -155,7 +155,6 @@ func maxFileBytes(c vm.Config) int64 {
 	most := int64(minFileBytes)
 	for _, d := range c.Disks {
 		if d.File != nil && !d.ReadOnly {
-			most = max(most, d.MaxBytes)
 			if info, err := d.File.Stat(); err == nil {
 				most = max(most, info.Size())
 			}
