@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,20 +42,14 @@ func (r *Rig) Snapshot(t testing.TB) []string {
 // everything that is left of any run since the snapshot was taken.
 func (r *Rig) Clean(t testing.TB, before []string) {
 	t.Helper()
-	var mortal []Process
-	for _, p := range r.Processes() {
-		if p.Kind != Holder {
-			mortal = append(mortal, p)
-		}
+	for left := r.mortal(); len(left) > 0; left = r.mortal() {
+		Await(t, left...)
 	}
-	Await(t, mortal...)
 	if left := r.Must(t, "ps", "-aq"); left != "" {
 		t.Errorf("sandboxes are left: %s", left)
 	}
-	for _, p := range r.Processes() {
-		if p.Kind != Holder {
-			t.Errorf("%s is left: %q", p, p.Args)
-		}
+	for _, p := range r.mortal() {
+		t.Errorf("%s is left: %q", p, p.Args)
 	}
 	if diff := cmp.Diff(before, r.Snapshot(t)); diff != "" {
 		t.Errorf("the state directory is not what it was before (-before +after):\n%s", diff)
@@ -66,4 +61,9 @@ func (r *Rig) Clean(t testing.TB, before []string) {
 	if strings.Contains(string(mounts), r.State) {
 		t.Errorf("something is mounted in %s:\n%s", r.State, mounts)
 	}
+}
+
+// mortal are the processes that must not outlive their run.
+func (r *Rig) mortal() []Process {
+	return slices.DeleteFunc(r.Processes(), func(p Process) bool { return p.Kind == Holder })
 }

@@ -30,6 +30,8 @@ type Process struct {
 	PID, Parent int
 	Kind        Kind
 	Args        []string
+
+	ended bool // and not reaped: still the parent of what it has started
 }
 
 func (p Process) String() string { return fmt.Sprintf("%s %d", p.Kind, p.PID) }
@@ -48,7 +50,7 @@ func (r *Rig) Processes() []Process {
 	}
 	var ours []Process
 	for _, p := range all {
-		if r.owns(p, all) {
+		if !p.ended && r.owns(p, all) {
 			ours = append(ours, p)
 		}
 	}
@@ -83,7 +85,7 @@ func readProcess(pid int) (Process, bool) {
 	}
 	// The name in parentheses may hold anything.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 2 || fields[0] == "Z" || fields[0] == "X" {
+	if len(fields) < 2 {
 		return Process{}, false
 	}
 	parent, err := strconv.Atoi(fields[1])
@@ -95,7 +97,7 @@ func readProcess(pid int) (Process, bool) {
 		return Process{}, false
 	}
 	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
-	return Process{PID: pid, Parent: parent, Kind: kindOf(args), Args: args}, true
+	return Process{PID: pid, Parent: parent, Kind: kindOf(args), Args: args, ended: fields[0] == "Z" || fields[0] == "X"}, true
 }
 
 func kindOf(args []string) Kind {
