@@ -202,6 +202,10 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 	if err := e.closeLogs(ctx, rec.Config.Spec.ID); err != nil {
 		return err
 	}
+	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), keeper.SocketName) // a killed keeper leaves it
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the keeper's socket: %w", err)
+	}
 	if err := e.proveGone(ctx, rec, true); err != nil {
 		return err
 	}

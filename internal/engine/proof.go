@@ -36,14 +36,14 @@ func (e *Engine) proveGone(ctx context.Context, rec Record, kept bool) error {
 		found.Left = append(found.Left, left...)
 	}
 	if rec.UID != 0 {
-		left, err := processesOf(rec.UID)
+		left, err := processesOf(rec.UID, killGrace)
 		look("processes", left, err)
 	}
 	left, err := mountsBelow(dir)
 	look("mounts", left, err)
 	if kept {
 		found.Kept = []string{"record", "logs", "disk"}
-		left, err = there(filepath.Join(dir, keeper.SocketName))
+		left, err = there(filepath.Join(e.KeeperDir(id), keeper.SocketName))
 		look("socket", left, err)
 	} else {
 		left, err = there(dir)
@@ -62,9 +62,9 @@ func there(path string) ([]string, error) {
 }
 
 // processesOf lists the processes of a user whom only one sandbox has. One that
-// was killed a moment ago is given time to end; one that only waits for its
+// was killed a moment ago is given grace to end; one that only waits for its
 // parent to ask after it has ended.
-func processesOf(uid int) (left []string, err error) {
+func processesOf(uid int, grace time.Duration) (left []string, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func processesOf(uid int) (left []string, err error) {
 		if err != nil || !bytes.Contains(status, of) || bytes.Contains(status, []byte("\nState:\tZ")) {
 			continue // not there any more, or not its
 		}
-		if !ends(pid, killGrace) {
+		if !ends(pid, grace) {
 			left = append(left, "process "+e.Name())
 		}
 	}
