@@ -169,7 +169,7 @@ func TestReconcileAfterKill(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !tc.kept {
-				if len(after) != 0 || !cmp.Equal(l.kinds[:1], []string{"recovered"}) {
+				if len(after) != 0 || !cmp.Equal(l.kinds[:1], []string{"lost"}) {
 					t.Errorf("left %d, on record %v", len(after), l.kinds)
 				}
 				if entries, _ := os.ReadDir(filepath.Join(dir, namesName)); len(entries) != 0 {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/sandbox"
 
 	"golang.org/x/sys/unix"
@@ -52,8 +53,8 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	about := map[string]any{"reason": "its keeper and its launcher ended without releasing it"}
-	if err := e.opts.Ledger.Append(ctx, audit.Event{Kind: "recovered", Sandbox: string(id), Data: about}); err != nil {
+	about := event.Lost{Reason: "its keeper and its launcher ended without releasing it"}
+	if err := e.opts.Ledger.Append(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about}); err != nil {
 		return err
 	}
 	return e.remove(ctx, id)

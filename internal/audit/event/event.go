@@ -11,6 +11,7 @@ const (
 	KindConfined audit.Kind = "confined" // the processes around the VM are locked in
 	KindStep     audit.Kind = "step"     // a step of the start, or of a pause, is about to be done
 	KindCopied   audit.Kind = "copied"   // files have gone in or out
+	KindLost     audit.Kind = "lost"     // a sandbox that nobody looks after any more was found
 )
 
 // Admitted is what was asked for and let in; of a refused Spec, what was asked
@@ -91,4 +92,9 @@ type Cleanup struct {
 	Checked  []string `json:"checked,omitempty"`
 	Left     []string `json:"left,omitempty"`
 	Kept     []string `json:"kept,omitempty"` // left on purpose, until the sandbox is removed
+}
+
+// Lost is why a sandbox is about to be removed that nobody had released.
+type Lost struct {
+	Reason string `json:"reason"`
 }
