@@ -11,6 +11,7 @@ import (
 
 	"creel/internal/cli/auditcmd"
 	"creel/internal/cli/command"
+	"creel/internal/cli/imagecmd"
 	"creel/internal/cli/policycmd"
 	"creel/internal/doctor"
 	"creel/internal/engine"
@@ -90,11 +91,38 @@ func Root(env Env) *cobra.Command {
 	root.AddCommand(
 		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
 		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
-		newImage(env), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env), newVersion(env),
+		imagecmd.New(imageEnv(env)), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env), newVersion(env),
 		policycmd.New(policyEnv(env)), auditcmd.New(auditEnv(env)), auditcmd.NewReceipt(auditEnv(env)),
 	)
 	env.Logging.register(root)
 	return root
+}
+
+func imageEnv(env Env) imagecmd.Env {
+	return imagecmd.Env{
+		Streams: env.Streams,
+		Open: func(ctx context.Context) (*imagecmd.Store, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return app.imageStore(), nil
+		},
+	}
+}
+
+func (a *App) imageStore() *imagecmd.Store {
+	return &imagecmd.Store{
+		Store: a.Images, Registry: a.Registry, PruneAfter: a.PruneAfter,
+		InUse: func(ctx context.Context) (map[string]bool, error) {
+			found, err := a.Engine.List(ctx)
+			used := map[string]bool{}
+			for _, f := range found {
+				used[f.Record.ImageID] = true
+			}
+			return used, err
+		},
+	}
 }
 
 func policyEnv(env Env) policycmd.Env {

@@ -51,6 +51,9 @@ func execIn(ctx context.Context, env Env, ref string, p sandbox.Process) error {
 	if err != nil {
 		return err
 	}
+	if err := app.Engine.AdmitExec(ctx, f, p.Env, progressTo(env)); err != nil {
+		return err
+	}
 	task := f.Record.Config.Process
 	p.Env = append(append([]string{}, task.Env...), p.Env...)
 	if p.User == "" {

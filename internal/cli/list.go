@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/template"
 	"time"
 
 	"creel/internal/cli/command"
@@ -61,15 +60,15 @@ func newPS(env Env) *cobra.Command {
 
 func newPSRow(f engine.Found, long bool) psRow {
 	spec := f.Record.Config.Spec
-	id, command := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
+	id, words := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
 	if long {
 		id = string(spec.ID)
-	} else if runes := []rune(command); len(runes) > 30 {
-		command = string(runes[:29]) + "…"
+	} else if runes := []rune(words); len(runes) > 30 {
+		words = string(runes[:29]) + "…"
 	}
 	return psRow{
-		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", command),
-		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: ago(f.Record.Created),
+		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
+		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: command.Ago(f.Record.Created),
 		State: string(f.Status.State), Status: describe(f.Status), Labels: spec.Labels,
 	}
 }
@@ -84,7 +83,7 @@ func describe(s sandbox.Status) string {
 		}
 		return up
 	case sandbox.StateExited:
-		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, ago(s.FinishedAt))
+		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
 	case sandbox.StateLost:
 		return "Lost: " + s.Error
 	default:
@@ -97,34 +96,13 @@ func printRows(w io.Writer, rows []psRow, quiet bool, format string) error {
 		format = "{{.ID}}"
 	}
 	if format != "table" {
-		return printEach(w, rows, format)
+		return command.PrintEach(w, rows, format)
 	}
 	t := command.Table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
 	for _, r := range rows {
 		command.Row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Names)
 	}
 	return t.Flush()
-}
-
-// printEach prints values as JSON lines or by a Go template.
-func printEach[T any](w io.Writer, values []T, format string) error {
-	if format == "json" {
-		format = "{{json .}}"
-	}
-	t, err := template.New("format").Funcs(template.FuncMap{
-		"json": func(v any) (string, error) { b, err := json.Marshal(v); return string(b), err },
-		"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper,
-	}).Parse(format)
-	if err != nil {
-		return fmt.Errorf("--format: %w", err)
-	}
-	for _, v := range values {
-		if err := t.Execute(w, v); err != nil {
-			return fmt.Errorf("--format: %w", err)
-		}
-		fmt.Fprintln(w)
-	}
-	return nil
 }
 
 // filterSet holds --filter values: of one key any may match, of each key one must.
@@ -192,7 +170,7 @@ func newInspect(env Env) *cobra.Command {
 				all = append(all, f)
 			}
 			if format != "" {
-				return printEach(env.Out, all, format)
+				return command.PrintEach(env.Out, all, format)
 			}
 			enc := json.NewEncoder(env.Out)
 			enc.SetIndent("", "  ")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"creel/internal/cli/auditcmd"
+	"creel/internal/cli/imagecmd"
 	"creel/internal/config"
 	"creel/internal/engine"
 	"creel/internal/keeper"
@@ -67,7 +68,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	starting, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	sb, err := app.Engine.Create(starting, spec, progressTo(env), func(ctx context.Context) error {
-		return ensureImage(ctx, env, app, spec.Image, f)
+		return imagecmd.Ensure(ctx, env.Err, app.imageStore(), spec.Image, imagecmd.Wanted{When: f.pull, Platform: f.platform, Quiet: f.quiet})
 	})
 	stop()
 	if err != nil {

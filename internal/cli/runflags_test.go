@@ -100,6 +100,7 @@ func TestRunFlagsRefuse(t *testing.T) {
 		"--env-file":            {"--env-file", "/does/not/exist", "debian"},
 		"--label \"=x\"":        {"-l", "=x", "debian"},
 		"--tmpfs \"/t:colour\"": {"--tmpfs", "/t:colour", "debian"},
+		"--pull \"perhaps\"":    {"--pull", "perhaps", "debian"},
 		"--restart always":      {"--restart", "always", "debian"},
 		"--rm with -d":          {"--rm", "-d", "debian"},
 	} {

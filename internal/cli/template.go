@@ -79,7 +79,7 @@ func newTemplateList(env Env) *cobra.Command {
 			}
 			w := command.Table(env.Out, "TEMPLATE", "IMAGE", "SHAPE", "ACCEL", "KERNEL", "CREATED")
 			for _, m := range manifests {
-				command.Row(w, shortID(m.Digest), shortID(m.Image), m.Shape.String(), string(m.Accel), m.Kernel.Version, ago(m.Created))
+				command.Row(w, command.ShortID(m.Digest), command.ShortID(m.Image), m.Shape.String(), string(m.Accel), m.Kernel.Version, command.Ago(m.Created))
 			}
 			return w.Flush()
 		},

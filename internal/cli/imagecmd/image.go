@@ -1,6 +1,9 @@
-package cli
+// Package imagecmd is the commands about images, and the pull before a run. It
+// must not know tasks, and must not decide what an image is used for.
+package imagecmd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,18 +13,34 @@ import (
 
 	"creel/internal/cli/command"
 	"creel/internal/image"
+	"creel/internal/image/registry"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
 
-func newImage(env Env) *cobra.Command {
-	return command.Group("image", "Manage images",
-		newImagePull(env), newImagePush(env), newImageTag(env), newImageInspect(env), newImageSave(env), newImagePrune(env),
-		newImageLoad(env), newImageImport(env), newImageList(env), newImageRemove(env))
+// Env is what the commands need of the rest.
+type Env struct {
+	command.Streams
+	Open func(context.Context) (*Store, error)
 }
 
-func newImageLoad(env Env) *cobra.Command {
+// Store is the images, and what is around them.
+type Store struct {
+	*image.Store
+	Registry   registry.Options
+	PruneAfter time.Duration // younger images without a name stay
+	// InUse tells which images, by ID, sandboxes were made from.
+	InUse func(context.Context) (map[string]bool, error)
+}
+
+// New is `creel image`.
+func New(env Env) *cobra.Command {
+	return command.Group("image", "Manage images", newPull(env), newLoad(env), newImport(env), newList(env),
+		newInspect(env), newTag(env), newSave(env), newPush(env), newRemove(env), newPrune(env))
+}
+
+func newLoad(env Env) *cobra.Command {
 	var input string
 	c := &cobra.Command{
 		Use:   "load [-i FILE|DIRECTORY]",
@@ -30,21 +49,21 @@ func newImageLoad(env Env) *cobra.Command {
 			"  creel image load -i images.tar",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
 			var images []image.Image
 			if input == "" || input == "-" {
-				images, err = app.Images.Load(c.Context(), env.In)
+				images, err = store.Load(c.Context(), env.In)
 			} else {
-				images, err = app.Images.LoadPath(c.Context(), input)
+				images, err = store.LoadPath(c.Context(), input)
 			}
 			if err != nil {
 				return err
 			}
 			for _, img := range images {
-				fmt.Fprintf(env.Out, "loaded %s\n", strings.Join(append(img.Names, shortID(img.ID)), " "))
+				fmt.Fprintf(env.Out, "loaded %s\n", strings.Join(append(img.Names, command.ShortID(img.ID)), " "))
 			}
 			return nil
 		},
@@ -53,7 +72,7 @@ func newImageLoad(env Env) *cobra.Command {
 	return c
 }
 
-func newImageImport(env Env) *cobra.Command {
+func newImport(env Env) *cobra.Command {
 	var cfg image.Config
 	c := &cobra.Command{
 		Use:   "import FILE|- NAME[:TAG]",
@@ -62,7 +81,7 @@ func newImageImport(env Env) *cobra.Command {
 			"  docker export web | creel image import - web:copy",
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
@@ -75,11 +94,11 @@ func newImageImport(env Env) *cobra.Command {
 				defer f.Close()
 				from = f
 			}
-			img, err := app.Images.Import(c.Context(), from, args[1], cfg)
+			img, err := store.Import(c.Context(), from, args[1], cfg)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(env.Out, "imported %s %s\n", strings.Join(img.Names, " "), shortID(img.ID))
+			fmt.Fprintf(env.Out, "imported %s %s\n", strings.Join(img.Names, " "), command.ShortID(img.ID))
 			return nil
 		},
 	}
@@ -91,15 +110,15 @@ func newImageImport(env Env) *cobra.Command {
 	return c
 }
 
-func newImageList(env Env) *cobra.Command {
+func newList(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Short: "List images", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
-			images, err := app.Images.List(c.Context())
+			images, err := store.List(c.Context())
 			if err != nil {
 				return err
 			}
@@ -110,7 +129,7 @@ func newImageList(env Env) *cobra.Command {
 					names = []string{"<none>"}
 				}
 				for _, n := range names {
-					command.Row(w, n, shortID(img.ID), ago(img.Created), units.HumanSize(float64(img.SizeBytes)))
+					command.Row(w, n, command.ShortID(img.ID), command.Ago(img.Created), units.HumanSize(float64(img.SizeBytes)))
 				}
 			}
 			return w.Flush()
@@ -118,19 +137,19 @@ func newImageList(env Env) *cobra.Command {
 	}
 }
 
-func newImageRemove(env Env) *cobra.Command {
+func newRemove(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm IMAGE...", Short: "Remove images",
 		Example: "  creel image rm web:copy",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
 			var errs []error
 			for _, ref := range args {
-				if _, err := app.Images.Remove(c.Context(), ref); err != nil {
+				if _, err := store.Remove(c.Context(), ref); err != nil {
 					errs = append(errs, err)
 					continue
 				}
@@ -139,17 +158,4 @@ func newImageRemove(env Env) *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
-}
-
-// shortID is the first twelve digits of a digest.
-func shortID(digest string) string {
-	_, hex, _ := strings.Cut(digest, ":")
-	return hex[:min(len(hex), 12)]
-}
-
-func ago(t time.Time) string {
-	if t.IsZero() || t.Unix() <= 0 {
-		return "-"
-	}
-	return units.HumanDuration(time.Since(t)) + " ago"
 }

@@ -1,4 +1,4 @@
-package cli
+package imagecmd
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"creel/internal/cli/command"
 	"creel/internal/image"
 
 	"github.com/containerd/errdefs"
@@ -17,7 +18,7 @@ import (
 	"golang.org/x/term"
 )
 
-func newImagePull(env Env) *cobra.Command {
+func newPull(env Env) *cobra.Command {
 	var platform string
 	var quiet bool
 	c := &cobra.Command{
@@ -25,13 +26,13 @@ func newImagePull(env Env) *cobra.Command {
 		Example: "  creel image pull debian:bookworm\n  creel image pull --platform linux/amd64 127.0.0.1:5000/tools",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
-			img, err := pull(c.Context(), env, app, args[0], platform, quiet)
+			img, err := pull(c.Context(), env.Err, store, args[0], Wanted{Platform: platform, Quiet: quiet})
 			if err == nil {
-				fmt.Fprintf(env.Out, "pulled %s %s\n", strings.Join(img.Names, " "), shortID(img.ID))
+				fmt.Fprintf(env.Out, "pulled %s %s\n", strings.Join(img.Names, " "), command.ShortID(img.ID))
 			}
 			return err
 		},
@@ -41,43 +42,51 @@ func newImagePull(env Env) *cobra.Command {
 	return c
 }
 
-func pull(ctx context.Context, env Env, app *App, ref, platform string, quiet bool) (image.Image, error) {
-	o := image.PullOptions{Registry: app.Registry, Platform: platform}
-	if !quiet {
-		p := newProgress(env.Err)
+// Wanted says how an image is pulled.
+type Wanted struct {
+	When     string // missing, always or never
+	Platform string // "": this machine's
+	Quiet    bool   // no progress
+}
+
+func pull(ctx context.Context, w io.Writer, store *Store, ref string, wanted Wanted) (image.Image, error) {
+	o := image.PullOptions{Registry: store.Registry, Platform: wanted.Platform}
+	if !wanted.Quiet {
+		p := newProgress(w)
 		defer p.end()
 		o.Progress = p.event
 	}
-	return app.Images.Pull(ctx, ref, o)
+	return store.Pull(ctx, ref, o)
 }
 
-// ensureImage does what --pull says before a run.
-func ensureImage(ctx context.Context, env Env, app *App, ref string, f *runFlags) error {
-	_, err := app.Images.Resolve(ctx, ref)
+// Ensure pulls an image before a run, where that is wanted; w gets the
+// progress.
+func Ensure(ctx context.Context, w io.Writer, store *Store, ref string, wanted Wanted) error {
+	_, err := store.Resolve(ctx, ref)
 	missing := errdefs.IsNotFound(err)
-	if f.pull == "never" || f.pull == "missing" && !missing {
+	if wanted.When == "never" || wanted.When == "missing" && !missing {
 		return err
 	}
 	if missing {
-		fmt.Fprintf(env.Err, "creel: %s is not here; pulling it\n", ref)
+		fmt.Fprintf(w, "creel: %s is not here; pulling it\n", ref)
 	}
-	_, err = pull(ctx, env, app, ref, f.platform, f.quiet)
+	_, err = pull(ctx, w, store, ref, wanted)
 	return err
 }
 
-func newImagePush(env Env) *cobra.Command {
+func newPush(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "push IMAGE", Short: "Send an image to the registry that its name tells",
 		Example: "  creel image tag tools 127.0.0.1:5000/tools\n  creel image push 127.0.0.1:5000/tools",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
 			p := newProgress(env.Err)
 			defer p.end()
-			at, err := app.Images.Push(c.Context(), args[0], image.PushOptions{Registry: app.Registry, Progress: p.event})
+			at, err := store.Push(c.Context(), args[0], image.PushOptions{Registry: store.Registry, Progress: p.event})
 			if err == nil {
 				fmt.Fprintln(env.Out, at)
 			}
@@ -86,40 +95,40 @@ func newImagePush(env Env) *cobra.Command {
 	}
 }
 
-func newImageTag(env Env) *cobra.Command {
+func newTag(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "tag IMAGE NAME[:TAG]", Short: "Give an image one more name",
 		Example: "  creel image tag debian:latest base:2026-11", Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
-			return app.Images.Tag(c.Context(), args[0], args[1])
+			return store.Tag(c.Context(), args[0], args[1])
 		},
 	}
 }
 
-func newImageInspect(env Env) *cobra.Command {
+func newInspect(env Env) *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use: "inspect IMAGE...", Short: "Show all that is known of images",
 		Example: "  creel image inspect --format '{{.ID}} {{.Config.Cmd}}' debian", Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
 			var all []image.Details
 			for _, ref := range args {
-				d, err := app.Images.Inspect(c.Context(), ref)
+				d, err := store.Inspect(c.Context(), ref)
 				if err != nil {
 					return err
 				}
 				all = append(all, d)
 			}
 			if format != "" {
-				return printEach(env.Out, all, format)
+				return command.PrintEach(env.Out, all, format)
 			}
 			enc := json.NewEncoder(env.Out)
 			enc.SetIndent("", "  ")
@@ -130,13 +139,13 @@ func newImageInspect(env Env) *cobra.Command {
 	return c
 }
 
-func newImageSave(env Env) *cobra.Command {
+func newSave(env Env) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "save [-o FILE] IMAGE...", Short: "Write images as an archive that Docker and Creel load",
 		Example: "  creel image save -o images.tar debian", Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
@@ -144,9 +153,9 @@ func newImageSave(env Env) *cobra.Command {
 				if f, ok := env.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 					return fmt.Errorf("an archive is not for a terminal; use -o FILE, or a pipe")
 				}
-				return app.Images.Save(c.Context(), args, env.Out)
+				return store.Save(c.Context(), args, env.Out)
 			}
-			return writeFile(output, func(w io.Writer) error { return app.Images.Save(c.Context(), args, w) })
+			return writeFile(output, func(w io.Writer) error { return store.Save(c.Context(), args, w) })
 		},
 	}
 	c.Flags().StringVarP(&output, "output", "o", "", "write to this `file` (default standard output)")
@@ -170,32 +179,28 @@ func writeFile(path string, write func(io.Writer) error) error {
 	return os.Rename(f.Name(), path)
 }
 
-func newImagePrune(env Env) *cobra.Command {
+func newPrune(env Env) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use: "prune [-a]", Short: "Remove images without a name, and downloads that broke off",
 		Example: "  creel image prune", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			app, err := env.Open(c.Context())
+			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
-			found, err := app.Engine.List(c.Context())
+			used, err := store.InUse(c.Context())
 			if err != nil {
 				return err
 			}
-			used := map[string]bool{}
-			for _, f := range found {
-				used[f.Record.ImageID] = true
-			}
-			removed, err := app.Images.Prune(c.Context(), image.PruneOptions{
+			removed, err := store.Prune(c.Context(), image.PruneOptions{
 				All: all,
 				InUse: func(img image.Image) bool {
-					return used[img.ID] || !all && time.Since(img.Created) < app.PruneAfter
+					return used[img.ID] || !all && time.Since(img.Created) < store.PruneAfter
 				},
 			})
 			for _, id := range removed.Deleted {
-				fmt.Fprintf(env.Out, "removed %s\n", shortID(id))
+				fmt.Fprintf(env.Out, "removed %s\n", command.ShortID(id))
 			}
 			fmt.Fprintf(env.Out, "freed %s\n", units.BytesSize(float64(removed.FreedBytes)))
 			return err

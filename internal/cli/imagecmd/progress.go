@@ -1,4 +1,4 @@
-package cli
+package imagecmd
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/cli/command"
 	"creel/internal/image"
 
 	"github.com/docker/go-units"
@@ -98,7 +99,7 @@ func describeEvent(e image.Event) string {
 // partName is a digest cut short, or a name as it is.
 func partName(id string) string {
 	if strings.HasPrefix(id, "sha256:") {
-		return shortID(id)
+		return command.ShortID(id)
 	}
 	return id
 }

@@ -1,4 +1,4 @@
-package cli
+package imagecmd
 
 import (
 	"archive/tar"
@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"creel/internal/cli/command"
 	"creel/internal/image"
 	"creel/internal/image/imagetest"
 )
@@ -27,11 +28,17 @@ func creel(t *testing.T) (run func(args ...string) (stdout, stderr string, code 
 	t.Cleanup(func() { null.Close() })
 	return func(args ...string) (string, string, int) {
 		var out, errs bytes.Buffer
-		code := Main(t.Context(), Env{
-			Streams: Streams{In: null, Out: &out, Err: &errs}, Logging: &Logging{},
-			Open: func(context.Context) (*App, error) { return &App{Images: store}, nil },
-		}, args)
-		return out.String(), errs.String(), code
+		root := New(Env{
+			Streams: command.Streams{In: null, Out: &out, Err: &errs},
+			Open:    func(context.Context) (*Store, error) { return &Store{Store: store}, nil },
+		})
+		root.SetArgs(args)
+		root.SetOut(&out)
+		root.SetErr(&errs)
+		if err := root.Execute(); err != nil {
+			return out.String(), errs.String() + err.Error(), 1
+		}
+		return out.String(), errs.String(), 0
 	}
 }
 
@@ -46,24 +53,24 @@ func TestImageGoesThroughARegistry(t *testing.T) {
 	}
 	here, elsewhere := creel(t), creel(t)
 	for _, args := range [][]string{
-		{"image", "import", rootfs, "tools"}, {"image", "tag", "tools", there}, {"image", "push", there},
+		{"import", rootfs, "tools"}, {"tag", "tools", there}, {"push", there},
 	} {
 		if _, stderr, code := here(args...); code != 0 {
 			t.Fatalf("%q: code %d, %s", args, code, stderr)
 		}
 	}
-	out, progress, code := elsewhere("image", "pull", there)
+	out, progress, code := elsewhere("pull", there)
 	if code != 0 || !strings.HasPrefix(out, "pulled ") {
 		t.Fatalf("pull: code %d, %q, %s", code, out, progress)
 	}
 	if strings.Contains(progress, "\x1b") || !strings.Contains(progress, "done") {
 		t.Errorf("progress where nobody watches is %q, want plain lines", progress)
 	}
-	if out, _, _ := elsewhere("image", "inspect", "--format", "{{.Config.Cmd}}", there); out != "[/bin/sh]\n" {
+	if out, _, _ := elsewhere("inspect", "--format", "{{.Config.Cmd}}", there); out != "[/bin/sh]\n" {
 		t.Errorf("inspect says %q", out)
 	}
 	archive := filepath.Join(t.TempDir(), "tools.tar")
-	if _, stderr, code := elsewhere("image", "save", "-o", archive, there); code != 0 {
+	if _, stderr, code := elsewhere("save", "-o", archive, there); code != 0 {
 		t.Fatalf("save: %s", stderr)
 	}
 	f, err := os.Open(archive)
@@ -82,12 +89,11 @@ func TestImageGoesThroughARegistry(t *testing.T) {
 func TestImageErrorsSayWhatToDo(t *testing.T) {
 	run := creel(t)
 	for want, args := range map[string][]string{
-		"creel image ls":     {"image", "inspect", "nothing"},
-		"linux/amd64":        {"image", "pull", "--platform", "a/b/c/d", "127.0.0.1:1/a"},
-		"creel image pull":   {"image", "tag", "nothing", "else"},
-		"no such file":       {"image", "load", "-i", "/does/not/exist"},
-		"is not a command":   {"image", "fetch"},
-		"--pull \"perhaps\"": {"run", "--pull", "perhaps", "x"},
+		"creel image ls":   {"inspect", "nothing"},
+		"linux/amd64":      {"pull", "--platform", "a/b/c/d", "127.0.0.1:1/a"},
+		"creel image pull": {"tag", "nothing", "else"},
+		"no such file":     {"load", "-i", "/does/not/exist"},
+		"is not a command": {"fetch"},
 	} {
 		if _, stderr, code := run(args...); code == 0 || !strings.Contains(stderr, want) {
 			t.Errorf("%q: code %d, %q does not say %q", args, code, stderr, want)
