@@ -62,6 +62,27 @@ func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec, warn func(string
 	return nil
 }
 
+// AdmitExec is for one more process in a sandbox, with the variables that the
+// user gave it: the sandbox's tier holds for them too.
+func (e *Engine) AdmitExec(ctx context.Context, f Found, env []string, warn func(string)) error {
+	spec := f.Record.Config.Spec
+	over, warnings := e.opts.Tiers[spec.Tier].AdmitEnv(env)
+	for _, w := range warnings {
+		warn("warning: " + w.String())
+	}
+	if len(over) == 0 {
+		return nil // its keeper records it before it runs
+	}
+	var faults []string
+	for _, fault := range over {
+		faults = append(faults, tier.Hide(fault.String()))
+	}
+	err := e.opts.Ledger.Append(ctx, audit.Event{Kind: audit.KindRefused, Sandbox: string(spec.ID), Data: event.Admitted{
+		Name: spec.Name, Image: tier.Hide(spec.Image), Tier: spec.Tier, Policy: f.Record.PolicyDigest, Faults: faults,
+	}})
+	return errors.Join(&Refused{Tier: spec.Tier, Faults: faults}, err)
+}
+
 // judge lists everything that is wrong with a Spec in itself, and everything
 // in it that is over its tier's ceiling.
 func (e *Engine) judge(spec *sandbox.Spec) (rules int, faults []string, warnings policy.Faults) {

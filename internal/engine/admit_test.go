@@ -208,3 +208,26 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 		t.Errorf("there is %v", left)
 	}
 }
+
+func TestTheTierHoldsForOneMoreProcess(t *testing.T) {
+	token := "gh" + "p_" + strings.Repeat("aB3x", 9)
+	for name, refused := range map[string]bool{tier.Untrusted: true, tier.Restricted: true, tier.Trusted: false} {
+		e, _, _ := admitting(t)
+		var said string
+		f := Found{Record: Record{}}
+		f.Record.Config.Spec = modest(name)
+		err := e.AdmitExec(t.Context(), f, []string{"A=b", "TOKEN=" + token}, func(s string) { said += s })
+		got := records(t, e)
+		if (err != nil) != refused || (len(got) == 1) != refused || refused == strings.Contains(said, "-e TOKEN") {
+			t.Errorf("%s: %v, %q, %d records", name, err, said, len(got))
+		}
+		for _, r := range got {
+			if strings.Contains(string(r.Data), token) || !strings.Contains(string(r.Data), "-e TOKEN") {
+				t.Errorf("%s: on record is %s", name, r.Data)
+			}
+		}
+		if err := e.AdmitExec(t.Context(), f, []string{"A=b"}, func(s string) { t.Error(s) }); err != nil {
+			t.Errorf("%s: harmless: %v", name, err)
+		}
+	}
+}

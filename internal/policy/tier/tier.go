@@ -221,7 +221,14 @@ func (c *Ceiling) Admit(w Wish) (faults, warnings policy.Faults) {
 	if w.Reduced && !c.ReducedConfinement {
 		a.fault("confinement", "reduced is not enough here", "use full confinement")
 	}
-	for _, e := range w.Env {
+	envFaults, warnings := c.AdmitEnv(w.Env)
+	return append(a.faults, envFaults...), warnings
+}
+
+// AdmitEnv is Admit for the variables of one more process, NAME=value each, as
+// the user gave them.
+func (c *Ceiling) AdmitEnv(env []string) (faults, warnings policy.Faults) {
+	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
 		kind := SecretShape(value)
 		if kind == "" {
@@ -231,14 +238,16 @@ func (c *Ceiling) Admit(w Wish) (faults, warnings policy.Faults) {
 			Where: "-e " + name, Text: "the value looks like " + kind,
 			Mend: "leave it out, since the task could read it and send it on",
 		}
-		if c.SecretEnv == "warn" {
+		if c != nil && c.SecretEnv == "warn" {
 			warnings = append(warnings, f)
-		} else {
-			f.Text += ", which tier " + c.Name + " refuses"
-			a.faults = append(a.faults, f)
+			continue
 		}
+		if c != nil {
+			f.Text += ", which tier " + c.Name + " refuses"
+		}
+		faults = append(faults, f)
 	}
-	return a.faults, warnings
+	return faults, warnings
 }
 
 type admission struct {
