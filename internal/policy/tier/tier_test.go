@@ -2,6 +2,7 @@ package tier
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,9 @@ func fakeTokens() map[string]string {
 		"a Stripe key": "sk_" + "live_" + x(24), "an npm token": "np" + "m_" + x(36), "a PyPI token": "py" + "pi-" + x(60),
 		"a JSON Web Token": "ey" + "J" + x(20) + ".ey" + "J" + x(20) + "." + x(10), "a Hugging Face token": "h" + "f_" + x(34),
 		"a URL with a password": "postgres://user:" + x(12) + "@db.test/x", "a Docker token": "dckr" + "_pat_" + x(24),
+		"a Slack webhook": "https://hooks.slack" + ".com/services/" + x(24), "an OpenRouter key": "sk-or" + "-v1-" + strings.Repeat("0a", 32),
+		"a Google OAuth token": "ya" + "29." + x(24), "a Vault token": "hv" + "s." + x(24),
+		"a DigitalOcean token": "dop" + "_v1_" + strings.Repeat("0a", 32), "a SendGrid key": "S" + "G." + x(20) + "." + x(24),
 	}
 }
 
@@ -153,6 +157,24 @@ func TestParseFaults(t *testing.T) {
 	}
 	if _, err := Parse(nil); err == nil {
 		t.Error("an empty file is taken")
+	}
+}
+
+func TestEveryShapeIsTested(t *testing.T) {
+	for _, s := range shapes {
+		if fakeTokens()[s.kind] == "" {
+			t.Errorf("%s has no example", s.kind)
+		}
+	}
+}
+
+func TestHide(t *testing.T) {
+	for kind, value := range fakeTokens() {
+		got := HideAll([]string{"curl", "-H", "Authorization: Bearer " + value + " beside-it"})
+		want := []string{"curl", "-H", "[hidden: it looks like " + kind + "]"}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
