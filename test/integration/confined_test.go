@@ -245,7 +245,7 @@ func checkFiles(t *testing.T, r *rig.Rig, kind rig.Kind, pid int) {
 	common := []string{`/dev/null`, `pipe:.*`, `socket:.*`, `anon_inode:\[(eventpoll|eventfd|signalfd|pidfd|timerfd)\]`,
 		`/memfd:creel-memory \(deleted\)`, state + `/images/rootfs/.*\.ext4`, state + `/sandboxes/[0-9a-f]{32}/scratch\.img`}
 	if kind == rig.Keeper {
-		common = append(common, state+`/sandboxes/[0-9a-f]{32}(/(audit/log\.jsonl|keeper\.lock|keeper\.log|task\.log))?`,
+		common = append(common, state+`/sandboxes/[0-9a-f]{32}/(run|run/task\.log|audit/log\.jsonl|keeper\.lock|keeper\.log)`,
 			`/memfd:(creel-)?state \(deleted\)`, `/sys/fs/cgroup/.*`) // the last: Go's runtime watches its CPU limit
 	} else {
 		common = append(common, `/dev/kvm`, `anon_inode:kvm-.*`)
