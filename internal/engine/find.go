@@ -109,48 +109,49 @@ func (e *Engine) Connect(ctx context.Context, f Found) (*keeper.Client, error) {
 // Remove deletes a sandbox. One that runs is refused, or with force killed.
 func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 	spec := f.Record.Config.Spec
-	if f.Running() {
-		if !force {
-			return fmt.Errorf("sandbox %s is running; stop it first, or use rm -f", spec.Name)
-		}
-		if err := e.kill(ctx, f); err != nil {
-			return err
-		}
+	if f.Running() && !force {
+		return fmt.Errorf("sandbox %s is running; stop it first, or use rm -f", spec.Name)
 	}
-	lock, err := e.claim(spec.ID)
+	var lock *os.File
+	var err error
+	if f.Running() {
+		lock, err = e.kill(ctx, f)
+	} else {
+		lock, err = e.claim(spec.ID)
+	}
 	if err != nil {
 		return err
 	}
 	if lock == nil {
+		if _, err := os.Lstat(e.SandboxDir(spec.ID)); errors.Is(err, fs.ErrNotExist) {
+			return nil // removed by its launcher
+		}
 		return fmt.Errorf("sandbox %s is in use by another command; try again when that has ended", spec.Name)
 	}
 	defer lock.Close()
 	return e.remove(ctx, spec.ID)
 }
 
-// kill ends a run and waits until its keeper has let go of the sandbox.
-func (e *Engine) kill(ctx context.Context, f Found) error {
+// kill ends a run and waits until its keeper has let go of the sandbox, whose
+// lock it returns; nil says that the sandbox is gone.
+func (e *Engine) kill(ctx context.Context, f Found) (*os.File, error) {
 	client, err := e.Connect(ctx, f)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer client.Close()
 	if err := client.Kill(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	_, err = client.Wait(ctx)
-	if err != nil {
-		return err
+	if _, err = client.Wait(ctx); err != nil {
+		return nil, err
 	}
 	client.Close() // the keeper waits for its clients to go
 	lock, err := lockFile(filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), lockName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // removed by its launcher
+		return nil, nil // removed by its launcher
 	}
-	if err != nil {
-		return err
-	}
-	return lock.Close()
+	return lock, err
 }
 
 // Rename gives a sandbox another name, which must be free.
