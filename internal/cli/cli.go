@@ -211,6 +211,15 @@ func newKernel(env Env) *cobra.Command {
 	)
 }
 
+// likeDocker gives wrong usage of a command that runs something the exit code
+// of Creel's own failure: 1 would look like the task's.
+func likeDocker(c *cobra.Command) *cobra.Command {
+	args := c.Args
+	c.Args = func(c *cobra.Command, words []string) error { return creelFailed(args(c, words)) }
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return creelFailed(err) })
+	return c
+}
+
 // creelFailed gives an error of Creel's own the exit code that Docker's users
 // know.
 func creelFailed(err error) error {

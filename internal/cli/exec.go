@@ -35,7 +35,7 @@ func newExec(env Env) *cobra.Command {
 	fs.StringVarP(&p.User, "user", "u", "", "user, `name|uid[:group|gid]` (default: the task's)")
 	fs.StringVarP(&p.Dir, "workdir", "w", "", "working `directory` (default: the task's)")
 	fs.StringArrayVarP(&vars, "env", "e", nil, "set a variable, `NAME=value`")
-	return c
+	return likeDocker(c)
 }
 
 // execIn runs p beside a sandbox's task; what p leaves open is as the task's.

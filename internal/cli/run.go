@@ -49,7 +49,7 @@ func newRun(env Env) *cobra.Command {
 		},
 	}
 	f.register(c.Flags())
-	return c
+	return likeDocker(c)
 }
 
 // run does what `docker run` does: the task's streams are this process's, and
