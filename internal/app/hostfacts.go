@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,10 +52,10 @@ func vmmIdentity(ctx context.Context, driver *qemu.Driver, dir string) (template
 	return now.VMM, writeJSON(path, now)
 }
 
-// tscFacts keeps the first command line measured on this host.
+// tscFacts keeps the first measurement of this host's time stamp counter.
 type tscFacts struct {
-	BootID  string `json:"bootId"`
-	Cmdline string `json:"cmdline"`
+	BootID string `json:"bootId"` // of the last boot in which it was confirmed
+	KHz    uint64 `json:"khz"`
 }
 
 // maxTSCDrift is how far two measurements of one counter may lie apart, in
@@ -62,12 +63,12 @@ type tscFacts struct {
 const maxTSCDrift = 1e-4
 
 // bootCmdline is the guest kernel's command line. Under emulation it holds the
-// measured frequency of the host's counter, which comes out a little different
-// each time: the first measurement is kept for as long as later ones, one in
-// each boot of the host, agree with it, since a template is known by it.
+// frequency of the host's counter, which comes out a little different each
+// time: the first measurement is kept for as long as later ones, one in each
+// boot of the host, agree with it, since a template is known by it.
 func bootCmdline(dir string, a sandbox.Accel) (string, error) {
 	if a != sandbox.AccelTCG {
-		return qemu.Cmdline(a)
+		return qemu.Cmdline(a, 0), nil
 	}
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -76,33 +77,16 @@ func bootCmdline(dir string, a sandbox.Accel) (string, error) {
 	path := filepath.Join(dir, "tsc.json")
 	now := tscFacts{BootID: strings.TrimSpace(string(id))}
 	var known tscFacts
-	if readJSON(path, &known) && known.BootID == now.BootID {
-		return known.Cmdline, nil
+	if readJSON(path, &known) && known.BootID == now.BootID && known.KHz > 0 {
+		return qemu.Cmdline(a, known.KHz), nil
 	}
-	if now.Cmdline, err = qemu.Cmdline(a); err != nil {
+	if now.KHz, err = qemu.TSCKHz(); err != nil {
 		return "", err
 	}
-	if sameHost(known.Cmdline, now.Cmdline) {
-		now.Cmdline = known.Cmdline
+	if math.Abs(float64(known.KHz)-float64(now.KHz)) <= maxTSCDrift*float64(now.KHz) {
+		now.KHz = known.KHz
 	}
-	return now.Cmdline, writeJSON(path, now)
-}
-
-const tscOption = "tsc_early_khz="
-
-// sameHost reports whether two command lines differ in no more than the noise
-// of measuring one counter.
-func sameHost(a, b string) bool {
-	restA, khzA := cutTSC(a)
-	restB, khzB := cutTSC(b)
-	return restA == restB && max(khzA-khzB, khzB-khzA) <= maxTSCDrift*khzA
-}
-
-func cutTSC(cmdline string) (rest string, khz float64) {
-	before, after, _ := strings.Cut(cmdline, tscOption)
-	number, after, _ := strings.Cut(after, " ")
-	fmt.Sscan(number, &khz) // stays 0 where there is none
-	return before + after, khz
+	return qemu.Cmdline(a, now.KHz), writeJSON(path, now)
 }
 
 // readJSON reads a fact that can be learned again: one that is missing or

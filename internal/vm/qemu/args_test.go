@@ -77,11 +77,11 @@ func TestMachineIDIsTheDevicesNotTheirBacking(t *testing.T) {
 }
 
 func TestTSCFrequencyIsSteady(t *testing.T) {
-	a, err := tscKHz()
+	a, err := TSCKHz()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := tscKHz()
+	b, err := TSCKHz()
 	if err != nil {
 		t.Fatal(err)
 	}

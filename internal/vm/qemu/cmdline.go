@@ -11,28 +11,24 @@ import (
 )
 
 // Cmdline is the guest kernel's command line for a machine that boots. Under
-// emulation it holds the host's TSC frequency, measured for 20 ms: the guest
-// reads the host's counter and has no other clock to calibrate it by. It
-// differs by a few parts per million from call to call.
-func Cmdline(accel sandbox.Accel) (string, error) {
+// emulation it holds the host's TSC frequency in kHz, of [TSCKHz]: the guest
+// reads the host's counter and has no other clock to calibrate it by.
+func Cmdline(accel sandbox.Accel, khz uint64) string {
 	const common = "panic=-1 quiet no_timer_check init_on_alloc=0 cryptomgr.notests audit=0 apparmor=0"
 	if accel != sandbox.AccelTCG {
-		return common, nil
-	}
-	khz, err := tscKHz()
-	if err != nil {
-		return "", err
+		return common
 	}
 	// tsc=reliable besides the CPU's ARAT makes an idle guest tickless. There
 	// is no speculation to mitigate in translated code.
-	return fmt.Sprintf("%s mitigations=off tsc_early_khz=%d tsc=reliable", common, khz), nil
+	return fmt.Sprintf("%s mitigations=off tsc_early_khz=%d tsc=reliable", common, khz)
 }
 
 // rdtsc reads the time stamp counter.
 func rdtsc() uint64
 
-// tscKHz measures the counter against CLOCK_MONOTONIC_RAW.
-func tscKHz() (uint64, error) {
+// TSCKHz measures the counter against CLOCK_MONOTONIC_RAW for 20 ms. It comes
+// out differently by a few parts per million from call to call.
+func TSCKHz() (uint64, error) {
 	start, err := readClocks()
 	if err != nil {
 		return 0, err

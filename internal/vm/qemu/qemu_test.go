@@ -52,12 +52,12 @@ func fixtures(t *testing.T, level sandbox.Confinement) (*qemu.Driver, vmtest.Fix
 	if err := confine.Available(); err != nil && level == sandbox.ConfinementFull {
 		t.Skip(err)
 	}
-	cmdline, err := qemu.Cmdline(sandbox.AccelTCG)
+	khz, err := qemu.TSCKHz()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d, vmtest.Fixtures{
-		Kernel: filepath.Join(k.Dir, k.VMLinux.Name), Initrd: initrd(t, k), Cmdline: cmdline, Accel: sandbox.AccelTCG,
+		Kernel: filepath.Join(k.Dir, k.VMLinux.Name), Initrd: initrd(t, k), Cmdline: qemu.Cmdline(sandbox.AccelTCG, khz), Accel: sandbox.AccelTCG,
 		Confinement: func(t *testing.T) vm.Confinement {
 			return vm.Confinement{Level: level, UID: 20001, GID: 20001, Dir: t.TempDir()}
 		},
