@@ -1,0 +1,87 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"creel/internal/sandbox"
+	"creel/internal/template"
+)
+
+// healthy is a machine on which nothing but a kernel is missing.
+func healthy(t *testing.T) Deps {
+	t.Helper()
+	dir := t.TempDir()
+	return Deps{
+		StateDir: dir, KernelDir: filepath.Join(dir, "kernels"),
+		Accel: func(context.Context) (sandbox.Accel, string, error) {
+			return sandbox.AccelKVM, "it runs guest code", nil
+		},
+		Namespaces: func() error { return nil },
+		Templates:  func(context.Context) ([]template.Manifest, error) { return nil, nil },
+		Leftovers:  func() (int, error) { return 0, nil },
+	}
+}
+
+func find(t *testing.T, d Deps, name string) Finding {
+	t.Helper()
+	for _, f := range Check(t.Context(), d) {
+		if f.Name == name {
+			return f
+		}
+	}
+	t.Fatalf("no finding is named %s", name)
+	return Finding{}
+}
+
+func TestEachLackIsFoundWithItsMend(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(*Deps)
+		level Level
+		mend  string
+	}{
+		{"accelerator", func(*Deps) {}, OK, ""},
+		{"accelerator", func(d *Deps) {
+			d.Accel = func(context.Context) (sandbox.Accel, string, error) { return sandbox.AccelTCG, "stuck", nil }
+		}, Warn, "/dev/kvm"},
+		{"accelerator", func(d *Deps) {
+			d.Accel = func(context.Context) (sandbox.Accel, string, error) { return "", "", errors.New("no") }
+		}, Fail, "--accel tcg"},
+		{"kernel", func(*Deps) {}, Fail, "creel kernel fetch"},
+		{"namespaces", func(*Deps) {}, OK, ""},
+		{"namespaces", func(d *Deps) { d.Namespaces = func() error { return errors.New("refused") } }, Fail, "--confinement=reduced"},
+		{"templates", func(d *Deps) {
+			d.Templates = func(context.Context) ([]template.Manifest, error) { return nil, errors.New("damaged") }
+		}, Fail, "creel template ls"},
+		{"disk", func(d *Deps) { d.StateDir = "/does/not/exist" }, Fail, "CREEL_STATE_DIR"},
+		{"permissions", func(*Deps) {}, OK, ""},
+		{"permissions", func(d *Deps) { d.StateDir = "/does/not/exist" }, Fail, "CREEL_STATE_DIR"},
+		{"leftovers", func(*Deps) {}, OK, ""},
+		{"leftovers", func(d *Deps) { d.Leftovers = func() (int, error) { return 2, nil } }, Warn, "creel ps"},
+	} {
+		d := healthy(t)
+		c.spoil(&d)
+		f := find(t, d, c.name)
+		if f.Level != c.level || !strings.Contains(f.Mend, c.mend) || (f.Level == OK) != (f.Mend == "") {
+			t.Errorf("%s: %+v, want level %s and the mend %q", c.name, f, c.level, c.mend)
+		}
+	}
+}
+
+func TestMissingVMMAndToolsAreFound(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if f := find(t, healthy(t), "vmm"); f.Level != Fail || !strings.Contains(f.Mend, "qemu-system-x86") {
+		t.Errorf("vmm: %+v", f)
+	}
+	if _, err := os.Stat("/usr/sbin/dpkg-deb"); err == nil {
+		t.Skip("dpkg-deb is where it is looked for beside the PATH")
+	}
+	if f := find(t, healthy(t), "tools"); f.Level != Fail || !strings.Contains(f.Mend, "apt-get install") {
+		t.Errorf("tools: %+v", f)
+	}
+}
