@@ -19,8 +19,11 @@ func Cmdline(accel sandbox.Accel, khz uint64) string {
 		return common
 	}
 	// tsc=reliable besides the CPU's ARAT makes an idle guest tickless. There
-	// is no speculation to mitigate in translated code.
-	return fmt.Sprintf("%s mitigations=off tsc_early_khz=%d tsc=reliable", common, khz)
+	// is no speculation to mitigate in translated code. Each setting of a
+	// timer wakes the VMM's main loop: with timers at the tick's resolution
+	// (4 ms), and grace periods that do not wait for one, a run of /bin/true
+	// takes an eighth less.
+	return fmt.Sprintf("%s mitigations=off highres=off rcupdate.rcu_expedited=1 tsc_early_khz=%d tsc=reliable", common, khz)
 }
 
 // rdtsc reads the time stamp counter.
