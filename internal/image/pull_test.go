@@ -705,7 +705,7 @@ func TestSave(t *testing.T) {
 		t.Errorf("loaded (-saved +loaded):\n%s", diff)
 	}
 	// As docker load before version 25 reads it, by its own list only.
-	old, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }, nil)
+	_, err = tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }, nil)
 	if err == nil {
 		t.Error("two images taken for one")
 	}
@@ -713,7 +713,7 @@ func TestSave(t *testing.T) {
 	if err := s.Save(ctx, []string{"other:2"}, &b); err != nil {
 		t.Fatal(err)
 	}
-	old, err = tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }, nil)
+	old, err := tarball.Image(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

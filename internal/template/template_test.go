@@ -146,7 +146,6 @@ func built(t *testing.T, f *fixture, s *Store) Manifest {
 
 type fakeDriver struct {
 	starts  int
-	deaf    bool  // the guest never answers
 	dies    error // the VMM ends at once
 	machine *fakeMachine
 }
