@@ -363,3 +363,22 @@ func TestProcessFor(t *testing.T) {
 		t.Errorf("%s %+v, %v", diff, p, err)
 	}
 }
+
+// Between the record and the keeper's socket a sandbox is there and nobody
+// answers yet.
+func TestConnectToOneThatStarts(t *testing.T) {
+	e := engineIn(t.TempDir(), &ledger{})
+	rec := recordNamed("otter", false)
+	lock, err := e.reserve(&rec, &undo.Stack{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	found, err := e.Find(t.Context(), "otter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Connect(t.Context(), found); err == nil || !strings.Contains(err.Error(), "still starting") {
+		t.Errorf("error %v", err)
+	}
+}

@@ -103,7 +103,11 @@ func (e *Engine) Connect(ctx context.Context, f Found) (*keeper.Client, error) {
 	if !f.Running() {
 		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
 	}
-	return keeper.Dial(ctx, e.KeeperDir(spec.ID))
+	client, err := keeper.Dial(ctx, e.KeeperDir(spec.ID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("sandbox %s is still starting, or ended just now; try again", spec.Name)
+	}
+	return client, err
 }
 
 // Remove deletes a sandbox. One that runs is refused, or with force killed.
