@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"creel/internal/audit"
 	"creel/internal/audit/chain"
@@ -53,10 +55,26 @@ func (e *Engine) Receipt(ctx context.Context, ref string) ([]byte, error) {
 func (e *Engine) receiptID(ctx context.Context, ref string) (string, error) {
 	f, err := e.Find(ctx, ref)
 	if err == nil {
-		return string(f.Record.Config.Spec.ID), nil
+		return string(f.Record.Config.Spec.ID), e.awaitEnd(ctx, f)
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return "", err
 	}
 	return summary.Named(ctx, e.opts.AuditDir, ref)
+}
+
+// awaitEnd closes the record of a kept sandbox whose task has ended: its keeper
+// tells its clients before it goes, and it is waited for.
+func (e *Engine) awaitEnd(ctx context.Context, f Found) error {
+	dir := e.SandboxDir(f.Record.Config.Spec.ID)
+	_, err := os.Stat(filepath.Join(dir, settledName))
+	if err == nil || f.Running() || !f.Record.Config.Spec.Keep {
+		return nil
+	}
+	lock, err := lockFile(filepath.Join(dir, lockName))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return e.settle(ctx, f.Record)
 }

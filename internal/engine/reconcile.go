@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
@@ -86,6 +87,32 @@ func (e *Engine) claim(id sandbox.ID) (*os.File, error) {
 		return nil, nil
 	}
 	return nil, fmt.Errorf("try keeper lock: %w", err)
+}
+
+// keeperLeaves is how long a keeper may take to go once its task has ended.
+const keeperLeaves = 10 * time.Second
+
+// claimSoon is claim for a sandbox whose task has ended: its keeper tells its
+// clients before it goes.
+func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, keeperLeaves)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		lock, err := e.claim(id)
+		if err != nil || lock != nil {
+			return lock, err
+		}
+		if _, err := os.Stat(e.SandboxDir(id)); err != nil {
+			return nil, nil // removed meanwhile
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, nil
+		}
+	}
 }
 
 // Leftovers counts the sandboxes that the next [Engine.Reconcile] would act on.
