@@ -42,9 +42,7 @@ func newConfig(env Env) *cobra.Command {
 		&cobra.Command{
 			Use: "schema", Short: "Print a JSON Schema of the file, for editors", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
-				enc := json.NewEncoder(env.Out)
-				enc.SetIndent("", "  ")
-				return enc.Encode(config.Schema())
+				return command.PrintJSON(env.Out, config.Schema())
 			},
 		},
 	)

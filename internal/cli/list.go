@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -172,9 +171,7 @@ func newInspect(env Env) *cobra.Command {
 			if format != "" {
 				return command.PrintEach(env.Out, all, format)
 			}
-			enc := json.NewEncoder(env.Out)
-			enc.SetIndent("", "  ")
-			return enc.Encode(all)
+			return command.PrintJSON(env.Out, all)
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "json, or a Go `template`")

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -100,9 +99,7 @@ func newTemplateInspect(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			enc := json.NewEncoder(env.Out)
-			enc.SetIndent("", "  ")
-			return enc.Encode(m)
+			return command.PrintJSON(env.Out, m)
 		},
 	}
 }

@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
-
 	"creel/internal/cli/command"
 
 	"github.com/spf13/cobra"
@@ -33,9 +31,7 @@ func newVersion(env Env) *cobra.Command {
 			for _, p := range parts {
 				named[p.Name] = p.Value
 			}
-			enc := json.NewEncoder(env.Out)
-			enc.SetIndent("", "  ")
-			return enc.Encode(named)
+			return command.PrintJSON(env.Out, named)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -183,9 +183,8 @@ func (e *Engine) Rename(f Found, name string) error {
 	return os.Remove(e.namePath(old))
 }
 
-// Release of a kept sandbox, by whoever finds it ended first, is settling it:
-// its log's final root goes on the ledger, and a run that was lost is said to
-// be.
+// settle closes a kept sandbox whose keeper has gone, by whoever finds it first:
+// its logs' final roots go on the ledger, and a run that was lost is said to be.
 func (e *Engine) settle(ctx context.Context, rec Record) error {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	marker := filepath.Join(dir, settledName)

@@ -45,3 +45,10 @@ func PrintEach[T any](w io.Writer, values []T, format string) error {
 	}
 	return nil
 }
+
+// PrintJSON prints a value as JSON for people to read.
+func PrintJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -2,7 +2,6 @@ package imagecmd
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -130,9 +129,7 @@ func newInspect(env Env) *cobra.Command {
 			if format != "" {
 				return command.PrintEach(env.Out, all, format)
 			}
-			enc := json.NewEncoder(env.Out)
-			enc.SetIndent("", "  ")
-			return enc.Encode(all)
+			return command.PrintJSON(env.Out, all)
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "json, or a Go `template`")
