@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"creel/internal/audit"
 	"creel/internal/image"
@@ -380,5 +381,28 @@ func TestConnectToOneThatStarts(t *testing.T) {
 	}
 	if _, err := e.Connect(t.Context(), found); err == nil || !strings.Contains(err.Error(), "still starting") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A keeper tells its clients of the end before it goes: a removal right behind
+// that waits for it.
+func TestRemoveWaitsForAKeeperThatLeaves(t *testing.T) {
+	e := engineIn(t.TempDir(), &ledger{})
+	rec := recordNamed("otter", true)
+	lock, err := e.reserve(&rec, &undo.Stack{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := Found{rec, sandbox.Status{State: sandbox.StateExited}}
+	removed := make(chan error, 1)
+	go func() { removed <- e.Remove(t.Context(), ended, false) }()
+	select {
+	case err := <-removed:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	lock.Close()
+	if err := <-removed; err != nil {
+		t.Error(err)
 	}
 }

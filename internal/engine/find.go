@@ -121,7 +121,7 @@ func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 	if f.Running() {
 		lock, err = e.kill(ctx, f)
 	} else {
-		lock, err = e.claim(spec.ID)
+		lock, err = e.claimSoon(ctx, spec.ID)
 	}
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@ package auditcmd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -214,9 +213,7 @@ func NewReceipt(env Env) *cobra.Command {
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(env.Out)
-				enc.SetIndent("", "  ")
-				return enc.Encode(r)
+				return command.PrintJSON(env.Out, r)
 			}
 			return printReceipt(env.Out, r)
 		},

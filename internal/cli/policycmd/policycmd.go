@@ -6,7 +6,6 @@ package policycmd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -79,9 +78,7 @@ func New(env Env) *cobra.Command {
 			Use: "schema", Short: "Print a JSON Schema of policy files, for editors",
 			Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error {
-				enc := json.NewEncoder(env.Out)
-				enc.SetIndent("", "  ")
-				return enc.Encode(syntax.Schema())
+				return command.PrintJSON(env.Out, syntax.Schema())
 			},
 		},
 	)
