@@ -98,3 +98,129 @@ type Cleanup struct {
 type Lost struct {
 	Reason string `json:"reason"`
 }
+
+// The kinds of what crosses the network's edge. Data about a destination names
+// it host, and what was decided decision, so that queries find it.
+const (
+	KindName         audit.Kind = "name"         // names were asked for, counted; nothing left the host for them
+	KindDenied       audit.Kind = "denied"       // connections, datagrams or requests were refused, counted
+	KindLookup       audit.Kind = "lookup"       // the host is about to look a name up
+	KindConnection   audit.Kind = "connection"   // an address is about to be dialled
+	KindDisconnected audit.Kind = "disconnected" // a connection has ended
+	KindRequest      audit.Kind = "request"      // an HTTP request is about to be sent upstream
+	KindResponse     audit.Kind = "response"     // it was answered, or failed
+	KindSecret       audit.Kind = "secret"       // a secret is about to be used
+	KindPolicy       audit.Kind = "policy"       // a policy is about to be in force
+	KindSecrets      audit.Kind = "secrets"      // values of secrets are about to be replaced
+	KindBudget       audit.Kind = "budget"       // a limit was used up
+	KindAlert        audit.Kind = "alert"        // what no honest task does was stopped
+	KindPublished    audit.Kind = "published"    // a connection from outside is about to be let in
+)
+
+// Decisions.
+const (
+	Allow = "allow"
+	Deny  = "deny"
+)
+
+// Destination is what a guest asked for, as policy saw it.
+type Destination struct {
+	Host     string `json:"host"` // a name, or an address that was asked for without one
+	Port     uint16 `json:"port,omitempty"`
+	Protocol string `json:"protocol,omitempty"` // tls, http, tcp or udp
+	Decision string `json:"decision"`
+	Rule     string `json:"rule,omitempty"`
+	Reason   string `json:"reason,omitempty"`
+}
+
+// Tally is a Destination that came several times within a second.
+type Tally struct {
+	Destination
+	Count int64 `json:"count"`
+	// Others stands for destinations beyond the number that is told apart in
+	// a second; Host is then empty.
+	Others bool `json:"others,omitempty"`
+}
+
+// Connection is about to be dialled.
+type Connection struct {
+	Destination
+	ID      int64  `json:"id"`      // of this connection in this log
+	Address string `json:"address"` // ADDRESS:PORT that was decided on
+	Via     string `json:"via,omitempty"`
+}
+
+// Disconnected is how a connection ended. Bytes are payload.
+type Disconnected struct {
+	ID         int64  `json:"id"`
+	Host       string `json:"host"`
+	Port       uint16 `json:"port"`
+	BytesOut   int64  `json:"bytesOut"`
+	BytesIn    int64  `json:"bytesIn"`
+	DurationMS int64  `json:"durationMs"`
+	Error      string `json:"error,omitempty"`
+}
+
+// Request is about to be sent upstream. Path has no query: its values may be
+// secret.
+type Request struct {
+	Destination
+	ID      int64    `json:"id"` // of this request in this log
+	Method  string   `json:"method"`
+	Path    string   `json:"path"`
+	Queries []string `json:"queries,omitempty"` // names of the query's parameters
+}
+
+// Response is how a request was answered.
+type Response struct {
+	ID         int64  `json:"id"`
+	Host       string `json:"host"`
+	Status     int    `json:"status,omitempty"` // 0: none came
+	BytesOut   int64  `json:"bytesOut"`
+	BytesIn    int64  `json:"bytesIn"`
+	DurationMS int64  `json:"durationMs"`
+	Scrubbed   int64  `json:"scrubbed,omitempty"` // how often a secret was taken out
+	Error      string `json:"error,omitempty"`
+}
+
+// Secret is about to be used in a request.
+type Secret struct {
+	Destination
+	Name    string `json:"name"`
+	As      string `json:"as"`      // header, bearer, basic, query or stand-in
+	Request int64  `json:"request"` // ID of the request
+}
+
+// Policy is about to be in force.
+type Policy struct {
+	Generation int    `json:"generation"` // 1 is the run's first
+	Policy     string `json:"policy"`     // digest of the canonical text
+	Rules      int    `json:"rules"`
+}
+
+// Secrets are about to be replaced.
+type Secrets struct {
+	Names []string `json:"names"`
+}
+
+// Budget is a limit that was used up.
+type Budget struct {
+	Limit string `json:"limit"` // key in the policy
+	Rule  string `json:"rule,omitempty"`
+	Host  string `json:"host,omitempty"`
+}
+
+// Alert is what was stopped.
+type Alert struct {
+	Destination
+	Alert string `json:"alert"` // stand-in: a secret's stand-in was sent elsewhere; canary: a planted credential was used
+	Name  string `json:"name"`  // of the secret or canary
+	Where string `json:"where"` // name, header, path, query, body or stream
+}
+
+// Published is a connection from outside into the sandbox.
+type Published struct {
+	From  string `json:"from"`
+	Port  uint16 `json:"port"` // in the sandbox
+	Proto string `json:"proto"`
+}
