@@ -21,7 +21,10 @@ type Request struct {
 	Op   Op
 	Host string
 	Addr netip.Addr
-	Port uint16
+	// Instead is, for a Dial without a Host, the address that was connected to,
+	// where Addr is its rule's upstream.
+	Instead netip.Addr
+	Port    uint16
 	// Protocol is what the guest speaks: UDP for datagrams; else TLS or HTTP
 	// where it is known by now, or "".
 	Protocol Protocol
@@ -98,11 +101,19 @@ func (p *Policy) Decide(req Request) Decision {
 	return d
 }
 
+// connected is the address that the guest connected to.
+func (req *Request) connected() netip.Addr {
+	if req.Op == Dial && req.Instead.IsValid() {
+		return req.Instead.Unmap().WithZone("")
+	}
+	return req.Addr
+}
+
 func (p *Policy) destination(req *Request, f *found) []*bucket {
 	if req.Host != "" {
 		return p.index.named(req.Host, f)
 	}
-	return p.index.addressed(req.Addr, f)
+	return p.index.addressed(req.connected(), f)
 }
 
 // connect decides Connect, and the later questions as what remains to be

@@ -178,6 +178,36 @@ func TestDial(t *testing.T) {
 	}
 }
 
+// An address is sent elsewhere by its own rule, not by one of where it is sent.
+func TestDialInsteadOfAddress(t *testing.T) {
+	p := must(t, `
+  - {allow: 8.8.8.8, ports: 53, protocol: tcp, upstream: {address: "127.0.0.1:5353"}}
+  - {allow: 9.9.9.9, ports: 53, protocol: tcp}
+  - {allow: 10.0.0.1, ports: 53, protocol: tcp, allow_private: true}`)
+	for _, c := range []struct {
+		instead, addr string
+		want          bool
+	}{
+		{"8.8.8.8", "127.0.0.1", true},
+		{"::ffff:8.8.8.8", "127.0.0.1", true},
+		{"8.8.8.8", "224.0.0.1", false},
+		{"9.9.9.9", "127.0.0.1", false},
+		{"1.1.1.1", "10.0.0.1", false},
+	} {
+		d := p.Decide(Request{Op: Dial, Instead: netip.MustParseAddr(c.instead), Addr: netip.MustParseAddr(c.addr), Port: 53})
+		if d.Allow != c.want {
+			t.Errorf("%s for %s: %v (%s)", c.addr, c.instead, d.Allow, d.Reason())
+		}
+	}
+	d := p.Decide(Request{Op: Dial, Instead: netip.MustParseAddr("9.9.9.9"), Addr: netip.MustParseAddr("127.0.0.1"), Port: 53})
+	if got := d.Target(); got != "9.9.9.9:53" {
+		t.Errorf("target %s", got)
+	}
+	if d := p.Decide(Request{Op: Connect, Instead: netip.MustParseAddr("8.8.8.8"), Addr: netip.MustParseAddr("1.1.1.1"), Port: 53}); d.Allow {
+		t.Error("Instead counts for a Connect")
+	}
+}
+
 func TestHostsThatAreAddresses(t *testing.T) {
 	p := must(t, `  - {allow: "**"}`)
 	for _, host := range []string{"2130706433", "0x7f000001", "127.1", "0177.0.0.1", "0x7f.1", "a.0x", "127.0.0.1.", "::1", "", ".", "a..b",

@@ -20,7 +20,7 @@ func (d Decision) Target() string {
 	req := d.Request
 	host := req.Host
 	if host == "" {
-		host = req.Addr.String()
+		host = req.connected().String()
 	}
 	switch {
 	case req.Op == Resolve:
