@@ -68,6 +68,7 @@ var arrows = map[string][]string{
 
 	// One run, and what it starts from.
 	"boundary":         {},
+	"boundary/egress":  {"policy"},
 	"template/content": {"vm"},
 	"template/lock":    {},
 	"template/holder":  {"confine", "sandbox", "template/content", "template/lock", "undo", "vm"},
