@@ -1,0 +1,229 @@
+package scrub
+
+import (
+	"io"
+	"slices"
+)
+
+// Stream looks for the values of its set in what is written to it, and holds
+// back what may still become a match. It is for one goroutine at a time, and
+// holds at most about six times the longest value (eleven times in base64 with
+// a line break at every character). The zero Stream is one of no values.
+//
+// The bytes that come out do not depend on how the stream was cut into writes,
+// if Release is not called.
+type Stream struct {
+	set   *Set
+	state *state   // what live says, without the starts
+	live  []thread // matches that have begun, at the end of what was written
+	mover mover
+	at    int64 // of the end of what was written
+	held  []byte
+
+	found   int64
+	names   []string
+	stop    bool // at the first match
+	stopped bool
+}
+
+// Write appends to dst what can go out once p has arrived, and returns it. dst
+// and p must not overlap.
+func (st *Stream) Write(dst, p []byte) []byte {
+	switch {
+	case st.stopped:
+		return dst
+	case st.set == nil:
+		return append(dst, p...)
+	}
+	mark := len(dst)
+	origin := st.at - int64(len(st.held))
+	dst = append(append(dst, st.held...), p...)
+	out := dst[mark:]
+	end := st.scan(p, out, origin)
+	st.at += int64(len(p))
+	st.held = append(st.held[:0], out[end:]...)
+	if st.stopped {
+		st.held = nil
+	}
+	return dst[:mark+end]
+}
+
+// scan goes over p, the end of out, replaces matches in out, which begins at
+// offset origin, and says how much of out no match can need any more.
+//
+// The shared states say where matches end, and how long ago one may have begun;
+// only there are the threads with their starts moved, over each byte at most
+// once.
+func (st *Stream) scan(p, out []byte, origin int64) int {
+	root, state := st.set.cache.root, st.state
+	from := 0  // no thread that lives began between p's start and here
+	exact := 0 // st.live is right at this index of p
+	for i := 0; i < len(p); {
+		if state == root {
+			i = st.set.skip(p, i)
+			from = i
+		}
+		next := state.next[p[i]].Load()
+		i++
+		if next != nil {
+			state = next
+			continue
+		}
+		var back int
+		var hit bool
+		state, back, hit = st.set.follow(state, p[i-1])
+		if hit {
+			exact = st.track(p, exact, max(from, i-back), i)
+			if cut := st.mask(out, origin, st.at+int64(i)); st.stopped {
+				return cut
+			}
+		}
+	}
+	st.state = state
+	if state == root {
+		st.live = st.live[:0]
+		return len(out)
+	}
+	st.track(p, exact, max(from, len(p)-state.back), len(p))
+	return st.earliest(out, origin)
+}
+
+// skip is the next index at which a match may begin, or the last one of p.
+func (s *Set) skip(p []byte, i int) int {
+	for ; i+1 < len(p); i++ {
+		if s.pairs[int(p[i])<<2|int(p[i+1]>>6)]>>(p[i+1]&63)&1 != 0 {
+			return i
+		}
+	}
+	return i
+}
+
+// track moves the threads from index exact to index to. No thread that matters
+// there began in p before index from.
+func (st *Stream) track(p []byte, exact, from, to int) int {
+	if from > exact {
+		st.live, exact = st.live[:0], from
+	}
+	for ; exact < to; exact++ {
+		st.mover.step(st.set, st.live, p[exact], st.at+int64(exact))
+		st.live, st.mover.next = st.mover.next, st.live
+	}
+	return exact
+}
+
+// mask replaces the matches that have just been completed, at offset end. For
+// a detector it says where the output must end.
+func (st *Stream) mask(out []byte, origin, end int64) (cut int) {
+	cut = st.earliest(out, origin)
+	for i, t := range st.mover.done {
+		start := max(t.start-origin, 0) // what Release let out is gone
+		cut = min(cut, int(start))
+		for j := start; j < end-origin; j++ {
+			out[j] = '*'
+		}
+		value := st.set.forms[t.form()].value
+		if !slices.ContainsFunc(st.mover.done[:i], func(t thread) bool { return st.set.forms[t.form()].value == value }) {
+			st.count(st.set.names[value])
+		}
+	}
+	st.stopped = st.stop
+	return cut
+}
+
+func (st *Stream) count(name string) {
+	st.found++
+	if i, known := slices.BinarySearch(st.names, name); !known {
+		st.names = slices.Insert(st.names, i, name)
+	}
+}
+
+// earliest is the index in out at which the first match begins that is not
+// complete, or the length of out.
+func (st *Stream) earliest(out []byte, origin int64) int {
+	start := origin + int64(len(out))
+	for _, t := range st.live {
+		start = min(start, t.start)
+	}
+	return int(max(start-origin, 0))
+}
+
+// Pending is how many bytes are held back.
+func (st *Stream) Pending() int { return len(st.held) }
+
+// Release appends to dst what is held back and harmless, for a stream that is
+// idle. Of a value's beginning it lets out at most seven bytes, or half of the
+// value if that is less, in whatever encoding; the rest is still replaced when
+// it comes. So an upstream that sends a value byte by byte gets that much through.
+func (st *Stream) Release(dst []byte) []byte {
+	if len(st.held) == 0 {
+		return dst
+	}
+	limit := st.at
+	for _, t := range st.live {
+		limit = min(limit, t.limit)
+	}
+	n := max(int(limit-st.at)+len(st.held), 0)
+	dst = append(dst, st.held[:n]...)
+	st.held = append(st.held[:0], st.held[n:]...)
+	return dst
+}
+
+// Flush appends to dst all that is held back: at the end of the stream it is
+// no match. What is written after it begins anew.
+func (st *Stream) Flush(dst []byte) []byte {
+	dst = append(dst, st.held...)
+	st.held, st.live = st.held[:0], st.live[:0]
+	if st.set != nil {
+		st.state = st.set.cache.root
+	}
+	return dst
+}
+
+// Found is how many matches there were. Where one value can be read in two
+// ways that end in different places, it counts twice.
+func (st *Stream) Found() int64 { return st.found }
+
+// Names are the names of the values that were found, sorted.
+func (st *Stream) Names() []string { return slices.Clone(st.names) }
+
+// Reader scrubs what it reads. A Read returns as soon as anything may go out.
+type Reader struct {
+	r      io.Reader
+	stream *Stream
+	in     []byte
+	out    []byte // not yet read
+	buffer []byte // what out is part of
+	err    error
+}
+
+const readSize = 32 << 10 // bytes at a time
+
+// Read is [io.Reader]. What is held back comes out before an error of the
+// underlying reader, which may be io.EOF.
+func (r *Reader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if r.in == nil {
+		r.in = make([]byte, readSize)
+	}
+	for len(r.out) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		var n int
+		n, r.err = r.r.Read(r.in)
+		r.buffer = r.stream.Write(r.buffer[:0], r.in[:n])
+		if r.err != nil {
+			r.buffer = r.stream.Flush(r.buffer)
+		}
+		r.out = r.buffer
+	}
+	n := copy(p, r.out)
+	r.out = r.out[n:]
+	return n, nil
+}
+
+// Stream is the stream behind the Reader, for its Found and Names, which must
+// not be called during a Read.
+func (r *Reader) Stream() *Stream { return r.stream }
