@@ -40,6 +40,14 @@ func (s *Set) back(p place) int {
 	return (p.letter() + 1) * s.forms[p.form()].longest
 }
 
+func (s *Set) farthest(threads []thread) int {
+	back := 0
+	for _, t := range threads {
+		back = max(back, s.back(t.place))
+	}
+	return back
+}
+
 // free says that so little of the value is known at the place that it may go out.
 func (s *Set) free(p place) bool {
 	f := &s.forms[p.form()]
@@ -61,6 +69,20 @@ type thread struct {
 type mover struct {
 	next []thread // sorted by place, each place once, with its earliest start
 	done []thread // matches that the byte completed
+	only []uint64 // bit set of the forms to start; nil: all
+}
+
+// choose makes step start only the forms of these threads.
+func (m *mover) choose(forms int, threads ...[]thread) {
+	if m.only == nil {
+		m.only = make([]uint64, (forms+63)/64)
+	}
+	clear(m.only)
+	for _, some := range threads {
+		for _, t := range some {
+			m.only[t.form()>>6] |= 1 << (t.form() & 63)
+		}
+	}
 }
 
 // step moves all live threads over the byte at an offset, and starts new ones.
@@ -74,6 +96,9 @@ func (m *mover) step(s *Set, live []thread, b byte, at int64) {
 		}
 	}
 	for _, p := range s.first[b] {
+		if f := p.form(); m.only != nil && m.only[f>>6]>>(f&63)&1 == 0 {
+			continue
+		}
 		m.put(s, thread{start: at}, p, at+1)
 	}
 	if len(m.next) < 2 {
@@ -141,25 +166,18 @@ func (c *cache) reset() {
 }
 
 // follow is the state after a byte, for when the state itself does not know.
-// With hit, matches end at that byte, and began at most back bytes ago; such a
-// step is never kept, so that every stream comes here for it.
-func (s *Set) follow(from *state, b byte) (to *state, back int, hit bool) {
+// Matches that end at that byte are appended to done, without their starts; such
+// a step is never kept, so that every stream comes here for it.
+func (s *Set) follow(from *state, b byte, done []thread) (*state, []thread) {
 	c := &s.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mover.step(s, from.live, b, 0)
-	to = c.intern(s, c.mover.next)
-	if len(c.mover.done) == 0 {
-		if !from.evicted {
-			from.next[b].Store(to)
-		}
-		return to, to.back, false
+	to := c.intern(s, c.mover.next)
+	if len(c.mover.done) == 0 && !from.evicted {
+		from.next[b].Store(to)
 	}
-	back = to.back
-	for _, t := range c.mover.done {
-		back = max(back, s.back(t.place))
-	}
-	return to, back, true
+	return to, append(done, c.mover.done...)
 }
 
 // intern finds or makes the state of these threads.
@@ -176,10 +194,7 @@ func (c *cache) intern(s *Set, live []thread) *state {
 		c.forget()
 	}
 	c.used += size
-	st := &state{live: slices.Clone(live)}
-	for _, t := range live {
-		st.back = max(st.back, s.back(t.place))
-	}
+	st := &state{live: slices.Clone(live), back: s.farthest(live)}
 	c.states[string(c.key)] = st
 	return st
 }

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"unicode/utf8"
@@ -523,6 +524,41 @@ func TestReader(t *testing.T) {
 	got, err := io.ReadAll(s.NewReader(io.MultiReader(strings.NewReader("x 01234"), iotest.ErrReader(broken))))
 	if string(got) != "x 01234" || err != broken {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestCacheIsBounded makes more states than the cache holds, from several
+// streams at once.
+func TestCacheIsBounded(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	value := make([]byte, MaxValue)
+	for i := range value {
+		value[i] = byte('!' + r.IntN(90))
+	}
+	s := compile(t, string(value))
+	var all sync.WaitGroup
+	for range 3 {
+		in := "<" + escapeEach(string(value), "&#%d;")[:20000] + ">" + escapeEach(string(value), `\u%04x`) + "<"
+		size := 1000 + r.IntN(5000)
+		all.Go(func() {
+			st := s.Stream()
+			var out []byte
+			for rest := in; rest != ""; {
+				n := min(size, len(rest))
+				out, rest = st.Write(out, []byte(rest[:n])), rest[n:]
+			}
+			out = st.Flush(out)
+			if got := string(out[20001:]); got != ">"+stars(6*MaxValue)+"<" || st.Found() != 1 {
+				t.Errorf("%d found, %q ...", st.Found(), got[:20])
+			}
+		})
+	}
+	all.Wait()
+	if s.cache.used > cacheSize || len(s.cache.states)*stateSize > cacheSize {
+		t.Errorf("%d bytes and %d states are in the cache", s.cache.used, len(s.cache.states))
+	}
+	if len(s.cache.states) < 100 {
+		t.Errorf("the cache has %d states and was not put to the test", len(s.cache.states))
 	}
 }
 

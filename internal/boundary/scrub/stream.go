@@ -17,7 +17,8 @@ type Stream struct {
 	state *state   // what live says, without the starts
 	live  []thread // matches that have begun, at the end of what was written
 	mover mover
-	at    int64 // of the end of what was written
+	done  []thread // buffer of scan
+	at    int64    // of the end of what was written
 	held  []byte
 
 	found   int64
@@ -52,8 +53,8 @@ func (st *Stream) Write(dst, p []byte) []byte {
 // offset origin, and says how much of out no match can need any more.
 //
 // The shared states say where matches end, and how long ago one may have begun;
-// only there are the threads with their starts moved, over each byte at most
-// once.
+// only there are the threads that live, or end, moved up to with their starts,
+// over each byte at most once.
 func (st *Stream) scan(p, out []byte, origin int64) int {
 	root, state := st.set.cache.root, st.state
 	from := 0  // no thread that lives began between p's start and here
@@ -69,10 +70,11 @@ func (st *Stream) scan(p, out []byte, origin int64) int {
 			state = next
 			continue
 		}
-		var back int
-		var hit bool
-		state, back, hit = st.set.follow(state, p[i-1])
-		if hit {
+		var done []thread
+		if state, done = st.set.follow(state, p[i-1], st.done[:0]); len(done) > 0 {
+			st.done = done
+			back := max(state.back, st.set.farthest(done))
+			st.mover.choose(len(st.set.forms), state.live, done)
 			exact = st.track(p, exact, max(from, i-back), i)
 			if cut := st.mask(out, origin, st.at+int64(i)); st.stopped {
 				return cut
@@ -84,6 +86,7 @@ func (st *Stream) scan(p, out []byte, origin int64) int {
 		st.live = st.live[:0]
 		return len(out)
 	}
+	st.mover.choose(len(st.set.forms), state.live)
 	st.track(p, exact, max(from, len(p)-state.back), len(p))
 	return st.earliest(out, origin)
 }
@@ -98,8 +101,8 @@ func (s *Set) skip(p []byte, i int) int {
 	return i
 }
 
-// track moves the threads from index exact to index to. No thread that matters
-// there began in p before index from.
+// track moves the threads from index exact to index to. No thread that the
+// mover was told to start, and that lives there, began in p before index from.
 func (st *Stream) track(p []byte, exact, from, to int) int {
 	if from > exact {
 		st.live, exact = st.live[:0], from
