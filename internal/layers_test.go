@@ -69,6 +69,8 @@ var arrows = map[string][]string{
 	// One run, and what it starts from.
 	"boundary":         {},
 	"boundary/egress":  {"policy"},
+	"boundary/scrub":   {},
+	"boundary/decode":  {},
 	"template/content": {"vm"},
 	"template/lock":    {},
 	"template/holder":  {"confine", "sandbox", "template/content", "template/lock", "undo", "vm"},
