@@ -94,21 +94,20 @@ func patternMatches(pattern, host string) bool {
 	return pattern == host
 }
 
-// patternCovers reports whether every name that b matches is matched by a.
-func patternCovers(a, b string) bool {
-	if a == b {
+// Covers reports whether every name that other matches is matched by pattern.
+// Both are as [CleanPattern] leaves them; other may be a plain name.
+func Covers(pattern, other string) bool {
+	if pattern == other {
 		return true
 	}
-	if b == "**" || a != "**" && !wildcard(a) {
+	if other == "**" || !wildcard(pattern) {
 		return false
 	}
-	if rest, ok := strings.CutPrefix(b, "**."); ok {
-		return a == "**" || strings.HasPrefix(a, "**.") && strings.HasSuffix("."+rest, a[2:])
+	if wildcard(other) {
+		below := strings.TrimLeft(other, "*")
+		return pattern == "**" || strings.HasPrefix(pattern, "**.") && strings.HasSuffix(below, pattern[2:])
 	}
-	if rest, ok := strings.CutPrefix(b, "*."); ok {
-		return a == "**" || strings.HasPrefix(a, "**.") && strings.HasSuffix("."+rest, a[2:])
-	}
-	return patternMatches(a, b)
+	return patternMatches(pattern, other)
 }
 
 // openToAll are destinations where anybody can have a place to write to, so
@@ -127,8 +126,8 @@ var openToAll = []string{
 // that a wildcard reaches.
 func OpenPlaces(pattern string) (found []string) {
 	for _, place := range openToAll {
-		below := patternCovers("**."+place, pattern)
-		if pattern == "**" || patternMatches(pattern, place) || patternCovers(pattern, "*."+place) || below {
+		below := Covers("**."+place, pattern)
+		if pattern == "**" || patternMatches(pattern, place) || Covers(pattern, "*."+place) || below {
 			found = append(found, place)
 		}
 	}

@@ -162,7 +162,7 @@ func (p *Policy) wider(r *Rule) (out []*bucket) {
 	}
 	for _, host := range probes {
 		for _, b := range p.index.named(host, &near) {
-			if !slices.Contains(out, b) && patternCovers(b.any().Host, r.Host) {
+			if !slices.Contains(out, b) && Covers(b.any().Host, r.Host) {
 				out = append(out, b)
 			}
 		}
