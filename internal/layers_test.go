@@ -31,6 +31,7 @@ var arrows = map[string][]string{
 	"scratch": {},
 	"archive": {},
 	"kernel":  {"undo"},
+	"secret":  {},
 
 	// What may happen: tiers and presets are made of rules.
 	"policy/syntax": {"policy"},
