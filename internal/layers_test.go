@@ -33,6 +33,9 @@ var arrows = map[string][]string{
 	"kernel":  {"undo"},
 	"secret":  {},
 
+	// Where secrets come from. Its lock is the one between processes.
+	"secret/store": {"policy", "secret", "template/lock", "undo"},
+
 	// What may happen: tiers and presets are made of rules.
 	"policy/syntax": {"policy"},
 	"policy/tier":   {"policy", "policy/syntax"},
