@@ -29,6 +29,7 @@ import (
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
+	"creel/internal/secret/store"
 	"creel/internal/template"
 	"creel/internal/vm"
 	"creel/internal/vm/accel"
@@ -110,6 +111,19 @@ func open(logging cli.Logging) (*cli.App, error) {
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
 		},
 	}, nil
+}
+
+// openSecrets opens the secrets alone: nothing else has to be in order to
+// change or check them.
+func openSecrets() (*store.Store, error) {
+	cfg, _, err := config.Load(os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	if err := engine.PrepareDir(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	return store.Open(store.Options{Dir: filepath.Join(cfg.StateDir, "secrets"), Identity: cfg.SecretsIdentity}), nil
 }
 
 // readTiers reads the operator's tiers, where there are any, else those that
@@ -216,6 +230,7 @@ func Main(ctx context.Context, version string, args []string) int {
 				cfg, _, err := config.Load(os.LookupEnv)
 				return auditDir(cfg.StateDir), err
 			},
+			Secrets: func(context.Context) (*store.Store, error) { return openSecrets() },
 		}, args[1:])
 	}
 	if err != nil {

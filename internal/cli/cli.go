@@ -13,12 +13,14 @@ import (
 	"creel/internal/cli/command"
 	"creel/internal/cli/imagecmd"
 	"creel/internal/cli/policycmd"
+	"creel/internal/cli/secretcmd"
 	"creel/internal/doctor"
 	"creel/internal/engine"
 	"creel/internal/image"
 	"creel/internal/image/registry"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
+	"creel/internal/secret/store"
 	"creel/internal/template"
 
 	"github.com/spf13/cobra"
@@ -53,6 +55,8 @@ type Env struct {
 	Parts   func(context.Context) []Part
 	// AuditDir is where the record is, without opening it.
 	AuditDir func() (string, error)
+	// Secrets opens the secrets and nothing else.
+	Secrets func(context.Context) (*store.Store, error)
 }
 
 // Main runs one command line and returns the exit code.
@@ -93,6 +97,7 @@ func Root(env Env) *cobra.Command {
 		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
 		imagecmd.New(imageEnv(env)), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env), newVersion(env),
 		policycmd.New(policyEnv(env)), auditcmd.New(auditEnv(env)), auditcmd.NewReceipt(auditEnv(env)),
+		secretcmd.New(secretEnv(env)),
 	)
 	env.Logging.register(root)
 	return root
@@ -164,6 +169,10 @@ func auditEnv(env Env) auditcmd.Env {
 			return app.Engine.Receipt(ctx, ref)
 		},
 	}
+}
+
+func secretEnv(env Env) secretcmd.Env {
+	return secretcmd.Env{Streams: env.Streams, Open: env.Secrets, AuditDir: env.AuditDir}
 }
 
 func newKernel(env Env) *cobra.Command {

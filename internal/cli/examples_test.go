@@ -128,6 +128,10 @@ func newShell(t *testing.T) shell {
 	if err := os.WriteFile(filepath.Join(s.bin, "docker"), []byte(docker), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	// A shell reads it before it runs anything.
+	if err := os.WriteFile(filepath.Join(s.dir, "key.txt"), []byte("a key of an example\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -166,6 +170,7 @@ var ran = []string{
 	"policy check", "policy explain", "policy schema", "policy test", "policy tiers",
 	"image import", "image ls", "image inspect", "image tag", "image save", "image load", "image rm", "image prune",
 	"template ls", "ps", "audit key show", "audit key rotate", "audit checkpoint", "audit export",
+	"secret set", "secret ls", "secret check", "secret rotate", "secret rm",
 }
 
 // notRun are those whose examples need what a unit test has not.

@@ -32,9 +32,12 @@ type Config struct {
 	Confinement sandbox.Confinement
 	Tier        string // of a task, where no flag says
 	TiersFile   string // replaces the tiers that ship; "": none
-	LogLevel    string // debug, info, warn or error
-	LogFormat   string // text or json
-	PruneAfter  time.Duration
+	// SecretsIdentity is the file with the age identity that secrets are
+	// encrypted for; "": one beside them.
+	SecretsIdentity string
+	LogLevel        string // debug, info, warn or error
+	LogFormat       string // text or json
+	PruneAfter      time.Duration
 	// Mirrors are tried in order before a registry itself: registry → mirrors.
 	Mirrors map[string][]string
 }
@@ -93,13 +96,8 @@ func settings(stateDir string) []setting {
 		{"accel", "auto", "what executes guest code", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
 		{"confinement", "full", "how VMM processes are locked in", "^(full|reduced)$", choice(func(c *Config, v string) { c.Confinement = sandbox.Confinement(v) }, "full", "reduced")},
 		{"tier", "trusted", "the ceiling on what a task may ask for", "^(untrusted|restricted|trusted)$", choice(func(c *Config, v string) { c.Tier = v }, "untrusted", "restricted", "trusted")},
-		{"tiersFile", "", "the file that replaces those ceilings; empty is what `creel policy tiers` prints then", "^$|^/", func(c *Config, v string) error {
-			if v != "" && !filepath.IsAbs(v) {
-				return errors.New("want an absolute path")
-			}
-			c.TiersFile = v
-			return nil
-		}},
+		{"tiersFile", "", "the file that replaces those ceilings; empty is what `creel policy tiers` prints then", "^$|^/", pathSetter(func(c *Config) *string { return &c.TiersFile })},
+		{"secretsIdentity", "", "the file with the age identity that secrets are encrypted for; empty is one beside them, in the state directory", "^$|^/", pathSetter(func(c *Config) *string { return &c.SecretsIdentity })},
 		{"logLevel", "warn", "what Creel says about itself on standard error", "^(debug|info|warn|error)$", choice(func(c *Config, v string) { c.LogLevel = v }, "debug", "info", "warn", "error")},
 		{"logFormat", "text", "how it says it", "^(text|json)$", choice(func(c *Config, v string) { c.LogFormat = v }, "text", "json")},
 		{"registryMirrors", "", "mirrors tried before a registry, REGISTRY=MIRROR[,MIRROR], several apart by spaces", "", setMirrors},
@@ -117,6 +115,17 @@ func setMirrors(c *Config, v string) error {
 		c.Mirrors[registry] = append(c.Mirrors[registry], strings.Split(mirrors, ",")...)
 	}
 	return nil
+}
+
+// pathSetter takes an absolute path or none.
+func pathSetter(field func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, v string) error {
+		if v != "" && !filepath.IsAbs(v) {
+			return errors.New("want an absolute path")
+		}
+		*field(c) = v
+		return nil
+	}
 }
 
 func sizeSetter(field func(*Config) *int64) func(*Config, string) error {

@@ -68,7 +68,7 @@ func startWriter(t *testing.T, dir, name string) (cmd *exec.Cmd, done *bufio.Sca
 // nothing beside it once somebody else has written.
 func TestKilledWritersLeaveOldOrNew(t *testing.T) {
 	s, _ := newStore(t)
-	for i := range 25 {
+	for i := range 15 {
 		cmd, done := startWriter(t, s.dir, "own")
 		for range 1 + i%3 {
 			done.Scan()

@@ -40,7 +40,7 @@ func (s *Store) Resolve(ctx context.Context, names []string) ([]secret.Grant, er
 }
 
 func (s *Store) grant(ctx context.Context, e Entry) (secret.Grant, error) {
-	if err := checkBinding(e.Binding); err != nil {
+	if err := CheckBinding(&e.Binding); err != nil {
 		return secret.Grant{}, fmt.Errorf("its binding is not usable: %w; bind it again with `creel secret set %s`", err, e.Name)
 	}
 	if e.Over(s.now()) {

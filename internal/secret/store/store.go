@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -101,9 +102,7 @@ type Request struct {
 // Set makes a secret, or replaces binding, source and value of one that is
 // there. Hosts are put into their one form. Every fault is returned at once.
 func (s *Store) Set(ctx context.Context, r Request) (replaced bool, err error) {
-	hosts, err := cleanHosts(r.Binding.Hosts)
-	r.Binding.Hosts = hosts
-	errs := []error{err, secret.CheckName(r.Name), checkBinding(r.Binding), r.Source.Validate(), checkMaxAge(r.MaxAge)}
+	errs := []error{secret.CheckName(r.Name), CheckBinding(&r.Binding), r.Source.Validate(), checkMaxAge(r.MaxAge)}
 	if r.Source.Kind == Age {
 		errs = append(errs, r.Binding.Use.CheckValue(r.Value))
 	}
@@ -282,32 +281,24 @@ func (s *Store) load(name string) (Entry, error) {
 	return Entry{f.Name, f.Source, f.Binding, f.Created, f.Rotated, maxAge, f.Sealed}, nil
 }
 
-// cleanHosts puts patterns into their one form.
-func cleanHosts(hosts []string) (clean []string, err error) {
+// CheckBinding says all that is wrong with a binding, and gives its hosts their
+// one form.
+func CheckBinding(b *secret.Binding) error {
 	var errs []error
-	for _, h := range hosts {
-		c, err := policy.CleanPattern(h)
+	hosts := slices.Clone(b.Hosts)
+	for i, h := range hosts {
+		clean, err := policy.CleanPattern(h)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		clean = append(clean, c)
+		hosts[i] = clean
 	}
-	return clean, errors.Join(errs...)
-}
-
-// checkBinding is Validate, and what package policy says of the patterns.
-func checkBinding(b secret.Binding) error {
-	errs := []error{b.Validate()}
-	for _, h := range b.Hosts {
-		if _, err := policy.CleanPattern(h); err != nil {
-			errs = append(errs, err)
-		}
-	}
+	b.Hosts = hosts
 	for _, p := range b.Paths {
 		errs = append(errs, policy.CheckPath(p))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.Validate())...)
 }
 
 func checkMaxAge(d time.Duration) error {
