@@ -95,6 +95,7 @@ func TestAnswersAreAskedOfPolicy(t *testing.T) {
 		"6to4 of private":     {answers: []string{"2002:a00:1::1"}, want: "private"},
 		"link-local IPv6":     {answers: []string{"fe80::1"}, want: "link-local"},
 		"unspecified IPv6":    {answers: []string{"::"}, want: "reserved", private: true},
+		"mapped and plain":    {answers: []string{"::ffff:1.1.1.1", "1.1.1.1", "1.1.1.1"}, want: "1.1.1.1:443"},
 		"mixed":               {answers: []string{"10.0.0.1", "1.1.1.1", "127.0.0.1", "fe80::1"}, want: "1.1.1.1:443"},
 		"alias":               {answers: []string{"a.alias.", "b.alias.", "1.1.1.1"}, want: "1.1.1.1:443"},
 		"alias of private":    {answers: []string{"a.alias.", "b.alias.", "10.0.0.1"}, want: "private"},
@@ -224,28 +225,12 @@ func TestDenyOfUpstreamsAddress(t *testing.T) {
 }
 
 func TestOwnAddresses(t *testing.T) {
-	d := newDialer(t, Config{})
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tried := 0
-	for _, a := range addrs {
-		p := netip.MustParsePrefix(a.String())
-		if c := policy.AddressClass(p.Addr()); c != policy.Private && c != policy.Public {
-			continue
-		}
-		tried++
-		j := &journal{}
-		d.hosts = map[string][]netip.Addr{"own.test": {p.Addr()}}
-		_, err := d.Dial(t.Context(), rules(rule("own.test")), Target{Host: "own.test", Port: 1}, j)
-		var denied *Denied
-		if !errors.As(err, &denied) || denied.Decision.Class != policy.Loopback {
-			t.Errorf("%s: %v", p.Addr(), err)
-		}
-	}
-	if tried == 0 {
-		t.Skip("this machine has only loopback addresses")
+	own := ownAddress(t)
+	d := newDialer(t, Config{Hosts: map[string][]netip.Addr{"own.test": {own}}})
+	_, err := d.Dial(t.Context(), rules(rule("own.test")), Target{Host: "own.test", Port: 1}, &journal{})
+	var denied *Denied
+	if !errors.As(err, &denied) || denied.Decision.Class != policy.Loopback {
+		t.Errorf("%s: %v", own, err)
 	}
 	for _, s := range []string{"1.1.1.1", "2606:4700::1111", "192.0.2.1"} {
 		if own, err := d.own.has(t.Context(), netip.MustParseAddr(s)); own || err != nil {
@@ -265,9 +250,12 @@ func TestUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	to := l.LocalAddr().(*net.UDPAddr).AddrPort()
-	d := newDialer(t, Config{Proxy: &Proxy{Scheme: HTTP, Address: "127.0.0.1:1"}, ProxyResolves: true})
-	r := rule("ntp.test", upstream(to.String()))
+	d := newDialer(t, Config{
+		Nameservers: []netip.AddrPort{nameserver(t, always(&journal{}, "1.1.1.1"))},
+		Proxy:       &Proxy{Scheme: HTTP, Address: "127.0.0.1:1"}, ProxyResolves: true,
+	})
+	public(d, j, l.LocalAddr().(*net.UDPAddr).AddrPort())
+	r := rule("ntp.test")
 	r.Protocol = policy.UDP
 	conn, err := d.Dial(t.Context(), rules(r), Target{Host: "ntp.test", Port: 123, Protocol: policy.UDP}, j)
 	if err != nil {
@@ -281,8 +269,46 @@ func TestUDP(t *testing.T) {
 	if n, _, err := l.ReadFrom(buf); err != nil || string(buf[:n]) != "ping" {
 		t.Errorf("%q, %v", buf[:n], err)
 	}
-	if diff := cmp.Diff([]string{"record dial " + to.String()}, j.all()); diff != "" {
+	if diff := cmp.Diff([]string{"record lookup ntp.test", "record dial 1.1.1.1:123", "dial udp 1.1.1.1:123"}, j.all()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestNothingIsTriedAfterCancel(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	j := &journal{}
+	d := newDialer(t, Config{Hosts: map[string][]netip.Addr{"pub.test": {netip.MustParseAddr("1.1.1.1"), netip.MustParseAddr("1.1.1.2")}}})
+	d.connect = func(context.Context, string, netip.AddrPort) (net.Conn, error) {
+		cancel()
+		return nil, syscall.ECONNREFUSED
+	}
+	d.Dial(ctx, rules(rule("pub.test")), Target{Host: "pub.test", Port: 443}, j)
+	if diff := cmp.Diff([]string{"record dial 1.1.1.1:443"}, j.all()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// refusesOnce is a witness that has no room for the first dial, but for others.
+type refusesOnce struct {
+	*journal
+	refused bool
+}
+
+func (r *refusesOnce) Dial(ctx context.Context, a Attempt) error {
+	if !r.refused {
+		r.refused = true
+		return io.ErrShortWrite
+	}
+	return r.journal.Dial(ctx, a)
+}
+
+func TestNothingIsTriedAfterRefusal(t *testing.T) {
+	j := &journal{}
+	d := newDialer(t, Config{Hosts: map[string][]netip.Addr{"pub.test": {netip.MustParseAddr("1.1.1.1"), netip.MustParseAddr("1.1.1.2")}}})
+	public(d, j, netip.AddrPort{})
+	_, err := d.Dial(t.Context(), rules(rule("pub.test")), Target{Host: "pub.test", Port: 443}, &refusesOnce{journal: j})
+	if Class(err) != Unrecorded || len(j.all()) > 0 {
+		t.Errorf("%v, %q", err, j.all())
 	}
 }
 

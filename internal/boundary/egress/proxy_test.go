@@ -101,7 +101,7 @@ func TestProxyByName(t *testing.T) {
 	j := &journal{}
 	at := server(t, "127.0.0.1:0", connectProxy(j, established))
 	d := newDialer(t, Config{
-		Nameservers: []netip.AddrPort{nameserver(t, always(&journal{}, "::1", "127.0.0.1"))},
+		Nameservers: []netip.AddrPort{nameserver(t, always(&journal{}, "127.0.0.2", "127.0.0.1"))},
 		Proxy:       &Proxy{Scheme: HTTP, Address: fmt.Sprintf("proxy.corp:%d", at.Port())},
 	})
 	conn, err := d.Dial(t.Context(), rules(rule("1.1.1.1/32")), Target{Addr: netip.MustParseAddr("1.1.1.1"), Port: 443}, j)
@@ -154,6 +154,14 @@ func TestNoProxy(t *testing.T) {
 	d := newDialer(t, Config{Proxy: &Proxy{Scheme: HTTP, Address: "127.0.0.1:1"}, ProxyResolves: true})
 	conn, err := d.Dial(t.Context(), rules(rule(policy.HostAlias)), Target{Host: policy.HostAlias, Port: to.Port()}, j)
 	wantHello(t, conn, err)
+	own := ownAddress(t)
+	d.hosts = map[string][]netip.Addr{"own.test": {own}}
+	if conn, err = d.Dial(t.Context(), rules(rule("own.test", private)), Target{Host: "own.test", Port: 1}, j); err == nil {
+		conn.Close()
+	}
+	if j.last.Address.Addr() != own || j.last.Via != "" {
+		t.Errorf("the host's own address: %+v", j.last)
+	}
 }
 
 func TestProxyRefuses(t *testing.T) {
@@ -176,7 +184,7 @@ func TestProxyRefuses(t *testing.T) {
 		"not verified":      {HTTPS, wrongCA, ProxyFailed},
 		"SOCKS4":            {SOCKS5, reply(4, 0), ProxyFailed},
 		"no method":         {SOCKS5, reply(5, 0xff), ProxyRefused},
-		"another method":    {SOCKS5, reply(5, 1), ProxyFailed},
+		"another method":    {SOCKS5, reply(5, 1, 1, 0, 5, 0, 0, 1, 0, 0, 0, 0, 0, 0), ProxyFailed},
 		"login not asked":   {SOCKS5, reply(5, 0, 5, 0, 0, 1, 0, 0, 0, 0, 0, 0), ProxyFailed},
 		"login refused":     {SOCKS5, reply(5, 2, 1, 1), ProxyRefused},
 		"connection denied": {SOCKS5, reply(5, 2, 1, 0, 5, 2, 0, 1, 0, 0, 0, 0, 0, 0), ProxyRefused},
@@ -189,6 +197,9 @@ func TestProxyRefuses(t *testing.T) {
 			conn, err := d.Dial(t.Context(), rules(rule("1.1.1.1/32")), Target{Addr: netip.MustParseAddr("1.1.1.1"), Port: 443}, j)
 			if conn != nil || Class(err) != c.want {
 				t.Fatalf("%s: %v", Class(err), err)
+			}
+			if name == "407" && !strings.Contains(err.Error(), "check the user and password") {
+				t.Errorf("says not what to do: %v", err)
 			}
 			encoded, _ := json.Marshal(config)
 			for _, text := range []string{err.Error(), fmt.Sprintf("%+v %#v %s %v", *config.Proxy, *config.Proxy, config.Proxy.Login, config.Proxy),

@@ -264,16 +264,16 @@ func socksProxy(j *journal) func(net.Conn) {
 			login += ":" + string(read(read(1)[0]))
 			c.Write([]byte{1, 0})
 		}
-		target := ""
+		target, bound := "", []byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0}
 		switch read(4)[3] {
 		case 1:
 			target = net.IP(read(4)).String()
 		case 3:
-			target = string(read(read(1)[0]))
+			target, bound = string(read(read(1)[0])), []byte("\x05\x00\x00\x03\x04exit\x00\x50")
 		case 4:
-			target = net.IP(read(16)).String()
+			target, bound = net.IP(read(16)).String(), append([]byte{5, 0, 0, 4}, make([]byte, 18)...)
 		}
 		j.note("SOCKS %s %d %q", target, binary.BigEndian.Uint16(read(2)), login)
-		c.Write(append([]byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0}, "hello"...))
+		c.Write(append(bound, "hello"...))
 	}
 }
