@@ -93,6 +93,10 @@ func TestStacked(t *testing.T) {
 			t.Errorf("%s: %q, %v", encoding, got, err)
 		}
 	}
+	raw := "\x08\x01\x00\xfe\xffx\x01\x00\x00\xff\xff" // might be a zlib header, but for its check bits
+	if got, err := io.ReadAll(open(t, "deflate", strings.NewReader(raw))); err != nil || string(got) != "x" {
+		t.Errorf("stored, without header: %q, %v", got, err)
+	}
 	twice := append(encode(t, "gzip", data), encode(t, "gzip", data)...)
 	if got, err := io.ReadAll(open(t, "gzip", bytes.NewReader(twice))); err != nil || string(got) != "some textsome text" {
 		t.Errorf("two members: %q, %v", got, err)

@@ -479,6 +479,18 @@ func TestReleaseLetsGoOfTheHarmless(t *testing.T) {
 	}
 }
 
+// TestReleaseForgets has a beginning that came to nothing before another.
+func TestReleaseForgets(t *testing.T) {
+	st := compile(t, "abcabcabcabc").Stream()
+	var out []byte
+	for _, in := range []string{"abc", "zz", "abc", "a"} {
+		out = st.Write(out, []byte(in))
+	}
+	if out = st.Release(out); string(out) != "abczzabca" {
+		t.Errorf("%q came out, %d held back", out, st.Pending())
+	}
+}
+
 func TestHoldsOnlyWhatMayMatch(t *testing.T) {
 	s := compile(t, "0123456789abcdef")
 	st := s.Stream()
@@ -556,6 +568,17 @@ func TestCacheIsBounded(t *testing.T) {
 	all.Wait()
 	if s.cache.used > cacheSize || len(s.cache.states)*stateSize > cacheSize {
 		t.Errorf("%d bytes and %d states are in the cache", s.cache.used, len(s.cache.states))
+	}
+	reached := map[*state]bool{s.cache.root: true}
+	for todo := []*state{s.cache.root}; len(todo) > 0; todo = todo[1:] {
+		for b := range todo[0].next {
+			if next := todo[0].next[b].Load(); next != nil && !reached[next] {
+				reached[next], todo = true, append(todo, next)
+			}
+		}
+	}
+	if len(reached) > len(s.cache.states) {
+		t.Errorf("%d states are kept, and only %d are in the cache", len(reached), len(s.cache.states))
 	}
 	if len(s.cache.states) > 6*len(value) {
 		t.Errorf("the cache has %d states and was not put to the test", len(s.cache.states))

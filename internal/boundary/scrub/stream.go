@@ -6,9 +6,9 @@ import (
 )
 
 // Stream looks for the values of its set in what is written to it, and holds
-// back what may still become a match. It is for one goroutine at a time, and
-// holds at most about six times the longest value (eleven times in base64 with
-// a line break at every character). The zero Stream is one of no values.
+// back what may still become a match: at most fourteen times the longest value,
+// if each of its characters is spelled as long as can be. It is for one
+// goroutine at a time. The zero Stream is one of no values.
 //
 // The bytes that come out do not depend on how the stream was cut into writes,
 // if Release is not called.
@@ -52,9 +52,10 @@ func (st *Stream) Write(dst, p []byte) []byte {
 // scan goes over p, the end of out, replaces matches in out, which begins at
 // offset origin, and says how much of out no match can need any more.
 //
-// The shared states say where matches end, and how long ago one may have begun;
-// only there are the threads that live, or end, moved up to with their starts,
-// over each byte at most once.
+// The shared states cost one look-up a byte, and say where matches end and how
+// long ago what still lives can have begun. Where a match ends, and at the end
+// of p, the threads catch up, which know their starts: only those of forms that
+// live or end there, and over no byte twice.
 func (st *Stream) scan(p, out []byte, origin int64) int {
 	root, state := st.set.cache.root, st.state
 	from := 0  // no thread that lives began between p's start and here
