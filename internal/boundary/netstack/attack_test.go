@@ -262,20 +262,23 @@ func awaitDropped(t *testing.T, s *Stack, why Reason, least uint64) {
 }
 
 func TestFloodOfSYNs(t *testing.T) {
-	const n = 100_000
-	tests := map[string]func(context.Context, *Attempt){
-		"never answered":    func(ctx context.Context, a *Attempt) { <-ctx.Done() },
-		"never established": func(_ context.Context, a *Attempt) { a.Accept() },
+	tests := map[string]struct {
+		n   int
+		tcp func(context.Context, *Attempt)
+	}{
+		"never answered":    {100_000, func(ctx context.Context, a *Attempt) { <-ctx.Done() }},
+		"never established": {10_000, func(_ context.Context, a *Attempt) { a.Accept() }},
 	}
-	for name, tcp := range tests {
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			s, conn := start(t, Options{TCP: tcp, MaxPending: 100})
+			n := test.n
+			s, conn := start(t, Options{TCP: test.tcp, MaxPending: 100})
 			defer drain(conn)()
 			before := heap()
 			flood(t, conn, n, func(i int) []byte {
 				return tcpFrameTo(uint16(1+i%65535), netip.AddrPortFrom(elsewhere, uint16(1+i/65535)), 2, 1, 0)
 			})
-			awaitDropped(t, s, Flood, n-100)
+			awaitDropped(t, s, Flood, uint64(n-100))
 			awaitFlows(t, s, 100)
 			within(t, before, 8<<20)
 		})
@@ -291,12 +294,17 @@ func TestFloodOfSYNsToAService(t *testing.T) {
 	}
 	defer l.Close()
 	before := heap()
-	flood(t, conn, 50_000, func(i int) []byte {
-		return tcpFrameTo(uint16(1+i), netip.AddrPortFrom(gatewayAddr, 53), 2, 1, 0)
+	held := int64(0)
+	flood(t, conn, 70_000, func(i int) []byte {
+		held = max(held, s.held.Load())
+		return tcpFrameTo(uint16(1+i%65535), netip.AddrPortFrom(gatewayAddr, 53), 2, 1, 0)
 	})
 	flood(t, conn, 1, func(int) []byte { return changed(pingFrame(gatewayAddr, 1), 0, 2) })
 	awaitDropped(t, s, Link, 1) // all before it were looked at
-	within(t, before, 8<<20)
+	if held > maxHeld+100 {     // a few pass when the others take their time
+		t.Errorf("%d segments without payload were waiting", held)
+	}
+	within(t, before, 6<<20)
 }
 
 func TestFloodOfUDPFlows(t *testing.T) {

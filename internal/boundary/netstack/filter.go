@@ -194,6 +194,12 @@ func noPort(h []byte) bool {
 	return h[0]|h[1] == 0 || h[2]|h[3] == 0
 }
 
+// tcpPayload says whether a TCP packet that passed has any.
+func tcpPayload(frame []byte) bool {
+	segment := frame[ethernetSize+ipSize:]
+	return len(segment) > int(segment[12]>>4)*4
+}
+
 // addressesOf are the ends of a TCP or UDP packet that passed.
 func addressesOf(frame []byte) (from, to netip.AddrPort) {
 	ip, ports := frame[ethernetSize:], frame[ethernetSize+ipSize:]

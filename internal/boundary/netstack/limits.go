@@ -4,15 +4,16 @@ import "time"
 
 // What one guest can make the host hold, at worst:
 //
-//	TCP       wideFlows × (maxBuffer received + maxBuffer to send) = 128 MiB,
+//	TCP       wideFlows × (maxBuffer received + sendBuffer) = 96 MiB,
 //	          and narrowBuffer × 2 for each further flow, up to MaxFlows
 //	UDP       maxMail bytes in all flows together
-//	to guest  maxQueue frames and maxQueueBytes; TCP's part of it is the
-//	          same memory as its send buffers
+//	to guest  maxQueue frames, maxQueueBytes of them UDP, pings and the like;
+//	          what TCP queues is the memory of its send buffers
 //	attempts  MaxPending × (one goroutine, one SYN)
 //
 // Received segments are charged with their bookkeeping, so that small ones do
-// not hold more than large ones.
+// not hold more than large ones. Those without payload are not charged
+// by gVisor: maxHeld bounds them.
 const (
 	defaultMTU     = 65000
 	defaultPending = 256
@@ -24,17 +25,25 @@ const (
 	// other. Receive buffers begin small and grow only while the host reads.
 	wideFlows    = 64
 	firstBuffer  = 256 << 10 // bytes received, before tuning
-	maxBuffer    = 1 << 20   // bytes each way
+	maxBuffer    = 1 << 20   // bytes received, at most
+	sendBuffer   = 512 << 10 // bytes to the guest; more only makes a longer queue
 	narrowBuffer = 128 << 10 // bytes each way of a flow beyond wideFlows
 
 	maxQueue      = 4096     // frames to the guest; more are dropped, as by any card
-	maxQueueBytes = 16 << 20 // bytes of them
+	maxQueueBytes = 16 << 20 // bytes of them that are not TCP's
 	maxBatch      = 64       // frames in one write
 	maxBatchBytes = 512 << 10
 
 	maxLetters = 64       // datagrams of one UDP flow that nobody has read yet
 	maxMail    = 16 << 20 // bytes of them in all flows; an empty one counts as letterCost
 	letterCost = 128
+
+	// Segments without payload that gVisor has not worked off yet, each less
+	// than 1 KiB. When there are more, the reader waits for half of them to be
+	// gone; no longer than holdTime, so that one which is kept for good does no
+	// lasting harm.
+	maxHeld  = 2048
+	holdTime = 5 * time.Millisecond
 
 	backlog = 128 // connections to a service on the gateway, not accepted yet
 

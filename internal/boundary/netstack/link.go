@@ -25,7 +25,7 @@ type link struct {
 	mtu        uint32
 	mac        atomic.Uint64 // of the guest: what it last sent from
 	queue      chan outgoing
-	queued     atomic.Int64 // bytes
+	queued     atomic.Int64 // bytes of frames of our own
 	overrun    *atomic.Uint64
 	dispatcher stack.NetworkDispatcher // set once, before the first frame
 }
@@ -51,14 +51,15 @@ func (l *link) guestMAC() mac {
 
 // send queues a frame, or drops it. It does not wait.
 func (l *link) send(o outgoing) bool {
-	if l.queued.Add(int64(o.size)) <= maxQueueBytes {
+	own := int64(len(o.own))
+	if l.queued.Add(own) <= maxQueueBytes || own == 0 {
 		select {
 		case l.queue <- o:
 			return true
 		default:
 		}
 	}
-	l.queued.Add(-int64(o.size))
+	l.queued.Add(-own)
 	l.overrun.Add(1)
 	return false
 }
@@ -86,7 +87,7 @@ func (l *link) write(done <-chan struct{}, conn net.Conn) error {
 		buffers := net.Buffers(slices)
 		_, err := buffers.WriteTo(conn)
 		for _, o := range batch {
-			l.queued.Add(-int64(o.size))
+			l.queued.Add(-int64(len(o.own)))
 			if o.pkt != nil {
 				o.pkt.DecRef()
 			}

@@ -58,6 +58,11 @@ func TestTCPCarriesBothWaysAndClosesByHalves(t *testing.T) {
 	}
 	c.Close()
 	awaitFlows(t, s, 0)
+	for end := time.Now().Add(patience); s.held.Load() != 0; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d segments are held for good", s.held.Load())
+		}
+	}
 }
 
 // awaitFlows waits until so many flows are open.

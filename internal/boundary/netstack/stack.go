@@ -82,7 +82,9 @@ type Stack struct {
 	tasks     sync.WaitGroup // reader, writer and all attempts
 	closing   sync.Once
 	dropped   [reasons]atomic.Uint64
-	mail      atomic.Int64 // bytes of datagrams that nobody has read yet
+	mail      atomic.Int64  // bytes of datagrams that nobody has read yet
+	held      atomic.Int64  // segments without payload
+	room      chan struct{} // has one when held fell below half of its limit
 
 	mu       sync.Mutex
 	err      error
@@ -99,7 +101,8 @@ const nicID = 1
 // [Stack.Close].
 func New(conn net.Conn, o Options) (*Stack, error) {
 	s := &Stack{conn: conn, done: make(chan struct{}), pending: map[stack.TransportEndpointID]struct{}{},
-		udp: map[flowKey]*udpConn{}, services: map[uint16]*udpConn{}}
+		room: make(chan struct{}, 1),
+		udp:  map[flowKey]*udpConn{}, services: map[uint16]*udpConn{}}
 	err := o.complete()
 	if err == nil {
 		s.opts = o
@@ -128,7 +131,7 @@ func (s *Stack) newTCP() error {
 	for _, o := range []tcpip.SettableTransportProtocolOption{
 		&sack, &tune, &wait, &retries,
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: firstBuffer, Max: maxBuffer},
-		&tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: maxBuffer, Max: maxBuffer},
+		&tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: sendBuffer, Max: sendBuffer},
 	} {
 		if err := s.net.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return fmt.Errorf("set %T: %s", o, err)
@@ -188,9 +191,15 @@ func (s *Stack) receive(view *buffer.View) {
 	}
 	s.link.learn(mac(frame[6:12]))
 	if kind == kindTCP {
+		o := stack.PacketBufferOptions{}
+		if !tcpPayload(frame[:end]) {
+			s.hold()
+			o.OnRelease = s.letGo
+		}
 		view.CapLength(end)
 		view.TrimFront(ethernetSize)
-		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
+		o.Payload = buffer.MakeWithView(view)
+		pkt := stack.NewPacketBuffer(o)
 		s.link.dispatcher.DeliverNetworkPacket(ipv4.ProtocolNumber, pkt)
 		pkt.DecRef()
 		return
@@ -204,6 +213,31 @@ func (s *Stack) receive(view *buffer.View) {
 		s.datagram(frame)
 	}
 	view.Release()
+}
+
+// hold counts a segment without payload, and waits while there are too many.
+// Only the reader calls it.
+func (s *Stack) hold() {
+	if s.held.Add(1) <= maxHeld {
+		return
+	}
+	timer := time.NewTimer(holdTime)
+	defer timer.Stop()
+	select {
+	case <-s.room:
+	case <-timer.C:
+	case <-s.ctx.Done():
+	}
+}
+
+// letGo is called when gVisor is through with one.
+func (s *Stack) letGo() {
+	if s.held.Add(-1) == maxHeld/2 {
+		select {
+		case s.room <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (s *Stack) drop(why Reason) { s.dropped[why].Add(1) }

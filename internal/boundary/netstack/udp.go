@@ -29,13 +29,12 @@ func (l *letter) cost() int64 { return int64(len(l.payload)) + letterCost }
 // udpConn is a UDP flow, or a service on the gateway, which has no idle timer
 // and any port of the guest as its other end. Writes never wait.
 type udpConn struct {
-	s           *Stack
-	local       netip.AddrPort
-	remote      netip.AddrPort // port 0: a service
-	in          chan letter
-	done        chan struct{}
-	deadline    deadline
-	unreachable []byte // of the attempt: its first IP and UDP header
+	s        *Stack
+	local    netip.AddrPort
+	remote   netip.AddrPort // port 0: a service
+	in       chan letter
+	done     chan struct{}
+	deadline deadline
 
 	mu     sync.Mutex
 	closed bool
