@@ -62,6 +62,7 @@ type Rule struct {
 	Upstream     Upstream
 	AllowPrivate bool
 	ECH          bool // encrypted ClientHello may pass
+	Unreadable   bool // responses may pass in which a secret cannot be searched for
 	Budget       Budget
 
 	paths []pathPattern
@@ -82,6 +83,9 @@ type Policy struct {
 	Rules  []Rule
 	Budget Budget
 	Cases  []Case // what the file itself says should be allowed or denied
+	// EndOnAlert ends the task when a stand-in or a canary is about to leave
+	// for where it does not belong.
+	EndOnAlert bool
 
 	index index
 }
@@ -102,7 +106,7 @@ func (r *Rule) prepare() {
 	for _, s := range r.Paths {
 		r.paths = append(r.paths, compilePath(s))
 	}
-	r.key = fmt.Sprintf("%s %q %v %v %q", r.Scope(), r.Upstream, r.AllowPrivate, r.ECH, r.Secret)
+	r.key = fmt.Sprintf("%s %q %v %v %v %q", r.Scope(), r.Upstream, r.AllowPrivate, r.ECH, r.Unreadable, r.Secret)
 }
 
 // ProtocolAt is the protocol of an allow rule on one of its ports: TLS on 443

@@ -89,6 +89,7 @@ type Spec struct {
 
 	Resources Resources     `json:"resources"`
 	Mounts    []Mount       `json:"mounts,omitempty"` // performed in this order
+	Ports     []Port        `json:"ports,omitempty"`  // published on the host
 	ReadOnly  bool          `json:"readOnly,omitempty"`
 	Timeout   time.Duration `json:"timeout,omitempty"` // 0: none; the task is killed after it
 
@@ -100,6 +101,8 @@ type Spec struct {
 	// task may reach, as its canonical text; "" allows nothing.
 	Tier   string `json:"tier"`
 	Policy string `json:"policy,omitempty"`
+	// Canaries plants credentials that open nothing where attackers look.
+	Canaries bool `json:"canaries,omitempty"`
 
 	Confinement Confinement `json:"confinement"`
 	Accel       Accel       `json:"accel"`
@@ -127,6 +130,26 @@ type Mount struct {
 	SizeBytes int64     `json:"sizeBytes,omitempty"` // tmpfs: 0 is half the guest's memory
 	Mode      uint32    `json:"mode,omitempty"`      // tmpfs: permission bits with sticky; 0 is 01777
 	NoExec    bool      `json:"noExec,omitempty"`
+}
+
+// Port is a port of the sandbox that the host lets connections into.
+type Port struct {
+	HostIP    string `json:"hostIp"`   // an address; "127.0.0.1" where the user named none
+	HostPort  uint16 `json:"hostPort"` // 0: one that is free
+	GuestPort uint16 `json:"guestPort"`
+	Proto     string `json:"proto"` // tcp or udp
+}
+
+func (p Port) String() string {
+	return fmt.Sprintf("%s:%d->%d/%s", p.HostIP, p.HostPort, p.GuestPort, p.Proto)
+}
+
+// Denial is a destination that was denied to a task, for people.
+type Denial struct {
+	Target string `json:"target"`
+	Reason string `json:"reason"`
+	Hint   string `json:"hint,omitempty"` // what would allow it
+	Count  int64  `json:"count"`
 }
 
 // Process is a command ready to run in a guest: the Spec and the image's
@@ -185,4 +208,11 @@ type Status struct {
 
 	MemoryPeakBytes  int64 `json:"memoryPeakBytes,omitempty"`
 	DiskWrittenBytes int64 `json:"diskWrittenBytes,omitempty"`
+
+	Ports    []Port   `json:"ports,omitempty"`   // with the host's ports that they got
+	Denied   int64    `json:"denied,omitempty"`  // names, connections and requests
+	Denials  []Denial `json:"denials,omitempty"` // by destination, in order, at most 256
+	Alerts   int64    `json:"alerts,omitempty"`
+	BytesOut int64    `json:"bytesOut,omitempty"` // of allowed connections
+	BytesIn  int64    `json:"bytesIn,omitempty"`
 }

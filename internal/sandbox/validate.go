@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path"
 	"strings"
 )
@@ -18,6 +19,7 @@ const (
 	MaxCPUs        = 4.0
 	MinCPUs        = 0.01
 
+	maxPorts     = 256
 	maxEnv       = 4096
 	maxEnvBytes  = 128 << 10 // one variable; Linux's MAX_ARG_STRLEN
 	maxSpecBytes = 512 << 10 // all arguments and variables together
@@ -80,6 +82,7 @@ func (s *Spec) Validate() error {
 	errs = append(errs, s.validateProcess()...)
 	errs = append(errs, s.Resources.validate()...)
 	errs = append(errs, validateMounts(s.Mounts)...)
+	errs = append(errs, validatePorts(s.Ports)...)
 	return errors.Join(errs...)
 }
 
@@ -123,6 +126,29 @@ func (r Resources) validate() (errs []error) {
 	}
 	if r.PIDs != 0 && r.PIDs < MinPIDs {
 		errs = append(errs, fmt.Errorf("pids-limit %d: want at least %d, or 0 for none", r.PIDs, MinPIDs))
+	}
+	return errs
+}
+
+func validatePorts(ports []Port) (errs []error) {
+	if len(ports) > maxPorts {
+		errs = append(errs, fmt.Errorf("ports: %d are published, at most %d", len(ports), maxPorts))
+	}
+	seen := map[Port]bool{}
+	for _, p := range ports {
+		host := p
+		host.GuestPort = 0
+		switch _, err := netip.ParseAddr(p.HostIP); {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("port %s: the host's side wants an address, such as 127.0.0.1", p))
+		case p.GuestPort == 0:
+			errs = append(errs, fmt.Errorf("port %s: the sandbox's side wants 1 to 65535", p))
+		case p.Proto != "tcp" && p.Proto != "udp":
+			errs = append(errs, fmt.Errorf("port %s: want tcp or udp", p))
+		case p.HostPort != 0 && seen[host]:
+			errs = append(errs, fmt.Errorf("port %s: given twice", p))
+		}
+		seen[host] = true
 	}
 	return errs
 }

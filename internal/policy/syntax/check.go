@@ -135,6 +135,7 @@ func finish(doc draft) (*policy.Policy, policy.Faults, error) {
 		names[rules[i].Name] = true
 	}
 	p = policy.New(rules, doc.budget, doc.cases)
+	p.EndOnAlert = doc.endOnAlert
 	warned := warnings(p)
 	slices.SortStableFunc(faults, func(a, b policy.Fault) int { return a.Line - b.Line })
 	if err := faults.Err(); err != nil {
@@ -232,7 +233,9 @@ func sameConnection(a, b *policy.Rule) bool {
 	return a.Upstream == b.Upstream && a.AllowPrivate == b.AllowPrivate && a.ECH == b.ECH
 }
 
-func sameOptions(a, b *policy.Rule) bool { return sameConnection(a, b) && a.Secret == b.Secret }
+func sameOptions(a, b *policy.Rule) bool {
+	return sameConnection(a, b) && a.Secret == b.Secret && a.Unreadable == b.Unreadable
+}
 
 func sameProtocol(a, b *policy.Rule) bool {
 	for _, p := range a.Ports {
@@ -323,6 +326,9 @@ func warnings(p *policy.Policy) (ws policy.Faults) {
 		}
 		if r.Prefix.IsValid() && r.Prefix.Bits() < 8 {
 			warn("name the networks that the task needs", "%s is a large part of the internet", r.Prefix)
+		}
+		if r.Unreadable && len(p.Secrets()) > 0 {
+			warn("leave `unreadable` out if the destination can do without", "a response of %s in an encoding that is not gzip, deflate or br may hold a secret that nobody takes out", r.Destination())
 		}
 		if r.Secret != "" && slices.ContainsFunc(r.Ports, func(p policy.PortRange) bool { return r.ProtocolAt(p.First) == policy.HTTP }) {
 			warn("use tls", "secret %q crosses the network unencrypted", r.Secret)

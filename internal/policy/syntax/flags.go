@@ -30,7 +30,7 @@ func FromFlags(base *policy.Policy, f Flags, in Inputs) (*policy.Policy, policy.
 	}
 	var doc draft
 	if base != nil {
-		doc.own, doc.budget, doc.cases = slices.Clone(base.Rules), base.Budget, base.Cases
+		doc.own, doc.budget, doc.cases, doc.endOnAlert = slices.Clone(base.Rules), base.Budget, base.Cases, base.EndOnAlert
 	}
 	for _, s := range f.Allow {
 		rule, err := allowFlag(s)

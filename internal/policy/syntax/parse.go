@@ -54,6 +54,7 @@ type draft struct {
 	own, preset []policy.Rule
 	budget      policy.Budget
 	cases       []policy.Case
+	endOnAlert  bool
 }
 
 type reader struct {
@@ -102,6 +103,11 @@ func (r *reader) document(data []byte) (doc draft) {
 		},
 		"budget": func(n *yaml.Node) { doc.budget = r.budget(n) },
 		"tests":  func(n *yaml.Node) { doc.cases = r.cases(n) },
+		"on_alert": func(n *yaml.Node) {
+			if doc.endOnAlert = n.Value == "end"; !doc.endOnAlert {
+				r.fault(n.Line, "write `on_alert: end`, or leave it out to go on", "on_alert %.40q is not known", n.Value)
+			}
+		},
 	})
 	if !version {
 		r.fault(1, "write `version: 1` at the top", "no version")
@@ -160,6 +166,14 @@ func (r *reader) truth(n *yaml.Node, what string) bool {
 	return n.Value == "true"
 }
 
+// permission reads "allow", the only word for what is denied where left out.
+func (r *reader) permission(n *yaml.Node, key string) bool {
+	if n.Value != "allow" {
+		r.fault(n.Line, "write `"+key+": allow`, or leave it out to deny", "%s %.40q is not known", key, n.Value)
+	}
+	return n.Value == "allow"
+}
+
 // words reads one scalar or a list of them.
 func (r *reader) words(n *yaml.Node, what string) (out []string) {
 	items := []*yaml.Node{n}
@@ -211,11 +225,8 @@ func (r *reader) rule(n *yaml.Node) (rule policy.Rule, ok bool) {
 		"upstream":      allow("upstream", func(n *yaml.Node) { rule.Upstream = r.upstream(n) }),
 		"allow_private": allow("allow_private", func(n *yaml.Node) { rule.AllowPrivate = r.truth(n, "allow_private") }),
 		"budget":        allow("budget", func(n *yaml.Node) { rule.Budget = r.budget(n) }),
-		"ech": allow("ech", func(n *yaml.Node) {
-			if rule.ECH = n.Value == "allow"; !rule.ECH {
-				r.fault(n.Line, "write `ech: allow`, or leave it out to deny", "ech %.40q is not known", n.Value)
-			}
-		}),
+		"ech":           allow("ech", func(n *yaml.Node) { rule.ECH = r.permission(n, "ech") }),
+		"unreadable":    allow("unreadable", func(n *yaml.Node) { rule.Unreadable = r.permission(n, "unreadable") }),
 	})
 	if len(r.faults) > before {
 		return rule, false

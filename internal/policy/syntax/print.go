@@ -13,6 +13,7 @@ import (
 // The file form, in the order in which keys are printed.
 type fileForm struct {
 	Version int              `yaml:"version"`
+	OnAlert string           `yaml:"on_alert,omitempty"`
 	Budget  map[string]int64 `yaml:"budget,omitempty"`
 	Rules   []ruleForm       `yaml:"rules,omitempty"`
 	Tests   []caseForm       `yaml:"tests,omitempty"`
@@ -30,6 +31,7 @@ type ruleForm struct {
 	Upstream     *upstreamForm    `yaml:"upstream,omitempty"`
 	AllowPrivate bool             `yaml:"allow_private,omitempty"`
 	ECH          string           `yaml:"ech,omitempty"`
+	Unreadable   string           `yaml:"unreadable,omitempty"`
 	Budget       map[string]int64 `yaml:"budget,omitempty"`
 }
 
@@ -51,6 +53,9 @@ func Text(p *policy.Policy) []byte {
 	form := fileForm{Version: 1}
 	if p != nil {
 		form.Budget = budgetFormOf(p.Budget)
+		if p.EndOnAlert {
+			form.OnAlert = "end"
+		}
 		for i := range p.Rules {
 			form.Rules = append(form.Rules, ruleFormOf(&p.Rules[i]))
 		}
@@ -85,6 +90,9 @@ func ruleFormOf(r *policy.Rule) ruleForm {
 	}
 	if r.ECH {
 		f.ECH = "allow"
+	}
+	if r.Unreadable {
+		f.Unreadable = "allow"
 	}
 	if r.Upstream.Address != "" {
 		f.Upstream = &upstreamForm{r.Upstream.Address, r.Upstream.CA}

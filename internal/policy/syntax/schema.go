@@ -42,6 +42,7 @@ func Schema() map[string]any {
 		"upstream":      object(map[string]any{"address": text("HOST:PORT to connect to instead"), "ca": text("PEM, or a file of it")}, "address"),
 		"allow_private": map[string]any{"type": "boolean", "description": "the name may be a private or loopback address"},
 		"ech":           map[string]any{"const": "allow", "description": "encrypted ClientHello may pass"},
+		"unreadable":    map[string]any{"const": "allow", "description": "responses may pass in encodings in which secrets cannot be searched for"},
 		"budget":        object(budget),
 	})
 	rule["oneOf"] = []any{map[string]any{"required": []string{"allow"}}, map[string]any{"required": []string{"deny"}}}
@@ -52,11 +53,12 @@ func Schema() map[string]any {
 	})
 	test["oneOf"] = rule["oneOf"]
 	schema := object(map[string]any{
-		"version": map[string]any{"const": 1},
-		"presets": words("rules that common tools need", map[string]any{"type": "string", "minLength": 1}),
-		"budget":  object(budget),
-		"rules":   map[string]any{"type": "array", "items": rule, "maxItems": MaxRules},
-		"tests":   map[string]any{"type": "array", "items": test, "maxItems": MaxRules},
+		"version":  map[string]any{"const": 1},
+		"on_alert": map[string]any{"const": "end", "description": "end the task when a stand-in or a canary is about to leave for elsewhere"},
+		"presets":  words("rules that common tools need", map[string]any{"type": "string", "minLength": 1}),
+		"budget":   object(budget),
+		"rules":    map[string]any{"type": "array", "items": rule, "maxItems": MaxRules},
+		"tests":    map[string]any{"type": "array", "items": test, "maxItems": MaxRules},
 	}, "version")
 	schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	schema["title"] = "Creel policy"
