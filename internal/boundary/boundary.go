@@ -1,52 +1,216 @@
-// Package boundary opens and closes one sandbox's edge: the host's side of
-// everything that crosses it. Today the edge lets nothing cross: every frame
-// that the sandbox's NIC sends is read and dropped, and none is sent to it. It
-// must not know the engine, and must not dial.
+// Package boundary is one sandbox's edge: the host's side of everything that
+// crosses its network. [Open] takes charge of the sandbox's card and gives an
+// [Edge], which asks the policy about each name, connection, address and
+// request, puts on record what is about to happen, and then lets it happen.
+// The parts have packages of their own: netstack is the wire, names the
+// resolver, hello and web read what is spoken, intercept lets TLS end here,
+// credential holds the secrets, and egress alone dials.
+//
+// The package must not know the engine, must not dial or resolve but through
+// egress, and must not let anything happen whose record is not durable.
 package boundary
 
 import (
+	"context"
+	"crypto/x509"
 	"errors"
-	"io"
+	"fmt"
+	"log/slog"
 	"net"
+	"net/netip"
+	"sync"
 	"sync/atomic"
+	"time"
+
+	"creel/internal/audit"
+	"creel/internal/audit/event"
+	"creel/internal/boundary/credential"
+	"creel/internal/boundary/egress"
+	"creel/internal/boundary/intercept"
+	"creel/internal/boundary/names"
+	"creel/internal/boundary/netstack"
+	"creel/internal/boundary/web"
+	"creel/internal/policy"
+	"creel/internal/sandbox"
 )
 
-// Edge is one open boundary.
+// The network of every sandbox, which its template knows already.
+var (
+	guestAddress   = netip.MustParseAddr("192.168.127.2")
+	gatewayAddress = netip.MustParseAddr("192.168.127.1")
+	// namePool is for benchmarks of networks (RFC 2544), and so no address
+	// that anything real has.
+	namePool = netip.MustParsePrefix("198.18.0.0/16")
+)
+
+const (
+	mtu        = 65000
+	dnsPort    = 53
+	maxNames   = 16384 // with an address of their own; each costs up to 400 bytes
+	maxPending = 256   // connections that are being decided about
+	maxFlows   = 1024  // connections and datagram flows at once
+	talliesAt  = 64    // destinations that are counted apart in a second
+)
+
+// Rules are one generation of a policy.
+type Rules struct {
+	Policy *policy.Policy // nil: nothing is allowed
+	Digest string         // of its canonical text
+}
+
+// Dialer connects to what is allowed; package egress has it.
+type Dialer interface {
+	Dial(ctx context.Context, p *policy.Policy, t egress.Target, w egress.Witness) (net.Conn, error)
+	Roots() *x509.CertPool
+}
+
+// Config is what an edge is opened with.
+type Config struct {
+	Sandbox string   // its ID, for the record
+	Network net.Conn // the card's frames; the edge owns it
+	Rules   Rules
+	Dialer  Dialer // nil: nothing leaves, whatever the rules
+	Wallet  *credential.Wallet
+	Ports   []Port // published; the edge owns their listeners
+	Audit   audit.Recorder
+	Log     *slog.Logger
+	// Denied is told of each destination that is denied for the first time.
+	// It must not block.
+	Denied func(sandbox.Denial)
+	// Alerted is told of each alert, after it is on record. It must not block.
+	Alerted func(event.Alert)
+}
+
+// Edge is one open boundary. It is safe for use by several goroutines.
 type Edge struct {
-	network net.Conn
-	dropped atomic.Int64
-	done    chan struct{}
+	cfg       Config
+	authority *intercept.Authority
+	stack     *netstack.Stack
+	names     *names.Names
+	web       *web.Server
+	meter     policy.Meter
+	tallies   *audit.Coalescer[counted]
+	denials   denials
+	flows     flows
+	ids       atomic.Int64
+	roots     *x509.CertPool // of upstreams without a CA of their own
+
+	rules  atomic.Pointer[Rules]
+	wallet atomic.Pointer[credential.Wallet]
+
+	change     sync.Mutex // one change of rules or wallet at a time
+	generation int
+
+	serving sync.WaitGroup
+	stop    context.CancelFunc
 }
 
-// Open takes charge of the sandbox's NIC, and owns the connection from then on.
-func Open(network net.Conn) *Edge {
-	e := &Edge{network: network, done: make(chan struct{})}
-	go func() {
-		defer close(e.done)
-		io.Copy((*sink)(&e.dropped), network) // ends when the machine or Close ends it
-	}()
-	return e
-}
-
-// DroppedBytes is how much the sandbox has sent for nothing.
-func (e *Edge) DroppedBytes() int64 { return e.dropped.Load() }
-
-// Close ends the edge; nothing of it remains when it has returned. Closing one
-// whose machine has closed the connection, or twice, is no fault.
-func (e *Edge) Close() error {
-	err := e.network.Close()
-	<-e.done
-	if errors.Is(err, net.ErrClosed) {
-		return nil
+// Open takes charge of the sandbox's card. The caller closes the edge; nothing
+// has crossed before Open returns.
+func Open(ctx context.Context, cfg Config) (*Edge, error) {
+	e := &Edge{cfg: cfg, generation: 1}
+	e.rules.Store(&cfg.Rules)
+	e.wallet.Store(cfg.Wallet)
+	var err error
+	if e.authority, err = intercept.New(cfg.Sandbox[:min(12, len(cfg.Sandbox))], time.Now()); err != nil {
+		return nil, err
 	}
-	return err
+	if cfg.Dialer != nil {
+		e.roots = cfg.Dialer.Roots()
+	}
+	if err := e.recordPolicy(ctx, cfg.Rules, 1); err != nil {
+		return nil, err
+	}
+	e.tallies = audit.NewCoalescer(talliesAt, e.recordTally)
+	e.names = names.New(names.Options{Allow: e.mayResolve, Odd: e.oddName, Pool: namePool, Max: maxNames})
+	e.web = web.NewServer()
+	e.stack, err = netstack.New(cfg.Network, netstack.Options{
+		Guest: guestAddress, Gateway: gatewayAddress, MTU: mtu,
+		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, MaxPending: maxPending, MaxFlows: maxFlows,
+	})
+	if err != nil {
+		return nil, errors.Join(err, e.web.Close(), e.tallies.Close())
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e.stop = stop
+	if err := e.serveNames(running); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	e.publish(running)
+	return e, nil
 }
 
-// sink counts and forgets what is written to it, without parsing: nothing that
-// a guest can put into a frame reaches code of ours.
-type sink atomic.Int64
+// CA is the certificate of the authority that connections are intercepted
+// with, as PEM.
+func (e *Edge) CA() string { return e.authority.PEM() }
 
-func (s *sink) Write(p []byte) (int, error) {
-	(*atomic.Int64)(s).Add(int64(len(p)))
-	return len(p), nil
+// Close ends the edge; nothing of it remains when it has returned. Closing
+// twice is no fault.
+func (e *Edge) Close() error {
+	e.stop()
+	for _, p := range e.cfg.Ports {
+		p.close()
+	}
+	e.flows.closeAll()
+	err := errors.Join(e.stack.Close(), e.web.Close())
+	e.serving.Wait()
+	if dropped := e.stack.Dropped(); dropped != (netstack.Dropped{}) {
+		e.cfg.Log.Debug("frames of the guest were dropped", "reasons", dropped)
+	}
+	return errors.Join(err, e.tallies.Close())
+}
+
+func (e *Edge) serveNames(ctx context.Context) error {
+	datagrams, err := e.stack.ListenUDP(dnsPort)
+	if err != nil {
+		return fmt.Errorf("serve names: %w", err)
+	}
+	streams, err := e.stack.ListenTCP(dnsPort)
+	if err != nil {
+		return errors.Join(fmt.Errorf("serve names: %w", err), datagrams.Close())
+	}
+	e.serving.Go(func() { e.names.ServeUDP(ctx, datagrams) })
+	e.serving.Go(func() { e.names.ServeTCP(ctx, streams) })
+	return nil
+}
+
+// SetRules puts other rules in force: for what is asked from now on, and for
+// what is open. The change is on record before.
+func (e *Edge) SetRules(ctx context.Context, r Rules) error {
+	if e.cfg.Dialer == nil && r.Policy != nil {
+		return errors.New("the sandbox was started without a network, which its keeper has given up for good; start it with a policy")
+	}
+	e.change.Lock()
+	defer e.change.Unlock()
+	if err := e.recordPolicy(ctx, r, e.generation+1); err != nil {
+		return err
+	}
+	e.generation++
+	e.rules.Store(&r)
+	e.flows.each(func(f *flow) {
+		if !e.stillAllowed(r.Policy, f) {
+			f.reset()
+		}
+	})
+	return nil
+}
+
+// SetWallet replaces what secrets are. The change is on record before.
+func (e *Edge) SetWallet(ctx context.Context, w *credential.Wallet, names []string) error {
+	e.change.Lock()
+	defer e.change.Unlock()
+	if err := e.record(ctx, event.KindSecrets, event.Secrets{Names: names}); err != nil {
+		return err
+	}
+	e.wallet.Store(w)
+	return nil
+}
+
+// Used is what was charged to the policy's budget so far.
+func (e *Edge) Used() (u policy.Usage, hosts int) { return e.meter.Used() }
+
+// EndOnAlert reports whether the rules in force end the task on an alert.
+func (e *Edge) EndOnAlert() bool {
+	p := e.rules.Load().Policy
+	return p != nil && p.EndOnAlert
 }

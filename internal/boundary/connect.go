@@ -1,0 +1,221 @@
+package boundary
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"creel/internal/audit/event"
+	"creel/internal/boundary/credential"
+	"creel/internal/boundary/hello"
+	"creel/internal/boundary/netstack"
+	"creel/internal/boundary/web"
+	"creel/internal/policy"
+)
+
+// helloTimeout is for a guest that has connected and says nothing.
+const helloTimeout = 60 * time.Second
+
+// judge decides about a connection by where it leads: by name where the
+// address is one that a name was given.
+func (e *Edge) judge(to netip.AddrPort, p policy.Protocol) policy.Decision {
+	req := policy.Request{Op: policy.Connect, Port: to.Port(), Protocol: p}
+	if host, ok := e.names.Host(to.Addr()); ok {
+		req.Host = host
+	} else {
+		req.Addr = to.Addr()
+		if namePool.Contains(to.Addr()) {
+			return policy.Decision{Request: req, Why: policy.WhyNoRule}
+		}
+	}
+	return e.rules.Load().Policy.Decide(req)
+}
+
+func newFlow(d policy.Decision) *flow {
+	return &flow{req: d.Request, inspect: d.Inspect, rule: d.Rule}
+}
+
+// connect decides about a connection that the guest asks for, before it is
+// answered.
+func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
+	d := e.judge(a.Destination(), "")
+	if !d.Allow {
+		a.Refuse()
+		if a.Destination().Addr() != gatewayAddress { // no port of ours is open: nothing was asked of policy
+			e.deny(d)
+		}
+		return
+	}
+	f := newFlow(d)
+	e.flows.add(f)
+	defer e.flows.remove(f)
+	if d.Protocol == policy.TCP {
+		e.opaque(ctx, f, a)
+		return
+	}
+	guest, err := a.Accept()
+	if err != nil {
+		return
+	}
+	f.accept(guest)
+	if d.Protocol == policy.HTTP {
+		e.web.Serve(ctx, guest, e.site(f, false), nil)
+		return
+	}
+	e.secure(ctx, f, guest)
+}
+
+// opaque joins the guest to the outside without looking in, but for marks. It
+// is answered once the other side has, and reset where that fails.
+func (e *Edge) opaque(ctx context.Context, f *flow, a *netstack.Attempt) {
+	outside, err := e.dial(ctx, f)
+	if err != nil {
+		a.Refuse()
+		return
+	}
+	defer outside.Close()
+	guest, err := a.Accept()
+	if err != nil {
+		return
+	}
+	defer guest.Close()
+	f.accept(guest)
+	carry(guest, outside, e.searched(f, guest))
+}
+
+// searched is what the guest sends on an opaque connection, up to a mark.
+func (e *Edge) searched(f *flow, guest net.Conn) io.Reader {
+	marks := e.wallet.Load().Marks(f.req.Host)
+	if marks.Empty() {
+		return guest
+	}
+	return web.Search(guest, marks, func(names []string) {
+		e.alert(policy.Decision{Request: f.req, Rule: f.charged()}, credential.Found{Mark: names[0], Where: "stream"})
+	})
+}
+
+// secure reads the beginning of a TLS connection, and splices or opens it.
+func (e *Edge) secure(ctx context.Context, f *flow, guest net.Conn) {
+	guest.SetReadDeadline(time.Now().Add(helloTimeout))
+	said, head, err := hello.Read(guest)
+	guest.SetReadDeadline(time.Time{})
+	if err == nil {
+		err = e.mayGreet(f, said)
+	}
+	if err != nil {
+		e.denyHello(f, guest, err)
+		return
+	}
+	begun := &replayed{Conn: guest, head: bytes.NewReader(head)}
+	if f.inspect {
+		host := f.req.Host
+		if host == "" {
+			host = f.req.Addr.String()
+		}
+		e.web.Serve(ctx, begun, e.site(f, true), e.authority.Config(host))
+		return
+	}
+	defer guest.Close()
+	outside, err := e.dial(ctx, f)
+	if err != nil {
+		abort(guest)
+		return
+	}
+	defer outside.Close()
+	carry(guest, outside, begun)
+}
+
+// helloDenied is a greeting that is not what the connection was allowed for.
+type helloDenied struct{ reason, hint string }
+
+func (d helloDenied) Error() string { return d.reason }
+
+// mayGreet holds a ClientHello against the name that was connected to.
+func (e *Edge) mayGreet(f *flow, said hello.Hello) error {
+	if said.ECH {
+		if rule := f.charged(); rule.ECH && !f.inspect {
+			return nil // the name is hidden, and the rule says that it may be
+		}
+		return helloDenied{"encrypted ClientHello hides the name", fmt.Sprintf("write `ech: allow` in rule %q of a policy file, or switch it off in the client", f.charged().Name)}
+	}
+	name, err := policy.CleanHost(said.ServerName)
+	switch {
+	case f.req.Host == "" && said.ServerName == "":
+		return nil // an address was connected to, and none is sent as a name
+	case said.ServerName == "":
+		return helloDenied{"the ClientHello names no server", "let the client send the name (SNI)"}
+	case err == nil && name == f.req.Host:
+		return nil
+	case err == nil && f.req.Host == "":
+		// An address was allowed: the name that it is called by has to be, too.
+		if e.rules.Load().Policy.Decide(policy.Request{Op: policy.Connect, Host: name, Port: f.req.Port, Protocol: policy.TLS}).Allow {
+			return nil
+		}
+	}
+	return helloDenied{fmt.Sprintf("the ClientHello names %.100q, the connection is to %s", said.ServerName, destination(policy.Decision{Request: f.req}).Host), ""}
+}
+
+// accessDenied is a TLS alert: fatal, access_denied (RFC 8446 6.2).
+var accessDenied = []byte{21, 3, 3, 0, 2, 2, 49}
+
+// denyHello tells the client in its own protocol.
+func (e *Edge) denyHello(f *flow, guest net.Conn, err error) {
+	defer guest.Close()
+	d := policy.Decision{Request: f.req, Rule: f.charged(), Why: policy.WhyProtocol, Protocol: policy.TLS}
+	var denied helloDenied
+	switch {
+	case errors.As(err, &denied):
+		guest.Write(accessDenied)
+		e.denyWords(d, denied.reason, denied.hint)
+	case errors.Is(err, hello.ErrNotTLS):
+		abort(guest)
+		e.denyWords(d, "no TLS is spoken", "allow the port with `protocol: tcp` in a policy file, if that is meant")
+	case errors.Is(err, io.EOF):
+		// It connected and left: nothing was asked for.
+	default:
+		abort(guest)
+		e.denyWords(d, "the ClientHello cannot be read", "")
+	}
+}
+
+// replayed is a connection whose first bytes were read before.
+type replayed struct {
+	net.Conn
+	head *bytes.Reader
+}
+
+func (r *replayed) Read(p []byte) (int, error) {
+	if r.head.Len() > 0 {
+		return r.head.Read(p)
+	}
+	return r.Conn.Read(p)
+}
+
+// Reset passes the wish on.
+func (r *replayed) Reset() { abort(r.Conn) }
+
+// mayResolve decides whether a name has an address, and counts.
+func (e *Edge) mayResolve(host string) bool {
+	req := policy.Request{Op: policy.Resolve, Host: host}
+	if _, found := e.wallet.Load().Marks("").Text(host); len(found) > 0 {
+		e.alert(policy.Decision{Request: req}, credential.Found{Mark: found[0], Where: "name"})
+		return false
+	}
+	d := e.rules.Load().Policy.Decide(req)
+	if !d.Allow {
+		e.deny(d)
+		return false
+	}
+	e.tallies.Add(counted{event.KindName, destination(d)})
+	return true
+}
+
+// oddName counts a question about what is no host name.
+func (e *Edge) oddName(name string) {
+	e.deny(policy.Decision{Request: policy.Request{Op: policy.Resolve, Host: printable(name)}, Why: policy.WhyHost})
+}

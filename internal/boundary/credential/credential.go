@@ -1,0 +1,304 @@
+// Package credential puts the secrets of one sandbox into its requests, and
+// knows what of them must never be seen where. [Wallet] holds what the sandbox
+// was granted and what was planted in it; it is made anew when a value changes.
+//
+// The package must not decide which requests may use a secret (a rule of the
+// policy says so), must not send anything, and must not let a value into an
+// error or a name.
+package credential
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+
+	"creel/internal/boundary/scrub"
+	"creel/internal/policy"
+	"creel/internal/secret"
+)
+
+// Canary is a credential that opens nothing, planted where attackers look.
+type Canary struct{ Name, Value string }
+
+// Prefixes of the names of marks.
+const (
+	standInMark = "stand-in "
+	canaryMark  = "canary "
+)
+
+// Wallet is safe for use by several goroutines, and not changed once made. A
+// nil Wallet is empty.
+type Wallet struct {
+	held   map[string]*held
+	marks  map[string]string // mark → what must not leave
+	values *scrub.Set
+
+	mu   sync.Mutex
+	sets map[string]*scrub.Set // by the marks that are left out
+}
+
+// held is one grant with its binding made ready.
+type held struct {
+	secret.Grant
+	bound *policy.Policy
+}
+
+// New makes a wallet of what is granted and planted.
+func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
+	w := &Wallet{held: map[string]*held{}, marks: map[string]string{}, sets: map[string]*scrub.Set{}}
+	values := map[string]string{}
+	for _, g := range grants {
+		if err := g.Validate(); err != nil {
+			return nil, fmt.Errorf("secret %s: %w", g.Name, err)
+		}
+		w.held[g.Name] = &held{g, boundTo(g.Binding)}
+		values[g.Name] = g.Value.Reveal()
+		if g.StandIn != "" {
+			w.marks[standInMark+g.Name] = g.StandIn
+		}
+	}
+	for _, c := range canaries {
+		w.marks[canaryMark+c.Name] = c.Value
+	}
+	var err error
+	if w.values, err = scrub.Compile(values); err != nil {
+		return nil, fmt.Errorf("prepare the search for secrets: %w", err)
+	}
+	if _, err = w.without(nil); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// boundTo is a binding as a policy, so that hosts, methods and paths mean the
+// same in both.
+func boundTo(b secret.Binding) *policy.Policy {
+	var rules []policy.Rule
+	for _, host := range b.Hosts {
+		rules = append(rules, policy.Rule{
+			Name: host, Host: host, Ports: []policy.PortRange{{First: 1, Last: 65535}}, Protocol: policy.HTTP,
+			Methods: b.Methods, Paths: b.Paths, AllowPrivate: true,
+		})
+	}
+	return policy.New(rules, policy.Budget{}, nil)
+}
+
+// Values are those of every secret, to be taken out of responses.
+func (w *Wallet) Values() *scrub.Set {
+	if w == nil {
+		return nil
+	}
+	return w.values
+}
+
+// Marks are stand-ins and canaries that must not leave for host: all but the
+// stand-ins of secrets that are bound to it, which are harmless there.
+func (w *Wallet) Marks(host string) *scrub.Set {
+	if w == nil {
+		return nil
+	}
+	var left []string
+	for name, h := range w.held {
+		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
+			left = append(left, standInMark+name)
+		}
+	}
+	slices.Sort(left)
+	set, err := w.without(left)
+	if err != nil { // all of them compiled, and so do some
+		panic(err)
+	}
+	return set
+}
+
+func (w *Wallet) without(left []string) (*scrub.Set, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key := strings.Join(left, "\n")
+	if set := w.sets[key]; set != nil {
+		return set, nil
+	}
+	marks := maps.Clone(w.marks)
+	for _, name := range left {
+		delete(marks, name)
+	}
+	set, err := scrub.Compile(marks)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the search for stand-ins: %w", err)
+	}
+	w.sets[key] = set
+	return set, nil
+}
+
+// Mark tells what a found mark is: a stand-in's or a canary's, and its name.
+func Mark(found string) (alert, name string) {
+	if name, ok := strings.CutPrefix(found, canaryMark); ok {
+		return "canary", name
+	}
+	return "stand-in", strings.TrimPrefix(found, standInMark)
+}
+
+// Found is a mark in a request that must not go to where it is sent.
+type Found struct {
+	Mark  string
+	Where string // header, path or query
+}
+
+// Look finds marks that must not leave for host in a request's head.
+func (w *Wallet) Look(host string, r *http.Request) *Found {
+	set := w.Marks(host)
+	if set.Empty() {
+		return nil
+	}
+	look := func(where, text string) *Found {
+		if _, found := set.Text(text); len(found) > 0 {
+			return &Found{found[0], where}
+		}
+		return nil
+	}
+	for name, values := range r.Header {
+		for _, text := range append(values, name) {
+			if f := look("header", text); f != nil {
+				return f
+			}
+		}
+	}
+	if f := look("path", r.Method+" "+r.URL.EscapedPath()); f != nil {
+		return f
+	}
+	return look("query", r.URL.RawQuery)
+}
+
+// Bound reports why a secret may not be used in a request; nil where it may.
+func (w *Wallet) Bound(name string, req policy.Request) error {
+	if w == nil || w.held[name] == nil {
+		return fmt.Errorf("secret %q was not given to this sandbox", name)
+	}
+	req.Op, req.Protocol = policy.Ask, ""
+	if !w.held[name].bound.Decide(req).Allow {
+		return fmt.Errorf("secret %q is not bound to this host, method and path", name)
+	}
+	return nil
+}
+
+// As is how a secret that is held gets into requests.
+func (w *Wallet) As(name string) string { return w.held[name].Binding.Use.As }
+
+// brought are headers that carry credentials: what the task brings itself must
+// not go where the policy puts its own.
+var brought = []string{
+	"Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "Api-Key", "Apikey", "X-Goog-Api-Key", "X-Auth-Token",
+	"X-Access-Token", "Private-Token", "X-Gitlab-Token", "X-Vault-Token", "X-Amz-Security-Token",
+}
+
+var broughtQueries = []string{"access_token", "api_key", "apikey", "api-key"}
+
+// Swaps reports whether a stand-in is in a place where [Wallet.Put] swaps it.
+func (w *Wallet) Swaps(name string, r *http.Request) bool {
+	h := w.held[name]
+	if h.Binding.Use.As != secret.AsStandIn {
+		return true
+	}
+	return h.swap(r.Clone(r.Context())) > 0
+}
+
+// Put puts a secret that is held into a request, and takes out what the task
+// brought.
+func (w *Wallet) Put(name string, r *http.Request) {
+	h := w.held[name]
+	use, value := h.Binding.Use, h.Value.Reveal()
+	for _, header := range brought {
+		if use.As != secret.AsStandIn || !h.inHeader(r, header) {
+			r.Header.Del(header)
+		}
+	}
+	for _, q := range broughtQueries {
+		if use.As != secret.AsStandIn || !slices.Contains(use.Places(), "query:"+q) {
+			r.URL.RawQuery = withoutParameter(r.URL.RawQuery, q)
+		}
+	}
+	switch use.As {
+	case secret.AsHeader:
+		r.Header.Set(use.Name, use.Prefix+value)
+	case secret.AsBearer:
+		r.Header.Set("Authorization", "Bearer "+value)
+	case secret.AsBasic:
+		r.SetBasicAuth(use.User, value)
+	case secret.AsQuery:
+		q := withoutParameter(r.URL.RawQuery, use.Name)
+		if q != "" {
+			q += "&"
+		}
+		r.URL.RawQuery = q + url.QueryEscape(use.Name) + "=" + url.QueryEscape(value)
+	case secret.AsStandIn:
+		h.swap(r)
+	}
+}
+
+// inHeader reports whether a header holds the stand-in, plainly or as basic
+// credentials.
+func (h *held) inHeader(r *http.Request, header string) bool {
+	return slices.ContainsFunc(r.Header.Values(header), func(v string) bool { return h.swapped(v) != v })
+}
+
+// swap puts the value in the place of the stand-in, and counts.
+func (h *held) swap(r *http.Request) (n int) {
+	for _, place := range h.Binding.Use.Places() {
+		kind, name, _ := strings.Cut(place, ":")
+		if kind == "header" {
+			for i, v := range r.Header.Values(name) {
+				if s := h.swapped(v); s != v {
+					r.Header.Values(name)[i] = s
+					n++
+				}
+			}
+			continue
+		}
+		pairs := strings.Split(r.URL.RawQuery, "&")
+		for i, pair := range pairs {
+			key, value, _ := strings.Cut(pair, "=")
+			if plain, err := url.QueryUnescape(value); err == nil && named(key, name) && strings.Contains(plain, h.StandIn) {
+				pairs[i] = key + "=" + url.QueryEscape(strings.ReplaceAll(plain, h.StandIn, h.Value.Reveal()))
+				n++
+			}
+		}
+		r.URL.RawQuery = strings.Join(pairs, "&")
+	}
+	return n
+}
+
+// swapped is a header's value with the value in the place of the stand-in.
+func (h *held) swapped(v string) string {
+	if strings.Contains(v, h.StandIn) {
+		return strings.ReplaceAll(v, h.StandIn, h.Value.Reveal())
+	}
+	r := http.Request{Header: http.Header{"Authorization": {v}}}
+	user, password, ok := r.BasicAuth()
+	if !ok || !strings.Contains(user+":"+password, h.StandIn) {
+		return v
+	}
+	put := func(s string) string { return strings.ReplaceAll(s, h.StandIn, h.Value.Reveal()) }
+	r.SetBasicAuth(put(user), put(password))
+	return r.Header.Get("Authorization")
+}
+
+func named(key, name string) bool {
+	plain, err := url.QueryUnescape(key)
+	return err == nil && plain == name
+}
+
+// withoutParameter leaves the rest of a query as it was written.
+func withoutParameter(query, name string) string {
+	if query == "" {
+		return ""
+	}
+	pairs := slices.DeleteFunc(strings.Split(query, "&"), func(pair string) bool {
+		key, _, _ := strings.Cut(pair, "=")
+		return named(key, name)
+	})
+	return strings.Join(pairs, "&")
+}

@@ -1,0 +1,170 @@
+package boundary
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+
+	"creel/internal/audit"
+	"creel/internal/audit/event"
+	"creel/internal/boundary/credential"
+	"creel/internal/policy"
+	"creel/internal/policy/tier"
+	"creel/internal/sandbox"
+)
+
+// record returns when the event is durable; what it announces must not happen
+// otherwise.
+func (e *Edge) record(ctx context.Context, kind audit.Kind, data any) error {
+	err := e.cfg.Audit.Append(ctx, audit.Event{Kind: kind, Sandbox: e.cfg.Sandbox, Data: data})
+	if err != nil {
+		return fmt.Errorf("record %s: %w", kind, err)
+	}
+	return nil
+}
+
+// recordAfter is for what has happened already.
+func (e *Edge) recordAfter(kind audit.Kind, data any) {
+	if err := e.record(context.Background(), kind, data); err != nil {
+		e.cfg.Log.Error("what has happened is not on record", "err", err)
+	}
+}
+
+func (e *Edge) recordPolicy(ctx context.Context, r Rules, generation int) error {
+	rules := 0
+	if r.Policy != nil {
+		rules = len(r.Policy.Rules)
+	}
+	return e.record(ctx, event.KindPolicy, event.Policy{Generation: generation, Policy: r.Digest, Rules: rules})
+}
+
+// counted is what a guest can bring about at will and what lets nothing
+// happen.
+type counted struct {
+	kind audit.Kind
+	to   event.Destination
+}
+
+func (e *Edge) recordTally(t audit.Tally[counted]) error {
+	kind := t.Key.kind
+	if t.Others {
+		kind = event.KindDenied
+	}
+	return e.record(context.Background(), kind, event.Tally{Destination: t.Key.to, Count: t.Count, Others: t.Others})
+}
+
+// destination is what a decision was about, for the record. The names that a
+// guest asks for may hold anything.
+func destination(d policy.Decision) event.Destination {
+	out := event.Destination{
+		Host: d.Request.Host, Port: d.Request.Port, Protocol: string(d.Request.Protocol),
+		Decision: event.Deny, Rule: d.RuleName(), Reason: d.Reason(),
+	}
+	if out.Host == "" && d.Request.Addr.IsValid() {
+		out.Host = d.Request.Addr.String()
+	}
+	out.Host = tier.Hide(out.Host)
+	if d.Allow {
+		out.Decision = event.Allow
+		if out.Protocol == "" {
+			out.Protocol = string(d.Protocol)
+		}
+	}
+	return out
+}
+
+// deny counts a denial, for the record and for people.
+func (e *Edge) deny(d policy.Decision) { e.denyWords(d, d.Reason(), d.Hint()) }
+
+// denyWords is deny for what policy has no words for.
+func (e *Edge) denyWords(d policy.Decision, reason, hint string) {
+	d.Allow = false
+	kind := event.KindDenied
+	if d.Request.Op == policy.Resolve {
+		kind = event.KindName
+	}
+	to := destination(d)
+	to.Reason = tier.Hide(reason)
+	e.tallies.Add(counted{kind, to})
+	denial := sandbox.Denial{Target: tier.Hide(d.Target()), Reason: to.Reason, Hint: tier.Hide(hint)}
+	if e.denials.add(denial) && e.cfg.Denied != nil {
+		e.cfg.Denied(denial)
+	}
+}
+
+// alert puts on record that a mark was about to leave.
+func (e *Edge) alert(d policy.Decision, found credential.Found) {
+	a := event.Alert{Destination: destination(d), Where: found.Where}
+	a.Decision = event.Deny
+	a.Alert, a.Name = credential.Mark(found.Mark)
+	a.Reason = "a " + a.Alert + " was about to leave"
+	e.recordAfter(event.KindAlert, a)
+	denial := sandbox.Denial{
+		Target: tier.Hide(d.Target()), Reason: fmt.Sprintf("the %s %q was about to leave in the %s", a.Alert, a.Name, a.Where),
+		Hint: "find out who sent it: no honest task does",
+	}
+	e.denials.add(denial)
+	if e.cfg.Denied != nil {
+		e.cfg.Denied(denial)
+	}
+	if e.cfg.Alerted != nil {
+		e.cfg.Alerted(a)
+	}
+}
+
+// maxDenials are told apart for people; the rest is counted.
+const maxDenials = 256
+
+// denials are what was denied, for people.
+type denials struct {
+	mu     sync.Mutex
+	order  []*sandbox.Denial
+	index  map[string]*sandbox.Denial
+	total  int64
+	others int64
+}
+
+// add reports whether the destination is new.
+func (d *denials) add(what sandbox.Denial) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.total++
+	key := what.Target + "\n" + what.Reason
+	if seen := d.index[key]; seen != nil {
+		seen.Count++
+		return false
+	}
+	if len(d.order) >= maxDenials {
+		d.others++
+		return false
+	}
+	if d.index == nil {
+		d.index = map[string]*sandbox.Denial{}
+	}
+	what.Count = 1
+	d.index[key] = &what
+	d.order = append(d.order, &what)
+	return true
+}
+
+// Denials are what was denied so far: destinations in the order in which they
+// first came, and how many denials there were in all.
+func (e *Edge) Denials() (list []sandbox.Denial, total int64) {
+	e.denials.mu.Lock()
+	defer e.denials.mu.Unlock()
+	for _, d := range e.denials.order {
+		list = append(list, *d)
+	}
+	return list, e.denials.total
+}
+
+// printable keeps what a guest wrote to what records and people can read.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), 300)])
+}

@@ -1,0 +1,174 @@
+package boundary
+
+import (
+	"context"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"creel/internal/audit/event"
+	"creel/internal/boundary/credential"
+	"creel/internal/boundary/egress"
+	"creel/internal/boundary/web"
+	"creel/internal/policy"
+	"creel/internal/policy/tier"
+)
+
+// site is a flow as package web serves it.
+func (e *Edge) site(f *flow, tls bool) *web.Site {
+	host := f.req.Host
+	if host == "" {
+		host = f.req.Addr.String()
+	}
+	return &web.Site{
+		Host: host, Port: f.req.Port, TLS: tls, Roots: e.rootsFor(f.charged()),
+		Ask: func(ctx context.Context, r *http.Request) (*web.Pass, *web.Denial) { return e.ask(ctx, f, r) },
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			c, err := e.dial(ctx, f)
+			if denied, ok := err.(*egress.Denied); ok {
+				return nil, refusal{words(denied.Decision)}
+			}
+			if err != nil {
+				return nil, refusal{&web.Denial{Status: http.StatusBadGateway, Error: "upstream", Reason: "the destination could not be reached: " + egress.Class(err)}}
+			}
+			return c, nil
+		},
+	}
+}
+
+// refusal is a denial on the way to the upstream.
+type refusal struct{ denial *web.Denial }
+
+func (r refusal) Error() string       { return r.denial.Reason }
+func (r refusal) Denial() *web.Denial { return r.denial }
+
+// words are a decision as the task is told.
+func words(d policy.Decision) *web.Denial {
+	return &web.Denial{Rule: d.RuleName(), Reason: d.Reason(), Hint: d.Hint()}
+}
+
+// rootsFor are who may sign an upstream's certificate: the rule's own CA
+// alone, where it names one.
+func (e *Edge) rootsFor(r *policy.Rule) *x509.CertPool {
+	if r.Upstream.CA == "" {
+		return e.roots
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(r.Upstream.CA)) // it was checked when it was read
+	return pool
+}
+
+// ask decides about one request, charges it and puts it on record.
+func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *web.Denial) {
+	req := f.req
+	req.Op, req.Method, req.Path = policy.Ask, r.Method, r.URL.RequestURI()
+	d := e.rules.Load().Policy.Decide(req)
+	if !d.Allow {
+		e.deny(d)
+		return nil, words(d)
+	}
+	wallet := e.wallet.Load()
+	if found := wallet.Look(f.req.Host, r); found != nil {
+		e.alert(d, *found)
+		return nil, &web.Denial{Rule: d.RuleName(), Reason: "the " + found.Where + " holds a credential that is not for this destination"}
+	}
+	use, denial := e.useOf(wallet, d, r)
+	if denial != nil {
+		return nil, denial
+	}
+	f.charge(d.Rule)
+	if spent := e.spend(f, policy.Usage{Requests: 1}); !spent.Allow {
+		if spent.Limit == "requests_per_minute" {
+			e.deny(spent)
+		}
+		denial := words(spent)
+		denial.Status = http.StatusTooManyRequests
+		return nil, denial
+	}
+	id := e.ids.Add(1)
+	if err := e.recordRequest(ctx, id, d, r, use); err != nil {
+		e.cfg.Log.Error("a request was refused that cannot be put on record", "err", err)
+		return nil, &web.Denial{Status: http.StatusServiceUnavailable, Error: "record", Reason: "the request cannot be put on record, and nothing is sent without"}
+	}
+	return e.pass(f, d, wallet, use, id), nil
+}
+
+// useOf is the secret that a request is to use, "" for none.
+func (e *Edge) useOf(wallet *credential.Wallet, d policy.Decision, r *http.Request) (string, *web.Denial) {
+	name := d.Rule.Secret
+	if name == "" {
+		return "", nil
+	}
+	if err := wallet.Bound(name, d.Request); err != nil {
+		e.denyWords(d, err.Error(), "bind it with `creel secret set`, or leave it out of the rule")
+		return "", &web.Denial{Rule: d.RuleName(), Reason: err.Error()}
+	}
+	return name, nil
+}
+
+// recordRequest returns when the request, and the use of a secret in it, are
+// on record.
+func (e *Edge) recordRequest(ctx context.Context, id int64, d policy.Decision, r *http.Request, use string) error {
+	to := destination(d)
+	request := event.Request{
+		Destination: to, ID: id, Method: r.Method, Path: tier.Hide(r.URL.EscapedPath()), Queries: parameters(r.URL.RawQuery),
+	}
+	if use == "" || !e.wallet.Load().Swaps(use, r) {
+		return e.record(ctx, event.KindRequest, request)
+	}
+	// Both in one commit, where the disk is slow.
+	var wait sync.WaitGroup
+	var err error
+	wait.Go(func() {
+		err = e.record(ctx, event.KindSecret, event.Secret{Destination: to, Name: use, As: e.wallet.Load().As(use), Request: id})
+	})
+	if rerr := e.record(ctx, event.KindRequest, request); rerr != nil {
+		wait.Wait()
+		return rerr
+	}
+	wait.Wait()
+	return err
+}
+
+const maxParameters = 32
+
+// parameters are the names in a query, as they were written.
+func parameters(query string) (names []string) {
+	if query == "" {
+		return nil
+	}
+	for pair := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if name = printable(name); len(names) < maxParameters && !slices.Contains(names, name) {
+			names = append(names, tier.Hide(name))
+		}
+	}
+	return names
+}
+
+// pass is leave for a request that is on record.
+func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use string, id int64) *web.Pass {
+	began := time.Now()
+	p := &web.Pass{
+		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Whole: use != "", Unreadable: d.Rule.Unreadable,
+		Found: func(names []string) { e.alert(d, credential.Found{Mark: names[0], Where: "body"}) },
+		Done: func(r web.Result) {
+			res := event.Response{
+				ID: id, Host: destination(d).Host, Status: r.Status, BytesOut: r.BytesOut, BytesIn: r.BytesIn,
+				DurationMS: time.Since(began).Milliseconds(), Scrubbed: r.Scrubbed,
+			}
+			if r.Err != nil {
+				res.Error = egress.Class(r.Err)
+			}
+			e.recordAfter(event.KindResponse, res)
+		},
+	}
+	if use != "" {
+		p.Edit = func(out *http.Request) { wallet.Put(use, out) }
+	}
+	return p
+}

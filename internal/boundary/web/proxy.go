@@ -1,0 +1,249 @@
+package web
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+
+	"creel/internal/boundary/scrub"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// exchange is one request that was let through, and what is known of it.
+type exchange struct {
+	site *Site
+	pass *Pass
+	w    http.ResponseWriter
+
+	mu     sync.Mutex
+	result Result
+	found  bool // a mark was about to leave
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
+
+func (x *exchange) note(change func(*Result)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	change(&x.result)
+}
+
+// serve answers one request of the guest.
+func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
+	site := siteOf(r.Context())
+	if d := misdirected(site, r); d != nil {
+		d.answer(w, r, site)
+		return
+	}
+	// Trailers of requests are dropped: they come when all has been decided.
+	r.Trailer = nil
+	pass, denial := site.Ask(r.Context(), r)
+	if denial != nil {
+		denial.answer(w, r, site)
+		return
+	}
+	x := &exchange{site: site, pass: pass}
+	x.w = &responseWriter{ResponseWriter: w, x: x}
+	defer func() {
+		x.mu.Lock()
+		result := x.result
+		x.mu.Unlock()
+		pass.Done(result)
+	}()
+	if r.ProtoMajor == 1 {
+		// An upstream may answer before it has read everything.
+		http.NewResponseController(w).EnableFullDuplex()
+	}
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = newRequestBody(r.Body, x)
+	}
+	proxy.ServeHTTP(x.w, r)
+}
+
+// misdirected refuses what does not name the destination that the connection
+// was allowed for, in every place where a server may look.
+func misdirected(site *Site, r *http.Request) *Denial {
+	if r.Method == http.MethodConnect || r.URL.IsAbs() || r.URL.Host != "" {
+		return &Denial{Reason: "the request names a destination of its own; send the path alone"}
+	}
+	for _, host := range append([]string{r.Host}, r.Header["Host"]...) {
+		if !site.names(host) {
+			return &Denial{Reason: fmt.Sprintf("the request is for %.100q, the connection for %s", host, site.authority())}
+		}
+	}
+	if up := r.Header.Values("Upgrade"); len(up) > 0 && !(len(up) == 1 && strings.EqualFold(up[0], "websocket")) {
+		return &Denial{Reason: fmt.Sprintf("an upgrade to %.40q cannot be looked into", strings.Join(up, ", ")), Hint: "allow the port as tcp in a policy file"}
+	}
+	return nil
+}
+
+// names reports whether a Host header means the site.
+func (s *Site) names(host string) bool {
+	name, port, err := net.SplitHostPort(host)
+	if err != nil {
+		name, port = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"), strconv.Itoa(s.usualPort())
+	}
+	if port != strconv.Itoa(int(s.Port)) {
+		return false
+	}
+	if addr, err := netip.ParseAddr(s.Host); err == nil {
+		other, err := netip.ParseAddr(name)
+		return err == nil && other == addr
+	}
+	return strings.EqualFold(strings.TrimSuffix(name, "."), s.Host)
+}
+
+func (s *Site) usualPort() int {
+	if s.TLS {
+		return 443
+	}
+	return 80
+}
+
+func (s *Site) authority() string { return net.JoinHostPort(s.Host, strconv.Itoa(int(s.Port))) }
+
+// rewrite makes the request that is sent on.
+func rewrite(pr *httputil.ProxyRequest) {
+	x := exchangeOf(pr.In.Context())
+	out := pr.Out
+	out.URL.Scheme = "http"
+	if x.site.TLS {
+		out.URL.Scheme = "https"
+	}
+	out.URL.Host = x.site.authority()
+	out.URL.RawQuery = pr.In.URL.RawQuery // as it was judged
+	out.Host = pr.In.Host
+	out.Trailer = nil
+	for _, h := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if v, ok := pr.In.Header[h]; ok {
+			out.Header[h] = v // the task's own: nothing between them is to be seen
+		}
+	}
+	out.Header.Del("Sec-Websocket-Extensions") // compressed frames cannot be looked into
+	if !x.pass.Values.Empty() {
+		narrow(out.Header)
+	}
+	if x.pass.Whole {
+		out.Header.Del("Range")
+		out.Header.Del("If-Range")
+	}
+	if x.pass.Edit != nil {
+		x.pass.Edit(out)
+	}
+}
+
+// narrow asks only for encodings that can be searched.
+func narrow(h http.Header) {
+	offered := strings.Join(h.Values("Accept-Encoding"), ",")
+	h.Del("Accept-Encoding")
+	h.Del("Grpc-Accept-Encoding")
+	if httpguts.HeaderValuesContainsToken([]string{offered}, "gzip") {
+		h.Set("Accept-Encoding", "gzip")
+	} else {
+		h.Set("Accept-Encoding", "identity")
+	}
+}
+
+// modifyResponse prepares what comes back.
+func modifyResponse(res *http.Response) error {
+	x := exchangeOf(res.Request.Context())
+	x.note(func(r *Result) { r.Status = res.StatusCode })
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return switched(x, res)
+	}
+	res.Header.Del("Alt-Svc") // another way to the same place, which is not allowed by itself
+	body := &responseBody{body: res.Body, x: x, trailer: func() http.Header { return res.Trailer }}
+	if !x.pass.Values.Empty() {
+		if err := searchable(x, res, body); err != nil {
+			return err
+		}
+	}
+	res.Body = body
+	return nil
+}
+
+// errUnreadable is of a response in which a secret could not be found.
+type errUnreadable struct{ what string }
+
+func (e errUnreadable) Error() string {
+	return "the response " + e.what + " cannot be searched for secrets"
+}
+
+// upstreamFailed answers for an upstream that did not.
+func upstreamFailed(_ http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r.Context())
+	x.note(func(res *Result) { res.Err = err })
+	d := &Denial{Status: http.StatusBadGateway, Error: "upstream", Reason: "the destination did not answer"}
+	x.mu.Lock()
+	found := x.found
+	x.mu.Unlock()
+	var refused interface{ Denial() *Denial }
+	var unreadable errUnreadable
+	var untrusted *tls.CertificateVerificationError
+	switch {
+	case found:
+		d = &Denial{Reason: "the body holds a credential that is not for this destination"}
+	case errors.As(err, &refused):
+		d = refused.Denial()
+	case errors.As(err, &untrusted):
+		d.Reason = "the destination is not who it should be: " + x.text(untrusted.Error())
+	case errors.As(err, &unreadable):
+		d.Reason = unreadable.Error()
+		d.Hint = "`unreadable: allow` in the rule lets such responses pass"
+	}
+	x.note(func(res *Result) { res.Status = 0 })
+	d.answer(x.w, r, x.site)
+}
+
+// responseWriter takes values out of every header that goes to the guest, also
+// those of 1xx answers, which come by another way than the rest.
+type responseWriter struct {
+	http.ResponseWriter
+	x *exchange
+}
+
+// Unwrap lets http.ResponseController through.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *responseWriter) WriteHeader(status int) {
+	w.x.clean(w.Header())
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// clean takes values out of names and values of headers.
+func (x *exchange) clean(h http.Header) {
+	if x.pass.Values.Empty() {
+		return
+	}
+	for name, values := range h {
+		for i, v := range values {
+			values[i] = x.text(v)
+		}
+		if clean := x.text(name); clean != name {
+			delete(h, name)
+			h[http.CanonicalHeaderKey(strings.ReplaceAll(clean, "*", "x"))] = values
+		}
+	}
+}
+
+func (x *exchange) text(s string) string { return cleanText(x, x.pass.Values, s) }
+
+func cleanText(x *exchange, set *scrub.Set, s string) string {
+	clean, found := set.Text(s)
+	if n := int64(len(found)); n > 0 {
+		x.note(func(r *Result) { r.Scrubbed += n })
+	}
+	return clean
+}
