@@ -17,6 +17,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/cli"
+	"creel/internal/cli/hostcmd"
 	"creel/internal/config"
 	"creel/internal/confine"
 	"creel/internal/doctor"
@@ -92,7 +93,8 @@ func open(logging cli.Logging) (*cli.App, error) {
 		return accel.Choose(ctx, want, accelCache(dir))
 	}
 	eng, err := engine.New(engine.Options{
-		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers, Accel: choose,
+		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers,
+		Secrets: secretsOf(cfg), Accel: choose,
 		Scratch: func(ctx context.Context, path string, size int64, kind scratch.Kind) error {
 			return scratch.New(ctx, filepath.Join(dir, "scratch"), path, size, kind)
 		},
@@ -123,7 +125,11 @@ func openSecrets() (*store.Store, error) {
 	if err := engine.PrepareDir(cfg.StateDir); err != nil {
 		return nil, err
 	}
-	return store.Open(store.Options{Dir: filepath.Join(cfg.StateDir, "secrets"), Identity: cfg.SecretsIdentity}), nil
+	return secretsOf(cfg), nil
+}
+
+func secretsOf(cfg config.Config) *store.Store {
+	return store.Open(store.Options{Dir: filepath.Join(cfg.StateDir, "secrets"), Identity: cfg.SecretsIdentity})
 }
 
 // readTiers reads the operator's tiers, where there are any, else those that
@@ -225,7 +231,7 @@ func Main(ctx context.Context, version string, args []string) int {
 			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},
 			Version: version, Logging: &logging,
 			Open:  func(context.Context) (*cli.App, error) { return open(logging) },
-			Parts: func(ctx context.Context) []cli.Part { return parts(ctx, version) },
+			Parts: func(ctx context.Context) []hostcmd.Part { return parts(ctx, version) },
 			AuditDir: func() (string, error) {
 				cfg, _, err := config.Load(os.LookupEnv)
 				return auditDir(cfg.StateDir), err

@@ -9,9 +9,12 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/boundary/egress"
+	"creel/internal/config"
 	"creel/internal/confine"
 	"creel/internal/engine"
 	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/template"
 	"creel/internal/vm"
 	"creel/internal/vm/qemu"
@@ -42,7 +45,11 @@ func keeperMain(ctx context.Context) error {
 	if err := os.Mkdir(filepath.Join(launch.SandboxDir, vmmDir), 0o700); err != nil && !os.IsExist(err) {
 		return fmt.Errorf("make the VMM's directory: %w", err)
 	}
-	listener, err := keeper.Listen(launch.Dir)
+	listener, err := socket.Listen(launch.Dir)
+	if err != nil {
+		return err
+	}
+	network, err := networkFor(launch)
 	if err != nil {
 		return err
 	}
@@ -53,10 +60,10 @@ func keeperMain(ctx context.Context) error {
 			Dir: filepath.Join(launch.SandboxDir, vmmDir),
 		},
 		Parts: func(ctx context.Context) (*keeper.Parts, error) { return openParts(ctx, launch, log) },
-		Audit: records, Dir: dir, Log: log,
+		Audit: records, Dir: dir, Log: log, Network: network,
 		Confine: func() error {
 			achieved, err := confine.Self(confine.Options{
-				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir},
+				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir}, Internet: network.Dialer != nil,
 			})
 			if err != nil {
 				return err
@@ -72,6 +79,39 @@ func keeperMain(ctx context.Context) error {
 	err = run.Do(ctx)
 	listener.Close()
 	return err
+}
+
+// networkFor reads what the host says of its network, while it can be read. A
+// run without a policy has none, and its keeper cannot make one any more.
+func networkFor(launch keeper.Launch) (keeper.Network, error) {
+	n := keeper.Network{Ports: launch.Published, Listed: launch.Ports, Grants: launch.Grants}
+	if launch.Config.Spec.Policy == "" {
+		return n, nil
+	}
+	settings, _, err := config.Load(os.LookupEnv)
+	if err != nil {
+		return n, err
+	}
+	system, err := egress.ReadSystem(os.Getenv)
+	if err != nil {
+		return n, err
+	}
+	if system.CA, err = readOptional(settings.ProxyCertificates); err != nil {
+		return n, fmt.Errorf("%w; see the setting proxyCertificates", err)
+	}
+	system.ProxyResolves = settings.ProxyResolves
+	if n.Dialer, err = egress.New(system); err != nil {
+		return n, err
+	}
+	return n, nil
+}
+
+func readOptional(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(file)
+	return string(text), err
 }
 
 // openParts gets the template's parts from its holder, and the sandbox's disk.

@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"creel/internal/cli"
+	"creel/internal/cli/hostcmd"
 	"creel/internal/config"
 	"creel/internal/confine"
 	"creel/internal/guest/blob"
@@ -26,8 +26,8 @@ import (
 
 // parts names all that matters in a bug report. It works on a machine that has
 // nothing, and makes no state directory there.
-func parts(ctx context.Context, version string) []cli.Part {
-	all := []cli.Part{
+func parts(ctx context.Context, version string) []hostcmd.Part {
+	all := []hostcmd.Part{
 		{Name: "creel", Value: version},
 		{Name: "go", Value: fmt.Sprintf("%s %s/%s", runtime.Version(), runtime.GOOS, runtime.GOARCH)},
 		part("guest agent", agentDigest),
@@ -38,7 +38,7 @@ func parts(ctx context.Context, version string) []cli.Part {
 	}
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
-		return append(all, cli.Part{Name: "configuration", Value: "not usable: " + err.Error()})
+		return append(all, hostcmd.Part{Name: "configuration", Value: "not usable: " + err.Error()})
 	}
 	return append(all,
 		part("accelerator", func() (string, error) { return accelerator(ctx, cfg) }),
@@ -54,12 +54,12 @@ func parts(ctx context.Context, version string) []cli.Part {
 	)
 }
 
-func part(name string, value func() (string, error)) cli.Part {
+func part(name string, value func() (string, error)) hostcmd.Part {
 	v, err := value()
 	if err != nil {
 		v = "not found: " + err.Error()
 	}
-	return cli.Part{Name: name, Value: v}
+	return hostcmd.Part{Name: name, Value: v}
 }
 
 func agentDigest() (string, error) {

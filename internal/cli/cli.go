@@ -11,6 +11,7 @@ import (
 
 	"creel/internal/cli/auditcmd"
 	"creel/internal/cli/command"
+	"creel/internal/cli/hostcmd"
 	"creel/internal/cli/imagecmd"
 	"creel/internal/cli/policycmd"
 	"creel/internal/cli/secretcmd"
@@ -18,7 +19,6 @@ import (
 	"creel/internal/engine"
 	"creel/internal/image"
 	"creel/internal/image/registry"
-	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/secret/store"
 	"creel/internal/template"
@@ -52,7 +52,7 @@ type Env struct {
 	Version string
 	Logging *Logging // filled in before a command runs
 	Open    func(context.Context) (*App, error)
-	Parts   func(context.Context) []Part
+	Parts   func(context.Context) []hostcmd.Part
 	// AuditDir is where the record is, without opening it.
 	AuditDir func() (string, error)
 	// Secrets opens the secrets and nothing else.
@@ -95,12 +95,33 @@ func Root(env Env) *cobra.Command {
 	root.AddCommand(
 		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
 		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
-		imagecmd.New(imageEnv(env)), newTemplate(env), newKernel(env), newConfig(env), newDoctor(env), newVersion(env),
+		imagecmd.New(imageEnv(env)), newTemplate(env),
+		hostcmd.NewKernel(hostEnv(env)), hostcmd.NewConfig(hostEnv(env)), hostcmd.NewDoctor(hostEnv(env)), hostcmd.NewVersion(hostEnv(env)),
 		policycmd.New(policyEnv(env)), auditcmd.New(auditEnv(env)), auditcmd.NewReceipt(auditEnv(env)),
 		secretcmd.New(secretEnv(env)),
 	)
 	env.Logging.register(root)
 	return root
+}
+
+func hostEnv(env Env) hostcmd.Env {
+	return hostcmd.Env{
+		Streams: env.Streams, Parts: env.Parts,
+		KernelDir: func(ctx context.Context) (string, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return "", err
+			}
+			return app.KernelDir, nil
+		},
+		Doctor: func(ctx context.Context) (doctor.Deps, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return doctor.Deps{}, err
+			}
+			return app.Doctor, nil
+		},
+	}
 }
 
 func imageEnv(env Env) imagecmd.Env {
@@ -141,6 +162,17 @@ func policyEnv(env Env) policycmd.Env {
 			f, err := app.Engine.Find(ctx, ref)
 			return f.Record.Config.Spec, err
 		},
+		Set: func(ctx context.Context, ref, policy string) error {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return err
+			}
+			f, err := app.Engine.Find(ctx, ref)
+			if err != nil {
+				return err
+			}
+			return app.Engine.SetPolicy(ctx, f, policy, progressTo(env))
+		},
 		Tiers: func(ctx context.Context) ([]byte, error) {
 			app, err := env.Open(ctx)
 			if err != nil {
@@ -172,52 +204,16 @@ func auditEnv(env Env) auditcmd.Env {
 }
 
 func secretEnv(env Env) secretcmd.Env {
-	return secretcmd.Env{Streams: env.Streams, Open: env.Secrets, AuditDir: env.AuditDir}
-}
-
-func newKernel(env Env) *cobra.Command {
-	show := func(k kernel.Kernel, err error) error {
-		if err == nil {
-			fmt.Fprintf(env.Out, "guest kernel %s %s (%s)\n", k.Package, k.Version, k.Release)
-		}
-		return err
+	return secretcmd.Env{
+		Streams: env.Streams, Open: env.Secrets, AuditDir: env.AuditDir,
+		Push: func(ctx context.Context, names []string) (int, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return 0, err
+			}
+			return app.Engine.PushSecrets(ctx, names)
+		},
 	}
-	return command.Group("kernel", "Manage the guest kernel",
-		&cobra.Command{
-			Use: "fetch", Short: "Download the distribution's cloud kernel package and unpack it; nothing is installed",
-			Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				app, err := env.Open(c.Context())
-				if err != nil {
-					return err
-				}
-				return show(kernel.Fetch(c.Context(), app.KernelDir))
-			},
-		},
-		&cobra.Command{
-			Use: "import FILE.deb", Short: "Unpack a kernel package that you have",
-			Example: "  creel kernel import linux-image-6.1.0-40-cloud-amd64_6.1.153-1_amd64.deb",
-			Args:    cobra.ExactArgs(1),
-			RunE: func(c *cobra.Command, args []string) error {
-				app, err := env.Open(c.Context())
-				if err != nil {
-					return err
-				}
-				return show(kernel.Import(c.Context(), args[0], app.KernelDir))
-			},
-		},
-		&cobra.Command{
-			Use: "show", Short: "Show the guest kernel that new templates use",
-			Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				app, err := env.Open(c.Context())
-				if err != nil {
-					return err
-				}
-				return show(kernel.Latest(app.KernelDir))
-			},
-		},
-	)
 }
 
 // likeDocker gives wrong usage of a command that runs something the exit code

@@ -9,7 +9,7 @@ import (
 
 	"creel/internal/engine"
 	"creel/internal/guest/api"
-	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 
 	"github.com/spf13/cobra"
@@ -38,7 +38,7 @@ func each(c *cobra.Command, env Env, refs []string, do func(context.Context, *Ap
 }
 
 // withClient connects to a running sandbox's keeper for the length of do.
-func withClient(ctx context.Context, app *App, f engine.Found, do func(*keeper.Client) error) error {
+func withClient(ctx context.Context, app *App, f engine.Found, do func(*socket.Client) error) error {
 	client, err := app.Engine.Connect(ctx, f)
 	if err != nil {
 		return err
@@ -66,7 +66,7 @@ func newStop(env Env) *cobra.Command {
 				if !f.Running() {
 					return nil // as Docker: stopping what has ended is no error
 				}
-				return withClient(ctx, app, f, func(k *keeper.Client) error {
+				return withClient(ctx, app, f, func(k *socket.Client) error {
 					if err := k.Stop(ctx, n, time.Duration(max(seconds, 0))*time.Second); err != nil {
 						return err
 					}
@@ -93,7 +93,7 @@ func newKill(env Env) *cobra.Command {
 				return err
 			}
 			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
-				return withClient(ctx, app, f, func(k *keeper.Client) error { return k.Signal(ctx, n) })
+				return withClient(ctx, app, f, func(k *socket.Client) error { return k.Signal(ctx, n) })
 			})
 		},
 	}
@@ -102,20 +102,20 @@ func newKill(env Env) *cobra.Command {
 }
 
 func newPause(env Env) *cobra.Command {
-	return perClient(env, "pause", "Stop a sandbox's virtual CPUs", (*keeper.Client).Pause)
+	return perClient(env, "pause", "Stop a sandbox's virtual CPUs", (*socket.Client).Pause)
 }
 
 func newUnpause(env Env) *cobra.Command {
-	return perClient(env, "unpause", "Let a paused sandbox go on, with its clock set", (*keeper.Client).Resume)
+	return perClient(env, "unpause", "Let a paused sandbox go on, with its clock set", (*socket.Client).Resume)
 }
 
-func perClient(env Env, name, short string, do func(*keeper.Client, context.Context) error) *cobra.Command {
+func perClient(env Env, name, short string, do func(*socket.Client, context.Context) error) *cobra.Command {
 	return &cobra.Command{
 		Use: name + " SANDBOX...", Short: short, Example: "  creel " + name + " web",
 		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {
 			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
-				return withClient(ctx, app, f, func(k *keeper.Client) error { return do(k, ctx) })
+				return withClient(ctx, app, f, func(k *socket.Client) error { return do(k, ctx) })
 			})
 		},
 	}
@@ -173,7 +173,7 @@ func newWait(env Env) *cobra.Command {
 				}
 				status := f.Status
 				if f.Running() {
-					err = withClient(c.Context(), app, f, func(k *keeper.Client) error {
+					err = withClient(c.Context(), app, f, func(k *socket.Client) error {
 						status, err = k.Wait(c.Context())
 						return err
 					})

@@ -13,7 +13,7 @@ import (
 
 	"creel/internal/archive"
 	"creel/internal/guest/api"
-	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 
 	"github.com/spf13/cobra"
 )
@@ -32,11 +32,11 @@ func newCopy(env Env) *cobra.Command {
 			case isFrom == isTo:
 				return errors.New("one of source and destination has to be SANDBOX:PATH, and only one")
 			case isFrom:
-				return withFiles(c.Context(), env, from, func(k *keeper.Client) error {
+				return withFiles(c.Context(), env, from, func(k *socket.Client) error {
 					return copyFrom(c.Context(), env, k, fromPath, args[1])
 				})
 			default:
-				return withFiles(c.Context(), env, to, func(k *keeper.Client) error {
+				return withFiles(c.Context(), env, to, func(k *socket.Client) error {
 					return copyTo(c.Context(), env, k, args[0], toPath)
 				})
 			}
@@ -62,7 +62,7 @@ func sandboxPath(s string) (name, p string, ok bool) {
 
 // withFiles connects to a sandbox's files: through its keeper while it runs,
 // through a helper clone with its disk and no task when it has ended.
-func withFiles(ctx context.Context, env Env, ref string, do func(*keeper.Client) error) error {
+func withFiles(ctx context.Context, env Env, ref string, do func(*socket.Client) error) error {
 	app, err := env.Open(ctx)
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func withFiles(ctx context.Context, env Env, ref string, do func(*keeper.Client)
 }
 
 // copyTo puts a local file or directory, or a tar on stdin, into the sandbox.
-func copyTo(ctx context.Context, env Env, k *keeper.Client, src, dst string) error {
+func copyTo(ctx context.Context, env Env, k *socket.Client, src, dst string) error {
 	if src == "-" {
 		return k.CopyIn(ctx, api.CopyRequest{Path: dst}, env.In)
 	}
@@ -114,7 +114,7 @@ func copyTo(ctx context.Context, env Env, k *keeper.Client, src, dst string) err
 }
 
 // copyFrom takes a file or directory of the sandbox.
-func copyFrom(ctx context.Context, env Env, k *keeper.Client, src, dst string) error {
+func copyFrom(ctx context.Context, env Env, k *socket.Client, src, dst string) error {
 	tarball, err := k.CopyOut(ctx, src)
 	if err != nil {
 		return err

@@ -8,7 +8,7 @@ import (
 	"sync"
 
 	"creel/internal/guest/host"
-	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 
 	"github.com/spf13/cobra"
@@ -62,7 +62,7 @@ func execIn(ctx context.Context, env Env, ref string, p sandbox.Process) error {
 	if p.Dir == "" {
 		p.Dir = task.Dir
 	}
-	return withClient(ctx, app, f, func(k *keeper.Client) error {
+	return withClient(ctx, app, f, func(k *socket.Client) error {
 		x, err := k.Exec(ctx, p)
 		if err != nil {
 			return &ExitError{Code: codeOf(err), Err: err}
@@ -112,7 +112,7 @@ func newAttach(env Env) *cobra.Command {
 			if err != nil {
 				return creelFailed(err)
 			}
-			return creelFailed(withClient(ctx, app, f, func(k *keeper.Client) error {
+			return creelFailed(withClient(ctx, app, f, func(k *socket.Client) error {
 				return attach(ctx, env, k, f.Record.Config.Spec, !noStdin)
 			}))
 		},
@@ -121,9 +121,9 @@ func newAttach(env Env) *cobra.Command {
 	return c
 }
 
-func attach(ctx context.Context, env Env, k *keeper.Client, spec sandbox.Spec, stdin bool) error {
+func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, stdin bool) error {
 	stdin = stdin && spec.Interactive
-	att, err := k.Attach(ctx, keeper.AttachRequest{Stdin: stdin, Stdout: true, Stderr: !spec.TTY})
+	att, err := k.Attach(ctx, socket.AttachRequest{Stdin: stdin, Stdout: true, Stderr: !spec.TTY})
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func attach(ctx context.Context, env Env, k *keeper.Client, spec sandbox.Spec, s
 }
 
 // copyOut carries the task's output until it is complete.
-func copyOut(env Env, att *keeper.Attachment, tty bool) {
+func copyOut(env Env, att *socket.Attachment, tty bool) {
 	var out sync.WaitGroup
 	out.Go(func() { io.Copy(env.Out, att.Stdout) })
 	if !tty {

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,8 +17,9 @@ import (
 
 // psRow is what `creel ps --format` templates see, with Docker's field names.
 type psRow struct {
-	ID, Names, Image, Command, CreatedAt, RunningFor, State, Status string
-	Labels                                                          map[string]string
+	ID, Names, Image, Command, CreatedAt, RunningFor, State, Status, Ports string
+	Denied                                                                 int64
+	Labels                                                                 map[string]string
 }
 
 func newPS(env Env) *cobra.Command {
@@ -69,6 +71,7 @@ func newPSRow(f engine.Found, long bool) psRow {
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
 		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: command.Ago(f.Record.Created),
 		State: string(f.Status.State), Status: describe(f.Status), Labels: spec.Labels,
+		Ports: formatPorts(f.Status.Ports), Denied: f.Status.Denied,
 	}
 }
 
@@ -97,9 +100,9 @@ func printRows(w io.Writer, rows []psRow, quiet bool, format string) error {
 	if format != "table" {
 		return command.PrintEach(w, rows, format)
 	}
-	t := command.Table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
+	t := command.Table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "DENIED", "NAME")
 	for _, r := range rows {
-		command.Row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Names)
+		command.Row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Ports, strconv.FormatInt(r.Denied, 10), r.Names)
 	}
 	return t.Flush()
 }

@@ -2,11 +2,11 @@ package cli
 
 import (
 	"bytes"
+	"creel/internal/keeper/rundir"
+	"creel/internal/keeper/socket"
 	"fmt"
 	"strconv"
 	"time"
-
-	"creel/internal/keeper"
 
 	"github.com/spf13/cobra"
 )
@@ -47,9 +47,9 @@ func newLogs(env Env) *cobra.Command {
 				return err
 			}
 			if !v.follow || !f.Running() {
-				return keeper.ReadLog(dir, v.print(env))
+				return rundir.ReadLog(dir, v.print(env))
 			}
-			return withClient(c.Context(), app, f, func(k *keeper.Client) error { return k.Logs(c.Context(), v.print(env)) })
+			return withClient(c.Context(), app, f, func(k *socket.Client) error { return k.Logs(c.Context(), v.print(env)) })
 		},
 	}
 	c.Flags().BoolVarP(&v.follow, "follow", "f", false, "go on with what comes, until the task ends")
@@ -89,7 +89,7 @@ func (v *logView) skipToTail(dir string) error {
 		return nil
 	}
 	lines, open := 0, false
-	err := keeper.ReadLog(dir, func(e keeper.LogEntry) error {
+	err := rundir.ReadLog(dir, func(e rundir.Entry) error {
 		if e.Time.Before(v.from) || len(e.Data) == 0 {
 			return nil
 		}
@@ -105,9 +105,9 @@ func (v *logView) skipToTail(dir string) error {
 }
 
 // print writes entries to the stream that they came from, line by line.
-func (v *logView) print(env Env) func(keeper.LogEntry) error {
+func (v *logView) print(env Env) func(rundir.Entry) error {
 	skip, midLine := v.skip, false
-	return func(e keeper.LogEntry) error {
+	return func(e rundir.Entry) error {
 		if e.Time.Before(v.from) {
 			return nil
 		}

@@ -15,7 +15,7 @@ import (
 	"creel/internal/cli/imagecmd"
 	"creel/internal/config"
 	"creel/internal/engine"
-	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 
 	"github.com/docker/go-units"
@@ -58,9 +58,6 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if spec.TTY && !term.IsTerminal(int(env.In.Fd())) {
 		return fmt.Errorf("-t needs a terminal on standard input; leave it out")
 	}
-	if spec.Policy != "" {
-		fmt.Fprintln(env.Err, "creel: the policy is checked and goes on record, but this creel does not connect sandboxes yet: nothing leaves")
-	}
 	app, err := env.Open(ctx)
 	if err != nil {
 		return err
@@ -88,6 +85,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		return err
 	}
 	if !f.quiet {
+		printDenials(env.Err, status)
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
 	}
 	return outcome(status, spec)
@@ -116,6 +114,9 @@ func summary(s sandbox.Status) string {
 	}
 	if s.DiskWrittenBytes > 0 {
 		line += ", disk written " + units.BytesSize(float64(s.DiskWrittenBytes))
+	}
+	if s.BytesOut > 0 || s.BytesIn > 0 {
+		line += fmt.Sprintf(", network %s out, %s in", units.BytesSize(float64(s.BytesOut)), units.BytesSize(float64(s.BytesIn)))
 	}
 	return line + ", nothing of the VM remains"
 }
@@ -147,7 +148,7 @@ func outcome(status sandbox.Status, spec sandbox.Spec) error {
 // follow carries the task's streams and signals until nothing remains of it.
 func follow(ctx context.Context, env Env, sb *engine.Sandbox) (sandbox.Status, error) {
 	spec := sb.Record.Config.Spec
-	att, err := sb.Client.Attach(ctx, keeper.AttachRequest{
+	att, err := sb.Client.Attach(ctx, socket.AttachRequest{
 		Stdin: spec.Interactive, EndsStdin: true, Stdout: true, Stderr: !spec.TTY,
 	})
 	if err != nil {
@@ -160,6 +161,9 @@ func follow(ctx context.Context, env Env, sb *engine.Sandbox) (sandbox.Status, e
 	}
 	defer restore()
 
+	if spec.TTY {
+		defer noteDenials(ctx, env, sb.Client)()
+	}
 	// A start that fails ends the run; its status says why.
 	if err := sb.Client.Start(ctx); err == nil {
 		if spec.Interactive {

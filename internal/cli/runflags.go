@@ -22,8 +22,9 @@ import (
 // runFlags are the flags of run, with Docker's names and meaning.
 type runFlags struct {
 	interactive, tty, readOnly, help bool
-	rm, detach, quiet                bool
+	rm, detach, quiet, canaries      bool
 	env, envFiles, labels, tmpfs     []string
+	publish                          []string
 	workdir, user, entrypoint        string
 	hostname, name, memory, disk     string
 	cpus                             float64
@@ -62,6 +63,8 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m")
 	fs.StringVar(&f.pull, "pull", "missing", "pull the image before the run: missing, always or never")
 	fs.StringVar(&f.platform, "platform", "", "`os/architecture` of an image that is pulled")
+	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "let connections in, `[ip:][host:]guest[/proto]`; on 127.0.0.1 unless an address is given")
+	fs.BoolVar(&f.canaries, "canaries", false, "plant credentials that open nothing where attackers look; their use is an alert")
 	f.policy.Register(fs)
 	fs.StringVar(&f.tier, "tier", "", "ceiling on what the task may ask for: untrusted, restricted or trusted (setting tier)")
 	fs.StringVar(&f.receipt, "receipt", "", "write a signed receipt of the run to this `file`")
@@ -78,7 +81,7 @@ func (f *runFlags) spec(args []string, lookup func(string) (string, bool)) (sand
 		Workdir: f.workdir, User: f.user, Hostname: f.hostname,
 		Keep: f.detach, TTY: f.tty, Interactive: f.interactive, ReadOnly: f.readOnly, Timeout: f.timeout,
 		Accel: sandbox.Accel(f.accel), Confinement: sandbox.Confinement(f.confinement),
-		Tier: f.tier,
+		Tier: f.tier, Canaries: f.canaries,
 	}
 	if !slices.Contains([]string{"missing", "always", "never"}, f.pull) {
 		return spec, fmt.Errorf("--pull %q: want missing, always or never", f.pull)
@@ -99,6 +102,9 @@ func (f *runFlags) spec(args []string, lookup func(string) (string, bool)) (sand
 		}
 	}
 	var err error
+	if spec.Ports, err = publishPorts(f.publish); err != nil {
+		return spec, err
+	}
 	if spec.Env, err = f.environment(lookup); err != nil {
 		return spec, err
 	}

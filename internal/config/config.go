@@ -40,6 +40,10 @@ type Config struct {
 	PruneAfter      time.Duration
 	// Mirrors are tried in order before a registry itself: registry → mirrors.
 	Mirrors map[string][]string
+	// ProxyCertificates is a file that a corporate proxy's certificates are verified
+	// with, besides the system's; ProxyResolves hands that proxy names.
+	ProxyCertificates string
+	ProxyResolves     bool
 }
 
 // Value is one setting as `creel config show` prints it.
@@ -101,6 +105,8 @@ func settings(stateDir string) []setting {
 		{"logLevel", "warn", "what Creel says about itself on standard error", "^(debug|info|warn|error)$", choice(func(c *Config, v string) { c.LogLevel = v }, "debug", "info", "warn", "error")},
 		{"logFormat", "text", "how it says it", "^(text|json)$", choice(func(c *Config, v string) { c.LogFormat = v }, "text", "json")},
 		{"registryMirrors", "", "mirrors tried before a registry, REGISTRY=MIRROR[,MIRROR], several apart by spaces", "", setMirrors},
+		{"proxyCertificates", "", "PEM file of a corporate proxy's authority, trusted besides the system's for what sandboxes reach", "^$|^/", pathSetter(func(c *Config) *string { return &c.ProxyCertificates })},
+		{"proxyResolves", "no", "whether the proxy of HTTPS_PROXY is given names instead of addresses: Creel then cannot tell private ones", "^(yes|no)$", choice(func(c *Config, v string) { c.ProxyResolves = v == "yes" }, "yes", "no")},
 		{"pruneAfter", "336h", "`creel image prune` removes images without a name that are older", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.PruneAfter })},
 	}
 }

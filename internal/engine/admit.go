@@ -103,6 +103,7 @@ func (e *Engine) judge(spec *sandbox.Spec) (rules int, faults []string, warnings
 	if p != nil {
 		rules = len(p.Rules)
 	}
+	faults = append(faults, e.judgeSecrets(p)...)
 	over, warnings := e.opts.Tiers[spec.Tier].Admit(wishFor(spec, p))
 	for _, f := range over {
 		faults = append(faults, f.String())
@@ -117,7 +118,7 @@ func lines(err error) []string { return strings.Split(err.Error(), "\n") }
 func wishFor(spec *sandbox.Spec, p *policy.Policy) tier.Wish {
 	r := spec.Resources
 	w := tier.Wish{
-		Policy: p, Env: spec.Env, Reduced: spec.Confinement == sandbox.ConfinementReduced,
+		Policy: p, Env: spec.Env, Publish: portsFor(spec), Reduced: spec.Confinement == sandbox.ConfinementReduced,
 		MemoryBytes: r.MemoryBytes, CPUs: r.CPUs, DiskBytes: r.DiskBytes, PIDs: r.PIDs, Lifetime: spec.Timeout,
 	}
 	// A machine that is none is a fault that Validate lists.

@@ -19,6 +19,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/image"
 	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
@@ -62,6 +63,7 @@ type Options struct {
 	Ledger    Ledger
 	AuditDir  string // the ledger's
 	Tiers     tier.Tiers
+	Secrets   Secrets
 	// Accel decides what executes guest code, and says why.
 	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
 	// Scratch makes an empty writable disk of size bytes at path.
@@ -82,7 +84,7 @@ type Engine struct {
 // duty to release it.
 type Sandbox struct {
 	Record Record
-	Client *keeper.Client
+	Client *socket.Client
 
 	engine *Engine
 	keeper *keeperProcess
@@ -101,6 +103,15 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 		spec.Name = e.freeName()
 	}
 	if err := e.admit(ctx, &spec, progress); err != nil {
+		return nil, err
+	}
+	n := network{}
+	var err error
+	if n.ports, err = listen(ctx, spec.Ports); err != nil {
+		return nil, err
+	}
+	defer func() { closePorts(n.ports) }()
+	if n.grants, err = e.grants(ctx, spec.Policy); err != nil {
 		return nil, err
 	}
 	if fetch != nil {
@@ -138,7 +149,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), rec.Config.Spec.Resources.DiskBytes, kind); err != nil {
 		return nil, fmt.Errorf("make the writable disk: %w", err)
 	}
-	sb, err := e.bringUp(ctx, rec, key, lock)
+	sb, err := e.bringUp(ctx, rec, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
@@ -148,12 +159,12 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 
 // bringUp starts the keeper and waits until its clone is ready. On error the
 // keeper is gone.
-func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File) (*Sandbox, error) {
-	kp, err := e.launch(rec, key, lock)
+func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+	kp, err := e.launch(rec, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
-	client, err := keeper.NewClient(ctx, kp.conn)
+	client, err := socket.NewClient(ctx, kp.conn)
 	if err == nil {
 		_, err = client.Ready(ctx)
 	}

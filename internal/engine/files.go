@@ -30,6 +30,7 @@ func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
 	}
 	rec.Config.Helper = true
 	rec.Config.Spec.Timeout = 0
+	rec.Config.Spec.Policy, rec.Config.Spec.Ports, rec.Config.Spec.Canaries = "", nil, false // no task, no network
 	rec.auditDir = freeAuditDir(dir)
 	var steps undo.Stack
 	defer steps.Unwind()
@@ -40,7 +41,7 @@ func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
 	steps.Push("audit log", func() error {
 		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(id), filepath.Join(dir, rec.auditDir))
 	})
-	sb, err := e.bringUp(ctx, rec, key, lock)
+	sb, err := e.bringUp(ctx, rec, key, lock, network{})
 	if err != nil {
 		return nil, err
 	}

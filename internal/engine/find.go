@@ -11,7 +11,8 @@ import (
 	"slices"
 	"strings"
 
-	"creel/internal/keeper"
+	"creel/internal/keeper/rundir"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 )
 
@@ -57,7 +58,7 @@ func (e *Engine) List(ctx context.Context) ([]Found, error) {
 // status reads what the keeper last said; before its first word the sandbox is
 // created.
 func (e *Engine) status(rec Record) (sandbox.Status, error) {
-	status, err := keeper.ReadStatus(e.KeeperDir(rec.Config.Spec.ID))
+	status, err := rundir.ReadStatus(e.KeeperDir(rec.Config.Spec.ID))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
 			return status, err
@@ -98,12 +99,12 @@ func (e *Engine) Find(ctx context.Context, ref string) (Found, error) {
 }
 
 // Connect returns a client of a running sandbox's keeper.
-func (e *Engine) Connect(ctx context.Context, f Found) (*keeper.Client, error) {
+func (e *Engine) Connect(ctx context.Context, f Found) (*socket.Client, error) {
 	spec := f.Record.Config.Spec
 	if !f.Running() {
 		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
 	}
-	client, err := keeper.Dial(ctx, e.KeeperDir(spec.ID))
+	client, err := socket.Dial(ctx, e.KeeperDir(spec.ID))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("sandbox %s is still starting, or ended just now; try again", spec.Name)
 	}
@@ -199,14 +200,14 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 		status.State = sandbox.StateLost
 		status.ExitCode = sandbox.ExitCreel
 		status.Error = cmp.Or(status.Error, "its keeper was killed")
-		if err := keeper.WriteStatus(e.KeeperDir(rec.Config.Spec.ID), status); err != nil {
+		if err := rundir.WriteStatus(e.KeeperDir(rec.Config.Spec.ID), status); err != nil {
 			return err
 		}
 	}
 	if err := e.closeLogs(ctx, rec.Config.Spec.ID); err != nil {
 		return err
 	}
-	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), keeper.SocketName) // a killed keeper leaves it
+	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), socket.Name) // a killed keeper leaves it
 	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the keeper's socket: %w", err)
 	}

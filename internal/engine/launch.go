@@ -15,6 +15,8 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
+	"creel/internal/secret"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,11 +33,12 @@ type keeperProcess struct {
 // is its first client, by a connection that no path names. The keeper inherits
 // the lock that the launcher holds, so that there is no moment at which a
 // sandbox that is starting looks abandoned.
-func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File) (*keeperProcess, error) {
+func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	config, err := json.Marshal(keeper.Launch{
-		Version: keeper.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
-		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key, Config: rec.Config,
+		Version: socket.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
+		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key,
+		Ports: n.listed(), Config: rec.Config,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode keeper configuration: %w", err)
@@ -46,14 +49,27 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File) (*keepe
 	}
 	defer theirs.Close()
 	kp := &keeperProcess{conn: ours, logPath: filepath.Join(dir, logName), done: make(chan struct{})}
-	if err := kp.start(e.opts.KeeperCommand, config, theirs, lock); err != nil {
+	files, err := n.files()
+	if err != nil {
+		ours.Close()
+		return nil, err
+	}
+	defer closeAll(files)
+	if err := kp.start(e.opts.KeeperCommand, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
 		ours.Close()
 		return nil, err
 	}
 	return kp, nil
 }
 
-func (kp *keeperProcess) start(command []string, config []byte, conn, lock *os.File) error {
+// handed is what a keeper process begins with.
+type handed struct {
+	config []byte
+	grants []secret.Grant
+	files  []*os.File // its connection, its lock, and the sockets of its ports
+}
+
+func (kp *keeperProcess) start(command []string, h handed) error {
 	log, err := os.OpenFile(kp.logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open keeper log: %w", err)
@@ -65,17 +81,29 @@ func (kp *keeperProcess) start(command []string, config []byte, conn, lock *os.F
 	}
 	defer r.Close()
 	defer w.Close()
+	secrets, values, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make pipe: %w", err)
+	}
+	defer secrets.Close()
+	defer values.Close()
 	kp.cmd = exec.Command(command[0], command[1:]...)
 	kp.cmd.Dir = "/"
 	kp.cmd.Stderr = log
-	kp.cmd.ExtraFiles = []*os.File{r, conn, lock} // keeper.Launch* descriptors
+	kp.cmd.ExtraFiles = append([]*os.File{r, h.files[0], h.files[1], secrets}, h.files[2:]...) // keeper.Launch* descriptors
 	kp.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := kp.cmd.Start(); err != nil {
 		return fmt.Errorf("start keeper: %w", err)
 	}
+	secrets.Close()
 	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
 	go func() { kp.cmd.Wait(); close(kp.done) }()
-	if _, err := w.Write(config); err != nil {
+	_, err = w.Write(h.config)
+	w.Close()
+	if err == nil {
+		err = secret.WriteGrants(values, h.grants)
+	}
+	if err != nil {
 		kp.kill()
 		return kp.explain(fmt.Errorf("configure keeper: %w", err))
 	}

@@ -14,7 +14,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
-	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,7 +43,7 @@ func (e *Engine) proveGone(ctx context.Context, rec Record, kept bool) error {
 	look("mounts", left, err)
 	if kept {
 		found.Kept = []string{"record", "logs", "disk"}
-		left, err = there(filepath.Join(e.KeeperDir(id), keeper.SocketName))
+		left, err = there(filepath.Join(e.KeeperDir(id), socket.Name))
 		look("socket", left, err)
 	} else {
 		left, err = there(dir)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"creel/internal/guest/api"
+	"creel/internal/keeper/rundir"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/wire"
 )
@@ -22,7 +24,7 @@ func TestSeveralClientsSeeTheSame(t *testing.T) {
 	r, c := begin(t, options{args: []string{"cat"}})
 	var outputs []func() (string, string)
 	for range 3 {
-		_, output := attach(t, r.dial(), AttachRequest{Stdout: true, Stderr: true})
+		_, output := attach(t, r.dial(), socket.AttachRequest{Stdout: true, Stderr: true})
 		outputs = append(outputs, output)
 	}
 	stdin, output := attach(t, c, everything)
@@ -30,7 +32,7 @@ func TestSeveralClientsSeeTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A second writer's end is not the task's.
-	second, last := attach(t, r.dial(), AttachRequest{Stdin: true, Stdout: true})
+	second, last := attach(t, r.dial(), socket.AttachRequest{Stdin: true, Stdout: true})
 	io.WriteString(second, "second ")
 	second.Close()
 	long := strings.Repeat("x", 1<<20)
@@ -49,7 +51,7 @@ func TestSeveralClientsSeeTheSame(t *testing.T) {
 func TestSlowClientGetsEverything(t *testing.T) {
 	const size = 3 << 20
 	r, c := begin(t, options{args: []string{"flood", fmt.Sprint(size)}})
-	att, err := c.Attach(t.Context(), AttachRequest{Stdout: true})
+	att, err := c.Attach(t.Context(), socket.AttachRequest{Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,10 +73,10 @@ func TestSlowClientGetsEverything(t *testing.T) {
 // Clients that do not read, some not even from their sockets, cannot hold up
 // the end of a run that is told to end.
 func TestClientsThatDoNotReadAreLeftBehind(t *testing.T) {
-	for name, end := range map[string]func(context.Context, *rig, *Client) error{
-		"stop": func(ctx context.Context, _ *rig, c *Client) error { return c.Stop(ctx, 0, time.Millisecond) },
-		"kill": func(ctx context.Context, _ *rig, c *Client) error { return c.Kill(ctx) },
-		"death": func(_ context.Context, r *rig, _ *Client) error {
+	for name, end := range map[string]func(context.Context, *rig, *socket.Client) error{
+		"stop": func(ctx context.Context, _ *rig, c *socket.Client) error { return c.Stop(ctx, 0, time.Millisecond) },
+		"kill": func(ctx context.Context, _ *rig, c *socket.Client) error { return c.Kill(ctx) },
+		"death": func(_ context.Context, r *rig, _ *socket.Client) error {
 			r.driver.Machines()[0].Die(errors.New("gone"))
 			return nil
 		},
@@ -84,7 +86,7 @@ func TestClientsThatDoNotReadAreLeftBehind(t *testing.T) {
 				d.kill, d.farewell = 20*time.Millisecond, 300*time.Millisecond
 			}})
 			lazy := r.dial()
-			if _, err := lazy.Attach(t.Context(), AttachRequest{Stdout: true, Stderr: true}); err != nil {
+			if _, err := lazy.Attach(t.Context(), socket.AttachRequest{Stdout: true, Stderr: true}); err != nil {
 				t.Fatal(err)
 			}
 			stopped := stoppedClient(t, r)
@@ -107,7 +109,7 @@ func TestClientsThatDoNotReadAreLeftBehind(t *testing.T) {
 // stoppedClient attaches and then reads no more bytes.
 func stoppedClient(t *testing.T, r *rig) net.Conn {
 	t.Helper()
-	at, done, err := socketPath(r.dir)
+	at, done, err := socket.Path(r.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,14 +118,14 @@ func stoppedClient(t *testing.T, r *rig) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, _ := json.Marshal(AttachRequest{Stdout: true, Stderr: true})
+	body, _ := json.Marshal(socket.AttachRequest{Stdout: true, Stderr: true})
 	frame := func(kind, channel byte, payload []byte) {
 		h := []byte{byte(len(payload)), 0, 0, 0, 1, 0, 0, 0, kind, channel, 0, 0}
 		if _, err := conn.Write(append(h, payload...)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	frame(1, 0, []byte(opAttach))
+	frame(1, 0, []byte(socket.OpAttach))
 	frame(2, 4, append([]byte{byte(len(body)), 0, 0, 0}, body...))
 	reply := make([]byte, 12)
 	if _, err := io.ReadFull(conn, reply); err != nil {
@@ -165,7 +167,7 @@ func TestStdinWritersThatGo(t *testing.T) {
 	r, _ := started(t, options{})
 	for range 20 {
 		c := r.dial()
-		att, err := c.Attach(t.Context(), AttachRequest{Stdin: true})
+		att, err := c.Attach(t.Context(), socket.AttachRequest{Stdin: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -181,7 +183,7 @@ func TestClientsAreBounded(t *testing.T) {
 	for range maxClients - 1 {
 		r.dial()
 	}
-	if extra, err := Dial(t.Context(), r.dir); err == nil {
+	if extra, err := socket.Dial(t.Context(), r.dir); err == nil {
 		extra.Close()
 		t.Error("one client too many was let in")
 	}
@@ -196,7 +198,7 @@ func TestHelloOfAnotherVersion(t *testing.T) {
 	r.run.serve(theirs, func() {})
 	w := wire.NewConn(ours, wire.Options{})
 	defer w.Close()
-	reply, err := wire.Call[helloReply](t.Context(), w, opHello, helloRequest{Version: Version + 1})
+	reply, err := wire.Call[socket.HelloReply](t.Context(), w, socket.OpHello, socket.HelloRequest{Version: socket.Version + 1})
 	if err != nil || reply.Error == nil || !strings.Contains(reply.Error.Message, "use the creel that started it") {
 		t.Errorf("reply %+v, %v", reply, err)
 	}
@@ -211,13 +213,13 @@ func TestOnlyTheOwnerMayConnect(t *testing.T) {
 	}
 	dir := t.TempDir()
 	r := New(Config{}, Deps{Log: testLog(t)})
-	l, err := Listen(dir)
+	l, err := socket.Listen(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { r.Serve(l, os.Getuid()+1) })
-	if c, err := Dial(t.Context(), dir); err == nil {
+	if c, err := socket.Dial(t.Context(), dir); err == nil {
 		c.Close()
 		t.Error("another user was let in")
 	}
@@ -231,7 +233,7 @@ func TestFollowLogs(t *testing.T) {
 	got := make(chan string, 16)
 	var following sync.WaitGroup
 	following.Go(func() {
-		if err := follower.Logs(t.Context(), func(e LogEntry) error { got <- string(e.Data); return nil }); err != nil {
+		if err := follower.Logs(t.Context(), func(e rundir.Entry) error { got <- string(e.Data); return nil }); err != nil {
 			t.Error(err)
 		}
 		follower.Close()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"time"
 
-	"creel/internal/boundary"
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
 )
@@ -19,13 +18,6 @@ const (
 	clockMaxDrift = 200 * time.Millisecond
 )
 
-// openBoundary takes charge of the sandbox's only ways out.
-func (r *Run) openBoundary(context.Context) error {
-	edge := boundary.Open(r.machine.Network())
-	r.undo.Push("boundary", edge.Close)
-	return nil
-}
-
 // makeFresh gives the clone what no sibling has, before any task code runs. An
 // error of any step means that the task does not start.
 func (r *Run) makeFresh(ctx context.Context) error {
@@ -33,7 +25,9 @@ func (r *Run) makeFresh(ctx context.Context) error {
 	defer cancel()
 	r.guest = host.New(r.machine.Control())
 	r.undo.Push("guest connection", r.guest.Close)
-	err := r.guest.Identity(ctx, identity(r.cfg))
+	id := identity(r.cfg)
+	r.equip(&id)
+	err := r.guest.Identity(ctx, id)
 	switch {
 	case err == nil:
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):

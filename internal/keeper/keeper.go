@@ -20,10 +20,14 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/boundary"
+	"creel/internal/boundary/canary"
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/keeper/rundir"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
+	"creel/internal/secret"
 	"creel/internal/undo"
 	"creel/internal/vm"
 )
@@ -56,7 +60,8 @@ type Deps struct {
 	Confinement vm.Confinement // of the VMM
 	Parts       func(context.Context) (*Parts, error)
 	Audit       audit.Recorder
-	Dir         *os.Root     // the sandbox's directory
+	Dir         *os.Root // the sandbox's directory
+	Network     Network
 	Confine     func() error // locks this process in; nothing is opened by path after it
 	Log         *slog.Logger
 }
@@ -84,10 +89,18 @@ type Run struct {
 	limit deadlines
 	undo  undo.Stack
 
-	machine vm.Machine
-	guest   *host.Client
-	out     *hub
-	log     *taskLog // nil unless the sandbox is kept
+	machine  vm.Machine
+	edge     *boundary.Edge // nil until it is open
+	canaries []canary.Canary
+	notes    notes
+	stale    chan struct{} // the written status is not what is known
+
+	pushing sync.Mutex // one change of secrets at a time
+	grants  []secret.Grant
+
+	guest *host.Client
+	out   *hub
+	log   *rundir.Log // nil unless the sandbox is kept
 
 	ready   chan struct{} // closed when the clone is ready or the start has failed
 	running chan struct{} // closed when the task runs
@@ -115,7 +128,7 @@ func New(cfg Config, deps Deps) *Run {
 		cfg: cfg, deps: deps, limit: usual, out: newHub(),
 		ready: make(chan struct{}), running: make(chan struct{}),
 		over: make(chan struct{}), ended: make(chan struct{}),
-		stdin: make(chan struct{}, 1), clients: map[net.Conn]bool{},
+		stdin: make(chan struct{}, 1), stale: make(chan struct{}, 1), clients: map[net.Conn]bool{},
 		status: sandbox.Status{
 			ID: cfg.Spec.ID, Name: cfg.Spec.Name, State: sandbox.StateCreated,
 			CreatedAt: time.Now(), TemplateDigest: cfg.Template,
@@ -142,8 +155,10 @@ func (r *Run) Do(ctx context.Context) error {
 	}
 	cancel()
 	watch.Wait()
+	watch.Go(r.refreshStatus)
 	close(r.ready)
 	r.await(ctx)
+	watch.Wait()
 	return r.finish()
 }
 
@@ -177,12 +192,12 @@ func (r *Run) openLog(context.Context) error {
 	if !r.cfg.Spec.Keep || r.cfg.Helper {
 		return nil
 	}
-	log, err := newTaskLog(r.deps.Dir)
+	log, err := rundir.New(r.deps.Dir)
 	if err != nil {
 		return err
 	}
 	r.log = log
-	r.out.log = log.append
+	r.out.log = log.Append
 	r.out.logError = func(err error) { r.deps.Log.Error("the task's log ends here", "err", err) }
 	return nil
 }
@@ -311,7 +326,7 @@ func (r *Run) finish() error {
 	r.tending.Wait()
 	r.out.end()
 	if r.log != nil {
-		r.log.end()
+		r.log.End()
 	}
 	r.settle(undone)
 	final := r.Status()
@@ -403,5 +418,5 @@ func exitCode(err error) int {
 func (r *Run) Status() sandbox.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.status
+	return r.withEdge(r.status)
 }

@@ -9,6 +9,10 @@ import (
 	"os"
 
 	"creel/internal/audit"
+	"creel/internal/boundary"
+	"creel/internal/keeper/socket"
+	"creel/internal/sandbox"
+	"creel/internal/secret"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,15 +27,22 @@ type Launch struct {
 	OwnerUID   int              `json:"ownerUid"`   // who may connect, beside root
 	AuditDir   string           `json:"auditDir"`   // of this run's log, in SandboxDir
 	AuditKey   audit.SandboxKey `json:"auditKey"`
+	Ports      []sandbox.Port   `json:"ports,omitempty"` // of the descriptors behind launchPortsFD, in order
 	Config     Config           `json:"config"`
+
+	Published []boundary.Port `json:"-"`
+	Grants    []secret.Grant  `json:"-"`
 }
 
 // Descriptors that a keeper is started with. The third holds its lock, and is
-// only kept open: the kernel gives the lock back when the keeper ends.
+// only kept open: the kernel gives the lock back when the keeper ends. Secrets
+// come by a pipe of their own; sockets of published ports follow.
 const (
 	launchConfigFD = 3 + iota
 	launchConnFD
 	launchLockFD
+	launchSecretsFD
+	launchPortsFD
 )
 
 const maxLaunchBytes = 4 << 20
@@ -39,7 +50,7 @@ const maxLaunchBytes = 4 << 20
 // ReadLaunch reads what the launcher handed over, and returns its connection.
 func ReadLaunch() (Launch, net.Conn, error) {
 	var l Launch
-	for fd := launchConfigFD; fd <= launchLockFD; fd++ {
+	for fd := launchConfigFD; fd <= launchSecretsFD; fd++ {
 		unix.CloseOnExec(fd) // none of them is for the VMM or the holder
 	}
 	config := os.NewFile(launchConfigFD, "config")
@@ -49,8 +60,21 @@ func ReadLaunch() (Launch, net.Conn, error) {
 	if err := dec.Decode(&l); err != nil {
 		return l, nil, fmt.Errorf("read keeper configuration: %w; a keeper is started by creel itself", err)
 	}
-	if l.Version != Version {
-		return l, nil, fmt.Errorf("keeper configuration has version %d, this creel knows %d", l.Version, Version)
+	if l.Version != socket.Version {
+		return l, nil, fmt.Errorf("keeper configuration has version %d, this creel knows %d", l.Version, socket.Version)
+	}
+	secrets := os.NewFile(launchSecretsFD, "secrets")
+	defer secrets.Close()
+	var err error
+	if l.Grants, err = secret.ReadGrants(secrets); err != nil {
+		return l, nil, err
+	}
+	for i, p := range l.Ports {
+		port, err := inherit(launchPortsFD+i, p)
+		if err != nil {
+			return l, nil, err
+		}
+		l.Published = append(l.Published, port)
 	}
 	f := os.NewFile(launchConnFD, "launcher")
 	defer f.Close()
@@ -59,6 +83,24 @@ func ReadLaunch() (Launch, net.Conn, error) {
 		return l, nil, fmt.Errorf("use the launcher's connection: %w", err)
 	}
 	return l, conn, nil
+}
+
+// inherit makes a published port of a descriptor.
+func inherit(fd int, p sandbox.Port) (boundary.Port, error) {
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), p.String())
+	defer f.Close()
+	out := boundary.Port{Guest: p.GuestPort}
+	var err error
+	if p.Proto == "udp" {
+		out.Datagram, err = net.FilePacketConn(f)
+	} else {
+		out.Stream, err = net.FileListener(f)
+	}
+	if err != nil {
+		return out, fmt.Errorf("use the socket of port %s: %w", p, err)
+	}
+	return out, nil
 }
 
 // ServeLauncher answers the launcher, whose end before the task runs is the

@@ -21,6 +21,8 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/rundir"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
 	"creel/internal/vm/vmtest"
@@ -196,7 +198,7 @@ type options struct {
 
 // begin starts a run with its launcher's client connected. At the end of the
 // test the run is over and nothing of it is left.
-func begin(t *testing.T, o options) (*rig, *Client) {
+func begin(t *testing.T, o options) (*rig, *socket.Client) {
 	t.Helper()
 	before := goroutines()
 	r := &rig{t: t, dir: t.TempDir(), guest: o.guest, audit: o.audit, done: make(chan struct{})}
@@ -241,9 +243,9 @@ func begin(t *testing.T, o options) (*rig, *Client) {
 	return r, client
 }
 
-func (r *rig) start() *Client {
+func (r *rig) start() *socket.Client {
 	r.t.Helper()
-	l, err := Listen(r.dir)
+	l, err := socket.Listen(r.dir)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -258,7 +260,7 @@ func (r *rig) start() *Client {
 		serving.Wait()
 		close(r.done)
 	}()
-	c, err := NewClient(ctx, ours)
+	c, err := socket.NewClient(ctx, ours)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -267,9 +269,9 @@ func (r *rig) start() *Client {
 }
 
 // dial is one more client.
-func (r *rig) dial() *Client {
+func (r *rig) dial() *socket.Client {
 	r.t.Helper()
-	c, err := Dial(r.t.Context(), r.dir)
+	c, err := socket.Dial(r.t.Context(), r.dir)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -290,7 +292,7 @@ func (r *rig) leavesNothing(before int) {
 	if n := r.parts.Load(); n != 0 {
 		r.t.Errorf("%d parts are left open", n)
 	}
-	if _, err := os.Lstat(r.dir + "/" + SocketName); err == nil {
+	if _, err := os.Lstat(r.dir + "/" + socket.Name); err == nil {
 		r.t.Error("the socket is left")
 	}
 	tick := time.NewTicker(time.Millisecond) // no event tells of a goroutine's end
@@ -314,7 +316,7 @@ func (r *rig) wait() {
 }
 
 // final is the status that a client waits for, which the file must agree with.
-func (r *rig) final(c *Client) sandbox.Status {
+func (r *rig) final(c *socket.Client) sandbox.Status {
 	r.t.Helper()
 	status, err := c.Wait(r.t.Context())
 	if err != nil {
@@ -322,7 +324,7 @@ func (r *rig) final(c *Client) sandbox.Status {
 	}
 	c.Close()
 	r.wait()
-	onDisk, err := ReadStatus(r.dir)
+	onDisk, err := rundir.ReadStatus(r.dir)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -360,7 +362,7 @@ func pair(t *testing.T) (a, b net.Conn) {
 }
 
 // started is a run whose task runs.
-func started(t *testing.T, o options) (*rig, *Client) {
+func started(t *testing.T, o options) (*rig, *socket.Client) {
 	t.Helper()
 	r, c := begin(t, o)
 	if _, err := c.Ready(t.Context()); err != nil {

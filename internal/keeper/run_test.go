@@ -15,6 +15,8 @@ import (
 	"creel/internal/audit"
 	"creel/internal/guest/agent"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/rundir"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
 	"creel/internal/wire"
@@ -35,7 +37,7 @@ func (bench) Started(f func(int) error) error  { return f(-1) }
 func (bench) OOMKills() int64                  { return 0 }
 
 // attach joins the streams and collects what they say.
-func attach(t *testing.T, c *Client, req AttachRequest) (stdin io.WriteCloser, output func() (string, string)) {
+func attach(t *testing.T, c *socket.Client, req socket.AttachRequest) (stdin io.WriteCloser, output func() (string, string)) {
 	t.Helper()
 	att, err := c.Attach(t.Context(), req)
 	if err != nil {
@@ -52,7 +54,7 @@ func attach(t *testing.T, c *Client, req AttachRequest) (stdin io.WriteCloser, o
 	}
 }
 
-var everything = AttachRequest{Stdin: true, Stdout: true, Stderr: true, EndsStdin: true}
+var everything = socket.AttachRequest{Stdin: true, Stdout: true, Stderr: true, EndsStdin: true}
 
 // The one agent of this process serves this test: an agent waits for every
 // child.
@@ -88,7 +90,7 @@ func TestRunFromAttachToStatus(t *testing.T) {
 	if err := c.Start(t.Context()); err == nil {
 		t.Error("the task was started twice")
 	}
-	if onDisk, err := ReadStatus(r.dir); err != nil || onDisk.State != sandbox.StateRunning {
+	if onDisk, err := rundir.ReadStatus(r.dir); err != nil || onDisk.State != sandbox.StateRunning {
 		t.Errorf("status on disk %+v, %v", onDisk, err)
 	}
 	long := strings.Repeat("0123456789", 100<<10)
@@ -102,7 +104,7 @@ func TestRunFromAttachToStatus(t *testing.T) {
 	if status.MemoryPeakBytes != 7<<20 || status.DiskWrittenBytes != 9 || status.StartedAt.IsZero() || status.FinishedAt.IsZero() {
 		t.Errorf("status %+v", status)
 	}
-	if diff := cmp.Diff([]string{"step:machine", "step:boundary", "step:confine", "step:log", "step:identity", "started", "exit", "cleanup"}, r.audit.kinds()); diff != "" {
+	if diff := cmp.Diff([]string{"step:machine", "step:boundary", "policy", "step:confine", "step:log", "step:identity", "started", "exit", "cleanup"}, r.audit.kinds()); diff != "" {
 		t.Error(diff)
 	}
 	if r.err != nil {
@@ -138,7 +140,7 @@ func TestKeptRunSyncsItsDiskAndKeepsItsOutput(t *testing.T) {
 		t.Error("the guest was not told to write out its disk")
 	}
 	var out string
-	if err := ReadLog(r.dir, func(e LogEntry) error { out += string(e.Data); return nil }); err != nil {
+	if err := rundir.ReadLog(r.dir, func(e rundir.Entry) error { out += string(e.Data); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(out, "kept") {
@@ -275,7 +277,7 @@ func TestPauseAndResume(t *testing.T) {
 	if err := c.Pause(t.Context()); err != nil || !m.Paused() {
 		t.Fatalf("pause: %v", err)
 	}
-	if s, err := ReadStatus(r.dir); err != nil || !s.Paused {
+	if s, err := rundir.ReadStatus(r.dir); err != nil || !s.Paused {
 		t.Errorf("status on disk %+v, %v", s, err)
 	}
 	if err := c.Resume(t.Context()); err != nil || m.Paused() {
@@ -303,7 +305,7 @@ func TestLauncherEndsBeforeStart(t *testing.T) {
 func TestLauncherEndsAfterStart(t *testing.T) {
 	r, c := started(t, options{})
 	other := r.dial()
-	_, output := attach(t, c, AttachRequest{Stdout: true})
+	_, output := attach(t, c, socket.AttachRequest{Stdout: true})
 	c.Close()
 	output()
 	if s, err := other.Status(t.Context()); err != nil || s.State != sandbox.StateRunning {
@@ -368,7 +370,7 @@ func TestHelperServesFilesAndRunsNothing(t *testing.T) {
 	}
 	c.Close()
 	r.wait()
-	if _, err := ReadStatus(r.dir); err == nil {
+	if _, err := rundir.ReadStatus(r.dir); err == nil {
 		t.Error("a helper wrote a status")
 	}
 }
@@ -384,7 +386,7 @@ func TestEachStepFails(t *testing.T) {
 		"machine": {with: func(r *rig, _ *Config, _ *Deps) { r.driver.FailStart = func(vm.Config) error { return fault } }},
 		"log": {with: func(r *rig, c *Config, d *Deps) {
 			c.Spec.Keep = true
-			os.Mkdir(r.dir+"/"+logCurrent, 0o700)
+			os.Mkdir(r.dir+"/"+"task.log", 0o700)
 		}},
 	}
 	words := map[string][]string{
@@ -419,16 +421,16 @@ func TestEachStepFails(t *testing.T) {
 }
 
 func TestEachRecordFails(t *testing.T) {
-	const records = 8 // of a whole run, see TestRunFromAttachToStatus
+	const records = 9 // of a whole run, see TestRunFromAttachToStatus
 	for n := 1; n <= records; n++ {
 		rec := &recorder{failFrom: n}
 		r, c := begin(t, options{args: []string{"exit", "0"}, audit: rec})
 		startErr := c.Start(t.Context())
 		status := r.final(c)
-		if before := n <= 6; before != (startErr != nil) || before != (r.guest.ran.Load() == 0) || before != (status.ExitCode == 125) {
+		if before := n <= 7; before != (startErr != nil) || before != (r.guest.ran.Load() == 0) || before != (status.ExitCode == 125) {
 			t.Errorf("record %d: start %v, %d processes, status %+v", n, startErr, r.guest.ran.Load(), status)
 		}
-		if r.err == nil && n > 6 {
+		if r.err == nil && n > 7 {
 			t.Errorf("record %d: the keeper's log says nothing of the records that failed", n)
 		}
 		if n == 1 && len(r.driver.Machines()) > 0 {
@@ -439,18 +441,18 @@ func TestEachRecordFails(t *testing.T) {
 
 // What has no record does not happen.
 func TestNoRecordNoAct(t *testing.T) {
-	for kind, act := range map[string]func(context.Context, *Client) error{
-		"exec": func(ctx context.Context, c *Client) error {
+	for kind, act := range map[string]func(context.Context, *socket.Client) error{
+		"exec": func(ctx context.Context, c *socket.Client) error {
 			_, err := c.Exec(ctx, sandbox.Process{Args: []string{"wait"}})
 			return err
 		},
-		"signal": func(ctx context.Context, c *Client) error {
+		"signal": func(ctx context.Context, c *socket.Client) error {
 			return errors.Join(c.Signal(ctx, 9), c.Stop(ctx, 0, 0), c.Kill(ctx))
 		},
-		"copy": func(ctx context.Context, c *Client) error {
+		"copy": func(ctx context.Context, c *socket.Client) error {
 			return c.CopyIn(ctx, api.CopyRequest{Path: "/"}, strings.NewReader("x"))
 		},
-		"step": func(ctx context.Context, c *Client) error { return c.Pause(ctx) },
+		"step": func(ctx context.Context, c *socket.Client) error { return c.Pause(ctx) },
 	} {
 		t.Run(kind, func(t *testing.T) {
 			r, c := started(t, options{})

@@ -13,61 +13,12 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
-	"creel/internal/sandbox"
+	"creel/internal/keeper/socket"
 	"creel/internal/vm"
 	"creel/internal/wire"
+
+	"golang.org/x/sys/unix"
 )
-
-// Version of the keeper's socket. A client of another version is told so.
-const Version = 1
-
-// Operations of the socket beside those it shares with the guest's control
-// port: exec, copy-in, copy-out, stat and usage look the same to a client as
-// they do to the keeper. docs/format/keeper.md has all of them.
-const (
-	opHello  = "hello"  // helloRequest → helloReply; first on every connection
-	opReady  = "ready"  // Empty → statusReply, once the clone can run the task or cannot
-	opAttach = "attach" // attachRequest, stdin on 0 → Reply, stdout on 1, stderr on 2
-	opStart  = "start"  // Empty → Reply, once the task runs or cannot
-	opWait   = "wait"   // Empty → statusReply, once nothing remains of the run
-	opStatus = "status" // Empty → statusReply, at once
-	opSignal = "signal" // api.ExecControl → Reply
-	opStop   = "stop"   // stopRequest → Reply, once the task has ended
-	opKill   = "kill"   // Empty → Reply; ends the run at once, whatever the guest does
-	opPause  = "pause"  // Empty → Reply
-	opResume = "resume" // Empty → Reply
-	opLogs   = "logs"   // Empty → Reply, then the log's lines on 1 until the output is complete
-)
-
-type helloRequest struct {
-	Version int `json:"version"`
-}
-
-type helloReply struct {
-	Error   *api.Error `json:"error,omitempty"`
-	Version int        `json:"version"`
-	ID      sandbox.ID `json:"id"`
-}
-
-type statusReply struct {
-	Error  *api.Error     `json:"error,omitempty"`
-	Status sandbox.Status `json:"status"`
-}
-
-// AttachRequest says which streams a client wants.
-type AttachRequest struct {
-	Stdin  bool `json:"stdin,omitempty"`
-	Stdout bool `json:"stdout,omitempty"`
-	Stderr bool `json:"stderr,omitempty"`
-	// EndsStdin makes the end of this client's stdin, or of the client, the
-	// end of the task's.
-	EndsStdin bool `json:"endsStdin,omitempty"`
-}
-
-type stopRequest struct {
-	Signal int           `json:"signal,omitempty"` // 0: the image's stop signal
-	Grace  time.Duration `json:"grace"`            // until SIGKILL
-}
 
 // Serve answers clients on l until the run has ended, and closes it. Only root
 // and the user that the keeper was started by may connect.
@@ -127,7 +78,7 @@ func (r *Run) hangUp() {
 
 // removeSocket leaves no way in, where there was one.
 func (r *Run) removeSocket() error {
-	if err := r.deps.Dir.Remove(SocketName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := r.deps.Dir.Remove(socket.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove socket: %w", err)
 	}
 	return nil
@@ -136,9 +87,10 @@ func (r *Run) removeSocket() error {
 func (r *Run) handle(ctx context.Context, s *wire.Stream, drop func()) {
 	serveAttach := func(ctx context.Context, s *wire.Stream) error { return r.serveAttach(ctx, s, drop) }
 	serve, known := map[string]func(context.Context, *wire.Stream) error{
-		opHello: r.serveHello, opReady: r.serveReady, opAttach: serveAttach, opStart: r.serveStart,
-		opWait: r.serveWait, opStatus: r.serveStatus, opSignal: r.serveSignal, opStop: r.serveStop,
-		opKill: r.serveKill, opPause: r.servePause, opResume: r.serveResume, opLogs: r.serveLogs,
+		socket.OpHello: r.serveHello, socket.OpReady: r.serveReady, socket.OpAttach: serveAttach, socket.OpStart: r.serveStart,
+		socket.OpWait: r.serveWait, socket.OpStatus: r.serveStatus, socket.OpSignal: r.serveSignal, socket.OpStop: r.serveStop,
+		socket.OpKill: r.serveKill, socket.OpPause: r.servePause, socket.OpResume: r.serveResume, socket.OpLogs: r.serveLogs,
+		socket.OpPolicy: r.servePolicy, socket.OpSecrets: r.serveSecrets, socket.OpNotes: r.serveNotes,
 		api.OpExec: r.serveExec, api.OpCopyIn: r.serveCopyIn, api.OpCopyOut: r.serveCopyOut,
 		api.OpStat: r.serveStat, api.OpUsage: r.serveUsage,
 	}[s.Op()]
@@ -160,14 +112,14 @@ func apiError(err error) *api.Error {
 }
 
 func (r *Run) serveHello(ctx context.Context, s *wire.Stream) error {
-	var req helloRequest
+	var req socket.HelloRequest
 	if err := s.Body(&req); err != nil {
 		return err
 	}
-	reply := helloReply{Version: Version, ID: r.cfg.Spec.ID}
-	if req.Version != Version {
+	reply := socket.HelloReply{Version: socket.Version, ID: r.cfg.Spec.ID}
+	if req.Version != socket.Version {
 		reply.Error = &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf(
-			"the sandbox's keeper speaks version %d, this creel version %d; use the creel that started it", Version, req.Version)}
+			"the sandbox's keeper speaks version %d, this creel version %d; use the creel that started it", socket.Version, req.Version)}
 	}
 	return s.Send(ctx, reply)
 }
@@ -177,13 +129,13 @@ func (r *Run) serveReady(ctx context.Context, s *wire.Stream) error {
 		return err
 	}
 	r.mu.Lock()
-	reply := statusReply{Status: r.status, Error: apiError(r.failure)}
+	reply := socket.StatusReply{Status: r.withEdge(r.status), Error: apiError(r.failure)}
 	r.mu.Unlock()
 	return s.Send(ctx, reply)
 }
 
 func (r *Run) serveStatus(ctx context.Context, s *wire.Stream) error {
-	return s.Send(ctx, statusReply{Status: r.Status()})
+	return s.Send(ctx, socket.StatusReply{Status: r.Status()})
 }
 
 func (r *Run) serveWait(ctx context.Context, s *wire.Stream) error {
@@ -192,7 +144,7 @@ func (r *Run) serveWait(ctx context.Context, s *wire.Stream) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return s.Send(ctx, statusReply{Status: r.Status()})
+	return s.Send(ctx, socket.StatusReply{Status: r.Status()})
 }
 
 func (r *Run) serveStart(ctx context.Context, s *wire.Stream) error {
@@ -203,7 +155,7 @@ func (r *Run) serveStart(ctx context.Context, s *wire.Stream) error {
 }
 
 func (r *Run) serveAttach(ctx context.Context, s *wire.Stream, drop func()) error {
-	var req AttachRequest
+	var req socket.AttachRequest
 	if err := s.Body(&req); err != nil {
 		return err
 	}
@@ -252,7 +204,7 @@ func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
 }
 
 func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
-	var req stopRequest
+	var req socket.StopRequest
 	if err := s.Body(&req); err != nil {
 		return err
 	}
@@ -333,8 +285,28 @@ func (r *Run) serveLogs(ctx context.Context, s *wire.Stream) error {
 	}
 	w := s.Writer(api.ChannelOut)
 	defer w.Close()
-	if err := r.log.follow(ctx, w); err != nil && ctx.Err() == nil {
+	if err := r.log.Follow(ctx, w); err != nil && ctx.Err() == nil {
 		r.deps.Log.Warn("following the log", "err", err)
 	}
 	return nil
+}
+
+// peerUID is the user at the other end of a Unix socket.
+func peerUID(conn net.Conn) (int, error) {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	uid := -1
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		var cred *unix.Ucred
+		if cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); inner == nil {
+			uid = int(cred.Uid)
+		}
+	})
+	if err == nil {
+		err = inner
+	}
+	return uid, err
 }

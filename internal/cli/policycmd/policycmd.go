@@ -28,6 +28,8 @@ type Env struct {
 	command.Streams
 	// Spec gives the Spec of a sandbox, by name or ID.
 	Spec func(ctx context.Context, ref string) (sandbox.Spec, error)
+	// Set puts another policy in force for a sandbox that runs.
+	Set func(ctx context.Context, ref, policy string) error
 	// Tiers gives the file of tiers that is in force.
 	Tiers func(context.Context) ([]byte, error)
 }
@@ -62,6 +64,7 @@ func New(env Env) *cobra.Command {
 			},
 		},
 		show(env),
+		set(env),
 		&cobra.Command{
 			Use: "tiers", Short: "Print the ceilings of the tiers in force; a changed copy replaces them (setting tiersFile)",
 			Args: cobra.NoArgs,
@@ -97,6 +100,29 @@ func show(env Env) *cobra.Command {
 			text := syntax.Canonical(spec.Policy)
 			_, err = fmt.Fprintf(env.Out, "# sandbox %s, tier %s\n# policy %s\n%s", spec.Name, spec.Tier, syntax.Digest(text), text)
 			return err
+		},
+	}
+}
+
+func set(env Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "set SANDBOX FILE", Short: "Put another policy in force for a sandbox that runs, also for what it has open",
+		Example: "  creel policy set web agent.yaml",
+		Args:    cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			p, err := readPolicy(env, args[1])
+			if err != nil {
+				return err
+			}
+			text := ""
+			if len(p.Rules) > 0 {
+				text = string(syntax.Text(p))
+			}
+			if err := env.Set(c.Context(), args[0], text); err != nil {
+				return err
+			}
+			fmt.Fprintf(env.Out, "%s: %d rules in force, policy %s\n", args[0], len(p.Rules), syntax.Digest(syntax.Canonical(text)))
+			return nil
 		},
 	}
 }

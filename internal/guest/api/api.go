@@ -130,12 +130,21 @@ type Identity struct {
 	CACertificate string   `json:"caCertificate,omitempty"` // PEM; added to the trust stores found
 	Env           []string `json:"env,omitempty"`           // under every process's own environment
 
+	Files []File `json:"files,omitempty"` // made before the mounts
+
 	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
 	Mounts       []sandbox.Mount   `json:"mounts,omitempty"`
 	Limits       sandbox.Resources `json:"limits"`
 
 	// FailStep makes the agent fail that step: tests of "fails closed".
 	FailStep string `json:"failStep,omitempty"`
+}
+
+// File is one that a clone is given. It is readable by every user of the
+// sandbox, and belongs to root.
+type File struct {
+	Path string `json:"path"` // absolute, cleaned
+	Text string `json:"text"`
 }
 
 // IdentitySteps are the steps of [Identity] in order, as Error.Step names them.

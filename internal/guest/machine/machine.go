@@ -83,7 +83,15 @@ func (m *Machine) Step(name string, id *api.Identity) error {
 		if err := writeFile("/etc/hosts", id.Hosts, 0o644); err != nil {
 			return err
 		}
-		return writeFile("/etc/resolv.conf", id.Resolv, 0o644)
+		if err := writeFile("/etc/resolv.conf", id.Resolv, 0o644); err != nil {
+			return err
+		}
+		for _, f := range id.Files {
+			if err := writeFile(f.Path, f.Text, 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
 	case "trust":
 		return trust(id.CACertificate)
 	case "mounts":

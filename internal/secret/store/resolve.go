@@ -100,3 +100,9 @@ func (s *Store) readers(e Entry) (faults []string) {
 	}
 	return faults
 }
+
+// Binding says where a secret may be used, without fetching its value.
+func (s *Store) Binding(name string) (secret.Binding, error) {
+	e, err := s.Get(name)
+	return e.Binding, err
+}

@@ -1,4 +1,4 @@
-package keeper
+package socket
 
 import (
 	"context"
@@ -13,14 +13,16 @@ import (
 
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/keeper/rundir"
 	"creel/internal/sandbox"
+	"creel/internal/secret"
 	"creel/internal/wire"
 
 	"golang.org/x/sys/unix"
 )
 
-// SocketName is the keeper's socket in its sandbox's directory.
-const SocketName = "keeper.sock"
+// Name is the keeper's socket in its sandbox's directory.
+const Name = "keeper.sock"
 
 // Client talks to one sandbox's keeper. Exec, CopyIn, CopyOut, Stat and Usage
 // are those of [host.Client].
@@ -32,7 +34,7 @@ type Client struct {
 // Listen makes the socket in a sandbox's directory. The path goes through the
 // directory's descriptor: a socket's own path may have 107 bytes at most.
 func Listen(dir string) (*net.UnixListener, error) {
-	at, done, err := socketPath(dir)
+	at, done, err := Path(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +54,7 @@ func Listen(dir string) (*net.UnixListener, error) {
 
 // Dial connects to the keeper of the sandbox in dir.
 func Dial(ctx context.Context, dir string) (*Client, error) {
-	at, done, err := socketPath(dir)
+	at, done, err := Path(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -64,18 +66,19 @@ func Dial(ctx context.Context, dir string) (*Client, error) {
 	return NewClient(ctx, conn)
 }
 
-func socketPath(dir string) (path string, done func(), err error) {
+// Path names the socket in dir in a way that is short enough; done ends its use.
+func Path(dir string) (path string, done func(), err error) {
 	d, err := os.OpenFile(dir, unix.O_PATH|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return "", nil, fmt.Errorf("open sandbox directory: %w", err)
 	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), SocketName), func() { d.Close() }, nil
+	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), Name), func() { d.Close() }, nil
 }
 
 // NewClient greets the keeper at the other end of conn, which it then owns.
 func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 	w := wire.NewConn(conn, wire.Options{})
-	hello, err := wire.Call[helloReply](ctx, w, opHello, helloRequest{Version: Version})
+	hello, err := wire.Call[HelloReply](ctx, w, OpHello, HelloRequest{Version: Version})
 	if err == nil && hello.Error != nil {
 		err = hello.Error
 	}
@@ -87,16 +90,16 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 }
 
 // Ready waits until the clone can run the task, and returns why it cannot.
-func (c *Client) Ready(ctx context.Context) (sandbox.Status, error) { return c.status(ctx, opReady) }
+func (c *Client) Ready(ctx context.Context) (sandbox.Status, error) { return c.status(ctx, OpReady) }
 
 // Wait returns the final status, once nothing remains of the run.
-func (c *Client) Wait(ctx context.Context) (sandbox.Status, error) { return c.status(ctx, opWait) }
+func (c *Client) Wait(ctx context.Context) (sandbox.Status, error) { return c.status(ctx, OpWait) }
 
 // Status returns what is known now.
-func (c *Client) Status(ctx context.Context) (sandbox.Status, error) { return c.status(ctx, opStatus) }
+func (c *Client) Status(ctx context.Context) (sandbox.Status, error) { return c.status(ctx, OpStatus) }
 
 func (c *Client) status(ctx context.Context, op string) (sandbox.Status, error) {
-	reply, err := wire.Call[statusReply](ctx, c.conn, op, api.Empty{})
+	reply, err := wire.Call[StatusReply](ctx, c.conn, op, api.Empty{})
 	if err == nil && reply.Error != nil {
 		err = reply.Error
 	}
@@ -104,32 +107,32 @@ func (c *Client) status(ctx context.Context, op string) (sandbox.Status, error) 
 }
 
 // Start runs the task. Its error has the class of [api.ErrorCode].
-func (c *Client) Start(ctx context.Context) error { return c.call(ctx, opStart, api.Empty{}) }
+func (c *Client) Start(ctx context.Context) error { return c.call(ctx, OpStart, api.Empty{}) }
 
 // Signal sends the task a signal, 1 to 64.
 func (c *Client) Signal(ctx context.Context, signal int) error {
-	return c.call(ctx, opSignal, api.ExecControl{Signal: signal})
+	return c.call(ctx, OpSignal, api.ExecControl{Signal: signal})
 }
 
 // Resize gives the task's terminal a new size.
 func (c *Client) Resize(ctx context.Context, rows, cols uint16) error {
-	return c.call(ctx, opSignal, api.ExecControl{Resize: &api.Resize{Rows: rows, Cols: cols}})
+	return c.call(ctx, OpSignal, api.ExecControl{Resize: &api.Resize{Rows: rows, Cols: cols}})
 }
 
 // Stop sends the task signal (0: its image's stop signal) and, after grace,
 // SIGKILL. It returns when the task has ended.
 func (c *Client) Stop(ctx context.Context, signal int, grace time.Duration) error {
-	return c.call(ctx, opStop, stopRequest{Signal: signal, Grace: grace})
+	return c.call(ctx, OpStop, StopRequest{Signal: signal, Grace: grace})
 }
 
 // Kill ends the run at once, without asking the guest.
-func (c *Client) Kill(ctx context.Context) error { return c.call(ctx, opKill, api.Empty{}) }
+func (c *Client) Kill(ctx context.Context) error { return c.call(ctx, OpKill, api.Empty{}) }
 
 // Pause stops the sandbox's virtual CPUs.
-func (c *Client) Pause(ctx context.Context) error { return c.call(ctx, opPause, api.Empty{}) }
+func (c *Client) Pause(ctx context.Context) error { return c.call(ctx, OpPause, api.Empty{}) }
 
 // Resume lets them go on, with the clock set.
-func (c *Client) Resume(ctx context.Context) error { return c.call(ctx, opResume, api.Empty{}) }
+func (c *Client) Resume(ctx context.Context) error { return c.call(ctx, OpResume, api.Empty{}) }
 
 func (c *Client) call(ctx context.Context, op string, body any) error {
 	reply, err := wire.Call[api.Reply](ctx, c.conn, op, body)
@@ -148,7 +151,7 @@ type Attachment struct {
 
 // Attach joins the task's streams. What the task wrote before is not repeated.
 func (c *Client) Attach(ctx context.Context, req AttachRequest) (*Attachment, error) {
-	s, err := c.conn.Open(ctx, opAttach, req)
+	s, err := c.conn.Open(ctx, OpAttach, req)
 	if err != nil {
 		return nil, err
 	}
@@ -170,8 +173,8 @@ func (c *Client) Attach(ctx context.Context, req AttachRequest) (*Attachment, er
 
 // Logs calls each for every entry of a kept task's log, and goes on with new
 // ones until its output is complete.
-func (c *Client) Logs(ctx context.Context, each func(LogEntry) error) error {
-	s, err := c.conn.Open(ctx, opLogs, api.Empty{})
+func (c *Client) Logs(ctx context.Context, each func(rundir.Entry) error) error {
+	s, err := c.conn.Open(ctx, OpLogs, api.Empty{})
 	if err != nil {
 		return err
 	}
@@ -183,25 +186,56 @@ func (c *Client) Logs(ctx context.Context, each func(LogEntry) error) error {
 	if reply.Error != nil {
 		return reply.Error
 	}
-	return DecodeLog(s.Reader(api.ChannelOut), each)
+	return rundir.Decode(s.Reader(api.ChannelOut), each)
 }
 
-// peerUID is the user at the other end of a Unix socket.
-func peerUID(conn net.Conn) (int, error) {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+// SetPolicy puts another policy in force: its canonical text.
+func (c *Client) SetPolicy(ctx context.Context, text string) error {
+	return c.call(ctx, OpPolicy, PolicyRequest{text})
+}
+
+// SetSecrets replaces the values of secrets that the sandbox has, and adds
+// those that it has not.
+func (c *Client) SetSecrets(ctx context.Context, grants []secret.Grant) error {
+	s, err := c.conn.Open(ctx, OpSecrets, api.Empty{})
 	if err != nil {
-		return -1, err
+		return err
 	}
-	uid := -1
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); inner == nil {
-			uid = int(cred.Uid)
+	defer s.Close()
+	w := s.Writer(api.ChannelIn)
+	if err := errors.Join(secret.WriteGrants(w, grants), w.Close()); err != nil {
+		return fmt.Errorf("hand over secrets: %w", err)
+	}
+	var reply api.Reply
+	if err := s.Recv(ctx, &reply); err != nil {
+		return fmt.Errorf("hand over secrets: %w", err)
+	}
+	if reply.Error != nil {
+		return reply.Error
+	}
+	return nil
+}
+
+// Notes calls each for every destination that is denied for the first time,
+// until the task has ended.
+func (c *Client) Notes(ctx context.Context, each func(sandbox.Denial)) error {
+	s, err := c.conn.Open(ctx, OpNotes, api.Empty{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	var reply api.Reply
+	if err := s.Recv(ctx, &reply); err != nil || reply.Error != nil {
+		return err
+	}
+	for {
+		var d sandbox.Denial
+		if err := s.Recv(ctx, &d); err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
 		}
-	})
-	if err == nil {
-		err = inner
+		each(d)
 	}
-	return uid, err
 }

@@ -1,4 +1,9 @@
-package keeper
+// Package rundir is what a keeper leaves in its sandbox's directory for others
+// to read: the status, and the output of a task that is kept. [Log] writes the
+// output. A keeper parses what its guest sends and may have been taken over, so
+// that readers take whatever lies there for hostile: they must not follow
+// links, wait, or trust a size.
+package rundir
 
 import (
 	"bufio"
@@ -22,15 +27,15 @@ const (
 	logLineMax   = 128 << 10 // 64 KiB of output as base64, and the rest
 )
 
-// LogEntry is one piece of output as the task wrote it.
-type LogEntry struct {
+// Entry is one piece of output as the task wrote it.
+type Entry struct {
 	Time   time.Time `json:"time"`
 	Stream int       `json:"stream"` // 1 stdout, 2 stderr
 	Data   []byte    `json:"data"`   // base64 in the file: output need not be text
 }
 
-// taskLog writes a kept task's output. Followers are woken by each entry.
-type taskLog struct {
+// Log writes a kept task's output. Followers are woken by each entry.
+type Log struct {
 	dir *os.Root
 
 	mu      sync.Mutex
@@ -40,7 +45,8 @@ type taskLog struct {
 	ended   bool
 }
 
-func newTaskLog(dir *os.Root) (*taskLog, error) {
+// New goes on with the log in dir. The caller ends it.
+func New(dir *os.Root) (*Log, error) {
 	f, err := dir.OpenFile(logCurrent, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open task log: %w", err)
@@ -50,12 +56,12 @@ func newTaskLog(dir *os.Root) (*taskLog, error) {
 		f.Close()
 		return nil, fmt.Errorf("open task log: %w", err)
 	}
-	return &taskLog{dir: dir, file: f, size: info.Size(), changed: make(chan struct{})}, nil
+	return &Log{dir: dir, file: f, size: info.Size(), changed: make(chan struct{})}, nil
 }
 
-// append adds one entry, beginning a new file where this one is full.
-func (l *taskLog) append(stream int, data []byte) error {
-	line, err := json.Marshal(LogEntry{Time: time.Now().UTC(), Stream: stream, Data: data})
+// Append adds one entry, beginning a new file where this one is full.
+func (l *Log) Append(stream int, data []byte) error {
+	line, err := json.Marshal(Entry{Time: time.Now().UTC(), Stream: stream, Data: data})
 	if err != nil {
 		return fmt.Errorf("encode log entry: %w", err)
 	}
@@ -77,7 +83,7 @@ func (l *taskLog) append(stream int, data []byte) error {
 	return nil
 }
 
-func (l *taskLog) rotate() error {
+func (l *Log) rotate() error {
 	if err := l.dir.Rename(logCurrent, logOlder); err != nil {
 		return fmt.Errorf("rotate task log: %w", err)
 	}
@@ -90,8 +96,8 @@ func (l *taskLog) rotate() error {
 	return nil
 }
 
-// end wakes followers for the last time.
-func (l *taskLog) end() {
+// End wakes followers for the last time.
+func (l *Log) End() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.ended {
@@ -102,7 +108,7 @@ func (l *taskLog) end() {
 }
 
 // wait is closed at the next entry; over says that there will be none.
-func (l *taskLog) wait() (next <-chan struct{}, over bool) {
+func (l *Log) wait() (next <-chan struct{}, over bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.changed, l.ended
@@ -110,7 +116,7 @@ func (l *taskLog) wait() (next <-chan struct{}, over bool) {
 
 // ReadLog calls each for every entry that a keeper's directory still has,
 // oldest first. A last line that is still being written is left out.
-func ReadLog(dir string, each func(LogEntry) error) error {
+func ReadLog(dir string, each func(Entry) error) error {
 	for _, name := range []string{logOlder, logCurrent} {
 		f, err := openUntrusted(dir, name)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -129,7 +135,7 @@ func ReadLog(dir string, each func(LogEntry) error) error {
 }
 
 // readEntries returns nil at the end of what is there.
-func readEntries(r *bufio.Reader, each func(LogEntry) error) error {
+func readEntries(r *bufio.Reader, each func(Entry) error) error {
 	for {
 		line, err := r.ReadSlice('\n')
 		if err == io.EOF {
@@ -138,7 +144,7 @@ func readEntries(r *bufio.Reader, each func(LogEntry) error) error {
 		if err != nil {
 			return fmt.Errorf("read task log: %w", err)
 		}
-		var e LogEntry
+		var e Entry
 		if err := json.Unmarshal(line, &e); err != nil {
 			return fmt.Errorf("read task log: %w", err)
 		}
@@ -148,9 +154,9 @@ func readEntries(r *bufio.Reader, each func(LogEntry) error) error {
 	}
 }
 
-// follow sends the log's lines, and goes on with new ones until the task's
+// Follow sends the log's lines, and goes on with new ones until the task's
 // output is complete.
-func (l *taskLog) follow(ctx context.Context, w io.Writer) error {
+func (l *Log) Follow(ctx context.Context, w io.Writer) error {
 	older, err := l.dir.Open(logOlder)
 	if err == nil {
 		_, err = io.Copy(w, older)
@@ -180,7 +186,7 @@ func (l *taskLog) follow(ctx context.Context, w io.Writer) error {
 
 // drain copies f to its end and, where it was rotated meanwhile, the rest of
 // it and the file that has replaced it, which it returns.
-func (l *taskLog) drain(w io.Writer, f *os.File) (*os.File, error) {
+func (l *Log) drain(w io.Writer, f *os.File) (*os.File, error) {
 	for {
 		if _, err := io.Copy(w, f); err != nil {
 			return f, err
@@ -204,7 +210,7 @@ func (l *taskLog) drain(w io.Writer, f *os.File) (*os.File, error) {
 	}
 }
 
-// DecodeLog reads the lines that a followed log sends.
-func DecodeLog(r io.Reader, each func(LogEntry) error) error {
+// Decode reads the lines that a followed log sends.
+func Decode(r io.Reader, each func(Entry) error) error {
 	return readEntries(bufio.NewReaderSize(r, logLineMax), each)
 }

@@ -1,4 +1,4 @@
-package keeper
+package rundir
 
 import (
 	"bytes"
@@ -9,18 +9,18 @@ import (
 	"testing"
 )
 
-func openTestLog(t *testing.T) (*taskLog, *os.Root) {
+func openTestLog(t *testing.T) (*Log, *os.Root) {
 	t.Helper()
 	root, err := os.OpenRoot(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	l, err := newTaskLog(root)
+	l, err := New(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.end)
+	t.Cleanup(l.End)
 	return l, root
 }
 
@@ -28,12 +28,12 @@ func TestLogKeepsOutputExactly(t *testing.T) {
 	l, root := openTestLog(t)
 	want := [][]byte{[]byte("plain\n"), {0, 0xff, '\n', 0x80}, bytes.Repeat([]byte("x"), 64<<10)}
 	for i, data := range want {
-		if err := l.append(1+i%2, data); err != nil {
+		if err := l.Append(1+i%2, data); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var got [][]byte
-	if err := ReadLog(root.Name(), func(e LogEntry) error {
+	if err := ReadLog(root.Name(), func(e Entry) error {
 		if e.Stream != 1+len(got)%2 {
 			t.Errorf("entry %d is of stream %d", len(got), e.Stream)
 		}
@@ -56,7 +56,7 @@ func TestLogIsBounded(t *testing.T) {
 	l, root := openTestLog(t)
 	chunk := bytes.Repeat([]byte("y"), 64<<10)
 	for range 5 * logFileBytes / len(chunk) {
-		if err := l.append(1, chunk); err != nil {
+		if err := l.Append(1, chunk); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -80,15 +80,15 @@ func TestFollowGoesThroughRotation(t *testing.T) {
 	chunk := strings.Repeat("z", 60<<10)
 	const entries = logFileBytes / (60 << 10) * 5 / 4 // past one rotation
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(l.follow(context.Background(), w)) }()
+	go func() { w.CloseWithError(l.Follow(context.Background(), w)) }()
 	go func() {
 		for i := range entries {
-			l.append(1, []byte(chunk+string(rune('a'+i%26))))
+			l.Append(1, []byte(chunk+string(rune('a'+i%26))))
 		}
-		l.end()
+		l.End()
 	}()
 	n := 0
-	err := DecodeLog(r, func(e LogEntry) error {
+	err := Decode(r, func(e Entry) error {
 		if last := e.Data[len(e.Data)-1]; last != byte('a'+n%26) {
 			t.Fatalf("entry %d ends in %q", n, last)
 		}
@@ -102,14 +102,14 @@ func TestFollowGoesThroughRotation(t *testing.T) {
 
 func TestReadLogLeavesOutAHalfWrittenLine(t *testing.T) {
 	l, root := openTestLog(t)
-	if err := l.append(1, []byte("whole")); err != nil {
+	if err := l.Append(1, []byte("whole")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.file.WriteString(`{"time":"2026-`); err != nil {
 		t.Fatal(err)
 	}
 	n := 0
-	if err := ReadLog(root.Name(), func(LogEntry) error { n++; return nil }); err != nil || n != 1 {
+	if err := ReadLog(root.Name(), func(Entry) error { n++; return nil }); err != nil || n != 1 {
 		t.Errorf("%d entries, error %v", n, err)
 	}
 }

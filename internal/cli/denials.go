@@ -1,0 +1,72 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"creel/internal/keeper/socket"
+	"creel/internal/sandbox"
+)
+
+// maxDenialLines are printed at the end of a task.
+const maxDenialLines = 20
+
+// printDenials tells what was denied to a task, with what would allow each.
+func printDenials(w io.Writer, s sandbox.Status) {
+	if s.Denied == 0 {
+		return
+	}
+	list := s.Denials[:min(len(s.Denials), maxDenialLines)]
+	fmt.Fprintf(w, "creel: %d denied", s.Denied)
+	if s.Alerts > 0 {
+		fmt.Fprintf(w, ", with %d alerts", s.Alerts)
+	}
+	fmt.Fprintln(w, ":")
+	for _, d := range list {
+		fmt.Fprintf(w, "creel:   %s\n", denialLine(d))
+	}
+	if more := len(s.Denials) - len(list); more > 0 {
+		fmt.Fprintf(w, "creel:   and %d destinations more; `creel audit query --sandbox %s --decision deny` has all\n", more, s.ID.Short())
+	}
+}
+
+func denialLine(d sandbox.Denial) string {
+	line := plain(d.Target)
+	if d.Count > 1 {
+		line += fmt.Sprintf(" (%d times)", d.Count)
+	}
+	line += ": " + plain(d.Reason)
+	if d.Hint != "" {
+		line += "; to allow it: " + plain(d.Hint)
+	}
+	return line
+}
+
+// plain drops what could steer a terminal: a guest had a say in it.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == 0xfffd {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// noteDenials shows each new denial when it happens, on a terminal that is in
+// raw mode.
+func noteDenials(ctx context.Context, env Env, c *socket.Client) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		c.Notes(ctx, func(d sandbox.Denial) { // ends with the task
+			fmt.Fprintf(env.Err, "\r\ncreel: denied %s\r\n", denialLine(d))
+		})
+	})
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}

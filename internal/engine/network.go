@@ -1,0 +1,266 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"creel/internal/policy"
+	"creel/internal/policy/syntax"
+	"creel/internal/policy/tier"
+	"creel/internal/sandbox"
+	"creel/internal/secret"
+)
+
+// Secrets are those that the installation keeps.
+type Secrets interface {
+	// Binding says where a secret may be used.
+	Binding(name string) (secret.Binding, error)
+	// Resolve fetches values, with fresh stand-ins.
+	Resolve(ctx context.Context, names []string) ([]secret.Grant, error)
+}
+
+// network is what a run is given for its edge, before it starts.
+type network struct {
+	grants []secret.Grant
+	ports  []published
+}
+
+// published is a port that is listened on.
+type published struct {
+	sandbox.Port // with the host's port that it got
+	socket       interface {
+		File() (*os.File, error)
+		Close() error
+	}
+}
+
+// listen takes the ports of a Spec. The caller closes what it gets: a keeper
+// has copies.
+func listen(ctx context.Context, ports []sandbox.Port) (out []published, err error) {
+	defer func() {
+		if err != nil {
+			closePorts(out)
+		}
+	}()
+	var config net.ListenConfig
+	for _, p := range ports {
+		address := net.JoinHostPort(p.HostIP, fmt.Sprint(p.HostPort))
+		var bound net.Addr
+		made := published{Port: p}
+		if p.Proto == "udp" {
+			c, err := config.ListenPacket(ctx, "udp", address)
+			if err != nil {
+				return out, portTaken(p, err)
+			}
+			made.socket, bound = c.(*net.UDPConn), c.LocalAddr()
+		} else {
+			l, err := config.Listen(ctx, "tcp", address)
+			if err != nil {
+				return out, portTaken(p, err)
+			}
+			made.socket, bound = l.(*net.TCPListener), l.Addr()
+		}
+		switch a := bound.(type) {
+		case *net.TCPAddr:
+			made.HostPort = uint16(a.Port)
+		case *net.UDPAddr:
+			made.HostPort = uint16(a.Port)
+		}
+		out = append(out, made)
+	}
+	return out, nil
+}
+
+func portTaken(p sandbox.Port, err error) error {
+	return fmt.Errorf("publish port %s: %w; choose another host port, or leave it out for one that is free", p, err)
+}
+
+func closePorts(ports []published) {
+	for _, p := range ports {
+		p.socket.Close()
+	}
+}
+
+func (n network) listed() (out []sandbox.Port) {
+	for _, p := range n.ports {
+		out = append(out, p.Port)
+	}
+	return out
+}
+
+// files are the sockets as a keeper inherits them; the caller closes them.
+func (n network) files() (out []*os.File, err error) {
+	for _, p := range n.ports {
+		f, err := p.socket.File()
+		if err != nil {
+			closeAll(out)
+			return nil, fmt.Errorf("hand over port %s: %w", p.Port, err)
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// judgeSecrets lists what is wrong with the secrets that a policy names: each
+// has to be kept, and bound to where a rule would use it.
+func (e *Engine) judgeSecrets(p *policy.Policy) (faults []string) {
+	bindings := map[string]secret.Binding{}
+	for _, name := range p.Secrets() {
+		b, err := e.opts.Secrets.Binding(name)
+		if err != nil {
+			faults = append(faults, fmt.Sprintf("secret %q: %v", name, err))
+			continue
+		}
+		bindings[name] = b
+	}
+	if p == nil {
+		return faults
+	}
+	for i := range p.Rules {
+		r := &p.Rules[i]
+		b, kept := bindings[r.Secret]
+		if r.Secret == "" || !kept {
+			continue
+		}
+		covered := false
+		for _, host := range b.Hosts {
+			covered = covered || policy.Covers(host, r.Host)
+		}
+		if !covered {
+			faults = append(faults, fmt.Sprintf("rule %q: secret %q is bound to %s, which does not cover %s; bind it to more with `creel secret set`, or name other hosts",
+				r.Name, r.Secret, strings.Join(b.Hosts, ", "), r.Destination()))
+		}
+	}
+	return faults
+}
+
+// grants resolves the secrets that a policy names.
+func (e *Engine) grants(ctx context.Context, text string) ([]secret.Grant, error) {
+	if text == "" {
+		return nil, nil
+	}
+	p, _, err := syntax.Parse([]byte(text), syntax.Inputs{})
+	if err != nil {
+		return nil, fmt.Errorf("read policy: %w", err)
+	}
+	names := p.Secrets()
+	if len(names) == 0 {
+		return nil, nil
+	}
+	return e.opts.Secrets.Resolve(ctx, names)
+}
+
+// SetPolicy puts another policy in force for a sandbox that runs. It is held
+// against the sandbox's tier, and admitted or refused on record, as at the
+// start.
+func (e *Engine) SetPolicy(ctx context.Context, f Found, text string, warn func(string)) error {
+	rec := f.Record
+	spec := rec.Config.Spec
+	if spec.Policy == "" {
+		return fmt.Errorf("sandbox %s was started without a policy, and its keeper has given up the network for good; start it again with --policy", spec.Name)
+	}
+	spec.Policy = text
+	if err := e.admit(ctx, &spec, warn); err != nil {
+		return err
+	}
+	grants, err := e.grants(ctx, text)
+	if err != nil {
+		return err
+	}
+	client, err := e.Connect(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if len(grants) > 0 {
+		if err := client.SetSecrets(ctx, grants); err != nil {
+			return err
+		}
+	}
+	if err := client.SetPolicy(ctx, text); err != nil {
+		return err
+	}
+	store, err := e.lockStore()
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	rec.Config.Spec.Policy = text
+	rec.PolicyDigest = syntax.Digest(syntax.Canonical(text))
+	return e.writeRecord(rec)
+}
+
+// PushSecrets gives new values to every running sandbox whose policy names one
+// of the secrets, and returns how many there are.
+func (e *Engine) PushSecrets(ctx context.Context, names []string) (sandboxes int, err error) {
+	all, err := e.List(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, f := range all {
+		used, err := usedSecrets(f, names)
+		if err != nil || len(used) == 0 || !f.Running() {
+			errs = append(errs, err)
+			continue
+		}
+		if err := e.pushSecrets(ctx, f, used); err != nil {
+			errs = append(errs, fmt.Errorf("sandbox %s: %w", f.Record.Config.Spec.Name, err))
+			continue
+		}
+		sandboxes++
+	}
+	return sandboxes, errors.Join(errs...)
+}
+
+func (e *Engine) pushSecrets(ctx context.Context, f Found, names []string) error {
+	grants, err := e.opts.Secrets.Resolve(ctx, names)
+	if err != nil {
+		return err
+	}
+	client, err := e.Connect(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return client.SetSecrets(ctx, grants)
+}
+
+// usedSecrets are those of names that a sandbox's policy names.
+func usedSecrets(f Found, names []string) (used []string, err error) {
+	text := f.Record.Config.Spec.Policy
+	if text == "" {
+		return nil, nil
+	}
+	p, _, err := syntax.Parse([]byte(text), syntax.Inputs{})
+	if err != nil {
+		return nil, fmt.Errorf("read policy of sandbox %s: %w", f.Record.Config.Spec.Name, err)
+	}
+	for _, name := range p.Secrets() {
+		for _, n := range names {
+			if n == name {
+				used = append(used, name)
+			}
+		}
+	}
+	return used, nil
+}
+
+// portsFor are a Spec's ports in the words of package tier.
+func portsFor(spec *sandbox.Spec) (out []tier.Port) {
+	for _, p := range spec.Ports {
+		ip := net.ParseIP(p.HostIP)
+		out = append(out, tier.Port{Text: p.String(), Loopback: ip != nil && ip.IsLoopback()})
+	}
+	return out
+}
