@@ -132,6 +132,34 @@ func TestFaultBehindARequestInProgress(t *testing.T) {
 	}
 }
 
+// A guest that is still sending gets the answer, not a reset: what it sends is
+// taken before the connection is closed.
+func TestAnswerWhileTheGuestSends(t *testing.T) {
+	client, server := net.Pipe()
+	sent := make(chan error)
+	go func() {
+		_, err := io.WriteString(client, bad+strings.Repeat("x", lingerBytes/2))
+		sent <- err
+	}()
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		c := NewConn(server)
+		defer c.Close()
+		io.Copy(io.Discard, c)
+		io.WriteString(c, serverAnswer)
+	}()
+	r, err := http.ReadResponse(bufio.NewReader(client), nil)
+	if err != nil || r.StatusCode != 400 {
+		t.Errorf("answer %v: %v", r, err)
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("send the rest: %v", err)
+	}
+	client.Close()
+	<-served
+}
+
 func TestEveryRefusedIsAnswered(t *testing.T) {
 	for _, c := range corpus(t, "refused.txt") {
 		t.Run(c.name, func(t *testing.T) {

@@ -127,11 +127,12 @@ const (
 // linger reads what the guest still sends. Closing a connection with unread
 // bytes resets it, and the reset may overtake the answer.
 func (c *Conn) linger() {
-	half, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil || c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
-		return
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
 	}
-	io.CopyN(io.Discard, c.Conn, lingerBytes)
+	if c.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		io.CopyN(io.Discard, c.Conn, lingerBytes) // its errors are the connection's end
+	}
 }
 
 // answer is the response to a fault. Reasons need no escapes in JSON.

@@ -29,7 +29,9 @@ func next(br *bufio.Reader) (*http.Request, []byte, error) {
 		return nil, nil, err
 	}
 	body, err := io.ReadAll(r.Body)
-	r.Body = io.NopCloser(bytes.NewReader(body))
+	if r.ContentLength != 0 { // else there is none, and one would be sent on in chunks
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
 	return r, body, err
 }
 

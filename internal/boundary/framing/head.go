@@ -162,9 +162,9 @@ func (h *head) end() (reason string) {
 	case !h.seen[hostField] && !h.old:
 		return "no host"
 	case h.seen[expectField] && (h.old || !hasBody):
-		return "an expectation without a body"
+		return "an expectation without a body or in HTTP/1.0"
 	case h.seen[upgradeField] && (h.old || hasBody):
-		return "an upgrade with a body"
+		return "an upgrade with a body or in HTTP/1.0"
 	}
 	return ""
 }
@@ -268,8 +268,8 @@ func validHost(v []byte) bool {
 }
 
 func validPort(port string) bool {
-	n, err := strconv.ParseUint(port, 10, 16)
-	return err == nil && n > 0 && port[0] != '0'
+	_, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && port[0] != '0'
 }
 
 func blank(c byte) bool { return c == ' ' || c == '\t' }

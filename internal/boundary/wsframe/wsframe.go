@@ -243,7 +243,7 @@ func frameSize(h []byte) uint64 {
 
 // begin is behind a header.
 func (f *Filter) begin(h []byte) {
-	f.left, f.mask = frameSize(h), 0
+	f.left = frameSize(h)
 	if f.masked {
 		f.mask = mask(binary.LittleEndian.Uint32(h[len(h)-4:]))
 	}

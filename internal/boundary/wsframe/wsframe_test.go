@@ -228,6 +228,18 @@ func TestControlOfOtherLength(t *testing.T) {
 	}
 }
 
+// twice breaks the promise of a Scrubber.
+type twice struct{ late }
+
+func (*twice) Write(dst, p []byte) []byte { return append(append(dst, p...), p...) }
+
+func TestScrubberOfOtherLength(t *testing.T) {
+	f := New(FromServer, &twice{}, nil)
+	if out, err := f.Write(nil, []byte(frame(fin|txt, "x", ""))); err == nil || string(out) != frame(fin|txt, "x", "") {
+		t.Errorf("%q came out, %v", out, err)
+	}
+}
+
 // late gives everything back unchanged, some bytes late.
 type late struct {
 	by   int
