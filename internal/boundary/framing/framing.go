@@ -29,10 +29,11 @@ type Fault struct{ Reason string }
 func (f *Fault) Error() string { return "refused request: " + f.Reason }
 
 // Conn is the guest's connection as net/http's server shall see it. From the
-// first fault on, reads return the [*Fault]. A server's answer comes at the right
-// time by itself: it finishes the requests before the faulty one, reads on,
-// answers 400 to the error, and closes. In a body, the handler's read has the
-// fault.
+// first fault on, reads return the [*Fault], behind a few NULs. A server's answer
+// comes at the right time by itself: it finishes the requests before the faulty
+// one, reads on, answers 400 to the error, and closes. In a body, the handler's
+// read has the fault, but for one in a trailer, of which net/http makes an error
+// of its own: [Conn.Fault] has it then.
 type Conn struct {
 	net.Conn
 	opaque atomic.Bool
