@@ -72,9 +72,6 @@ func (v Value) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 // MarshalJSON hides the value.
 func (v Value) MarshalJSON() ([]byte, error) { return []byte(`"` + hidden + `"`), nil }
 
-// MarshalYAML hides the value.
-func (v Value) MarshalYAML() (any, error) { return hidden, nil }
-
 // LogValue hides the value.
 func (v Value) LogValue() slog.Value { return slog.StringValue(hidden) }
 

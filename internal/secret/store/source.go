@@ -31,7 +31,7 @@ const (
 	commandTime  = 30 * time.Second
 	commandGrace = time.Second // for what a killed program leaves running and writing
 	keyringTime  = 60 * time.Second
-	maxErrBytes  = 2 << 10
+	maxSaid      = 2 << 10 // bytes of standard error in an error
 	maxRefBytes  = 4 << 10
 )
 
@@ -153,7 +153,7 @@ func run(ctx context.Context, args []string) (string, error) {
 	defer cancel(nil)
 	tooMuch := fmt.Errorf("it printed more than %d bytes, and should print the value alone", secret.MaxBytes)
 	out := &bounded{limit: secret.MaxBytes + len("\r\n"), over: func() { cancel(tooMuch) }}
-	said := &bounded{limit: maxErrBytes, over: func() {}}
+	said := &bounded{limit: maxSaid + out.limit, over: func() {}} // a value in it is in it whole
 	// In the user's own process group, so that it can ask on the terminal.
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, said, commandGrace
@@ -169,11 +169,12 @@ func run(ctx context.Context, args []string) (string, error) {
 
 // quoted is what a program said, on one line, without what it printed.
 func quoted(said, printed string) string {
-	for line := range strings.FieldsFuncSeq(printed, unicode.IsSpace) {
-		if len(line) >= secret.MinBytes {
-			said = strings.ReplaceAll(said, line, "[secret]")
+	for _, part := range append([]string{strings.TrimSpace(printed)}, strings.Fields(printed)...) {
+		if len(part) >= secret.MinBytes {
+			said = strings.ReplaceAll(said, part, "[secret]")
 		}
 	}
+	said = said[:min(len(said), maxSaid)]
 	said = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

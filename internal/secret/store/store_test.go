@@ -249,6 +249,23 @@ func TestSources(t *testing.T) {
 	}
 }
 
+func TestWhatACommandSaidHoldsNothingItPrinted(t *testing.T) {
+	for said, printed := range map[string]string{
+		"denied for " + plain:                             plain + "\n",
+		"denied for my own value and more":                "my own value\n",
+		strings.Repeat("x", maxSaid-len(plain)/2) + plain: plain,
+		plain + " and " + other:                           plain + "\n" + other,
+	} {
+		out := quoted(said, printed)
+		if leaks(out) || strings.Contains(out, plain[:6]) || strings.Contains(out, "my own") || len(out) > maxSaid+20 {
+			t.Errorf("%.80q of %q is %.80q", said, printed, out)
+		}
+	}
+	if out := quoted("one\n\x1b[31mtwo", ""); out != ", saying: one [31mtwo" {
+		t.Errorf("%q", out)
+	}
+}
+
 func TestSourcesThatAreNone(t *testing.T) {
 	for _, text := range []string{"", "paper", "age:x", "env:", "env:A=B", "file:relative", "file:/a/../b", "command:", `command:["a"`, `command:[""]`, "command:[1]",
 		"keyring:", "keyring:service", "keyring:/user", "keyring:service/", "env:a\x00b", "file:/" + strings.Repeat("a", 5000)} {
