@@ -235,7 +235,7 @@ func drain(conn net.Conn) (join func()) {
 	return func() { conn.Close(); <-done }
 }
 
-// write sends frames as fast as it can, many in one write.
+// flood sends frames as fast as it can, many in one write.
 func flood(t *testing.T, conn net.Conn, n int, frame func(i int) []byte) {
 	t.Helper()
 	var batch []byte
