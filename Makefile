@@ -33,6 +33,7 @@ test: deps build kernel ## install what is missing and run every test, real VMs 
 	CREEL_TEST_KERNEL=$(STATE)/kernels CREEL_TEST_BIN=$(CURDIR)/bin/creel CGO_ENABLED=1 go test -race -timeout 20m ./...
 
 demo: deps build kernel ## run a real task in a MicroVM, step by step
+	@CGO_ENABLED=0 go build -o build/creel-demoapi ./scripts/demoapi
 	@CREEL_STATE_DIR=$(STATE) scripts/demo
 
 bench: deps build kernel ## measure, print a table, write build/bench.json

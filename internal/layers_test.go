@@ -122,9 +122,10 @@ var arrows = map[string][]string{
 	"test/bench": {"confine", "guest/api", "guest/blob", "guest/host", "kernel", "sandbox", "scratch", "template",
 		"template/content", "test/images", "undo", "vm", "vm/qemu"},
 
-	// What `make dist` runs.
-	"scripts/manual": {"cli"},
-	"scripts/sbom":   {},
+	// What `make demo` and `make dist` run.
+	"scripts/demoapi": {"boundary/intercept"},
+	"scripts/manual":  {"cli"},
+	"scripts/sbom":    {},
 }
 
 const (
