@@ -117,8 +117,11 @@ var arrows = map[string][]string{
 	"cmd/creel": {"app"},
 
 	// Programs and helpers for tests.
-	"test/images": {},
-	"test/rig":    {},
+	"test/images":         {},
+	"test/rig":            {},
+	"test/clients/packet": {},
+	"test/clients/probe":  {"test/clients/packet"},
+	"test/clients/gohttp": {},
 	"test/bench": {"confine", "guest/api", "guest/blob", "guest/host", "kernel", "sandbox", "scratch", "template",
 		"template/content", "test/images", "undo", "vm", "vm/qemu"},
 
