@@ -1,6 +1,6 @@
 // Package images gives root file system tars to tests and to the bench:
-// [Debian] and [Busybox] make them once from Debian packages and cache them in
-// build/images. It must not download anything but through scripts/image, which
+// [Debian], [Busybox], [Clients] and [Agents] make them once from packages and
+// cache them in build/images. It must not download anything but through scripts/image, which
 // the demo uses as well.
 package images
 
@@ -21,6 +21,14 @@ func Debian(ctx context.Context) (string, error) { return made(ctx, "debian") }
 
 // Busybox is the path of a tar with one static busybox, about 2 MB.
 func Busybox(ctx context.Context) (string, error) { return made(ctx, "busybox") }
+
+// Clients is the path of a tar with what tasks speak to the network with, and
+// with the programs of test/clients, about 680 MB. The first call takes minutes.
+func Clients(ctx context.Context) (string, error) { return made(ctx, "clients") }
+
+// Agents is the path of a tar with two coding agents, claude and codex, about
+// 950 MB. The first call takes a minute or more.
+func Agents(ctx context.Context) (string, error) { return made(ctx, "agents") }
 
 // Root is the directory of the module, above the working directory.
 func Root() (string, error) {
