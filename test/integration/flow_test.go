@@ -11,13 +11,13 @@ import (
 // What the task prints: blocks that each begin with their number.
 const (
 	flowBlock  = 64 << 10
-	flowBlocks = 1 << 10 // 64 MiB: more than any process may hold
+	flowBlocks = 1 << 14 // 1 GiB: more than any process may hold
 )
 
 const flowProgram = `
 import sys
 rest = bytes(range(256)) * 256
-for i in range(1024):
+for i in range(16384):
     sys.stdout.buffer.write(i.to_bytes(8, "little") + rest[8:])`
 
 // A reader that does not read holds up the task, and nothing else: no byte is
