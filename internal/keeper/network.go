@@ -149,13 +149,11 @@ func (r *Run) denied(d sandbox.Denial) {
 // alerted ends the task where the policy says so.
 func (r *Run) alerted(a event.Alert) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.status.Alerts++
-	r.mu.Unlock()
-	if r.edge.EndOnAlert() {
-		r.end(fmt.Errorf("the %s %q was about to leave for %s, and the policy ends the task on that", a.Alert, a.Name, a.Host))
-		r.mu.Lock()
+	if r.edge.EndOnAlert() && !r.isOver() {
 		r.abrupt = true
-		r.mu.Unlock()
+		r.endLocked(fmt.Errorf("the %s %q was about to leave for %s, and the policy ends the task on that", a.Alert, a.Name, a.Host))
 	}
 }
 
