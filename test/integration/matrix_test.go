@@ -2,10 +2,13 @@ package integration
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -48,7 +51,7 @@ func TestUnprivilegedMatrix(t *testing.T) {
 		}
 	})
 	importBusybox(t, user)
-	table := "| started by | confinement | a task | keeper and VMM run as | VMM's own namespaces | VMM's files | may use KVM |\n|---|---|---|---|---|---|---|\n"
+	table := "| started by | confinement | a task | keeper and VMM run as | VMM's own namespaces | VMM's files | reaches what its policy names | may use KVM |\n|---|---|---|---|---|---|---|---|\n"
 	for _, s := range []start{
 		{who: "root", level: "full", rig: root},
 		{who: "root", level: "reduced", rig: root},
@@ -88,13 +91,14 @@ func (s start) as(cmd *exec.Cmd) *exec.Cmd {
 func (s start) observe(t *testing.T) []string {
 	t.Helper()
 	const name = "matrix"
-	cmd := s.as(s.rig.Cmd("run", "-d", "--name", name, "--accel", "tcg", "--confinement", s.level, imageOf(s.rig), "sleep", "1000"))
+	port := greeter(t)
+	cmd := s.as(s.rig.Cmd("run", "-d", "--name", name, "--allow", fmt.Sprintf("host.creel.internal:%d", port), "--accel", "tcg", "--confinement", s.level, imageOf(s.rig), "sleep", "1000"))
 	out, err := cmd.CombinedOutput()
 	if code := cmd.ProcessState.ExitCode(); code == 125 {
 		if !strings.Contains(string(out), "user.max_user_namespaces") || !strings.Contains(string(out), "--confinement=reduced") {
 			t.Errorf("%s, %s: the refusal does not say what mends it: %s", s.who, s.level, out)
 		}
-		return []string{"refused, with the mend", "–", "–", "–", s.mayUseKVM(t)}
+		return []string{"refused, with the mend", "–", "–", "–", "–", s.mayUseKVM(t)}
 	}
 	if err != nil {
 		t.Fatalf("%s, %s: %v: %s", s.who, s.level, err, out)
@@ -112,7 +116,44 @@ func (s start) observe(t *testing.T) []string {
 		}
 	}
 	return []string{"runs", userOf(t, status.KeeperPID, status.VMMPID), ownNamespaces(t, status.KeeperPID, status.VMMPID),
-		filesOf(status.VMMPID), s.mayUseKVM(t)}
+		filesOf(status.VMMPID), s.reaches(t, name, port), s.mayUseKVM(t)}
+}
+
+// greeter greets whoever connects to a port of the loopback.
+func greeter(t *testing.T) (port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		serving.Wait()
+	})
+	serving.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, "hello\n")
+			c.Close()
+		}
+	})
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// reaches tries the one port that the policy names, from inside.
+func (s start) reaches(t *testing.T, name string, port int) string {
+	t.Helper()
+	program := fmt.Sprintf(`if command -v python3 >/dev/null; then python3 -c 'import socket; print(socket.create_connection(("host.creel.internal", %d)).recv(9).decode(), end="")'
+else nc host.creel.internal %[1]d </dev/null; fi`, port)
+	if got := s.rig.Run(t, "exec", name, "sh", "-c", program); got.Out != "hello\n" {
+		t.Errorf("%s, %s: %+v", s.who, s.level, got)
+		return "no"
+	}
+	return "yes"
 }
 
 func groupsOf(groups []uint32) string { return strings.Trim(fmt.Sprint(groups), "[]") }
