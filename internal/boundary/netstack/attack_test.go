@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"creel/internal/boundary/netstack/netstacktest"
 )
 
 // frames are what a guest may send, and why it goes nowhere.
@@ -352,7 +354,7 @@ func TestReceivedIsBoundedWhenTheHostDoesNotRead(t *testing.T) {
 	var conns []net.Conn
 	const flows = 32
 	for range flows {
-		c := g.mustDial(t, web)
+		c := g.MustDial(t, web)
 		c.SetDeadline(time.Now().Add(200 * time.Millisecond))
 		conns = append(conns, c)
 	}
@@ -428,7 +430,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 // closeBusy closes a stack with connections, attempts, handshakes and services under
 // way.
 func closeBusy(t *testing.T) {
-	host, conn := socketpair(t)
+	host, conn := netstacktest.Cable(t)
 	defer conn.Close()
 	handlers := make(chan struct{}, 10)
 	tcp := func(ctx context.Context, a *Attempt) {

@@ -55,7 +55,7 @@ func transfer(b *testing.B, in bool, flows int) {
 	g := startGuest(b, card)
 	conns := make([]net.Conn, flows)
 	for i := range conns {
-		c := g.mustDial(b, netip.AddrPortFrom(elsewhere, 80))
+		c := g.MustDial(b, netip.AddrPortFrom(elsewhere, 80))
 		c.SetDeadline(time.Time{})
 		conns[i] = c
 	}
@@ -86,7 +86,7 @@ func BenchmarkConnect(b *testing.B) {
 	}})
 	g := startGuest(b, card)
 	for b.Loop() {
-		c, err := g.dial(b, netip.AddrPortFrom(elsewhere, 80))
+		c, err := g.Dial(b, netip.AddrPortFrom(elsewhere, 80))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"testing"
+
+	"creel/internal/boundary/netstack/netstacktest"
 )
 
 func FuzzFilter(f *testing.F) {
@@ -46,7 +48,7 @@ func FuzzFrames(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		host, card := socketpair(t)
+		host, card := netstacktest.Cable(t)
 		s, err := New(host, Options{Guest: guestAddr, Gateway: gatewayAddr, TCP: echo, UDP: echo, MayUDP: allowUDP})
 		if err != nil {
 			t.Fatal(err)

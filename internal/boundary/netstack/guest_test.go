@@ -2,63 +2,29 @@ package netstack
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
-	"errors"
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
-	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
-	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"creel/internal/boundary/netstack/netstacktest"
 )
 
 var (
-	guestAddr   = netip.MustParseAddr("192.168.127.2")
-	gatewayAddr = netip.MustParseAddr("192.168.127.1")
+	guestAddr   = netstacktest.Address
+	gatewayAddr = netstacktest.Gateway
 	elsewhere   = netip.MustParseAddr("198.18.0.7") // no address of ours: the guest's default route
-	cardMAC     = mac{0x52, 0x54, 0x00, 0x12, 0x34, 0x56}
+	cardMAC     = mac(netstacktest.MAC)
 )
 
-const patience = 10 * time.Second // for what must happen; nothing waits that long
-
-// socketpair is a cable.
-func socketpair(t testing.TB) (host, card net.Conn) {
-	t.Helper()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var conns [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "cable")
-		if conns[i], err = net.FileConn(f); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
-	}
-	return conns[0], conns[1]
-}
+const patience = netstacktest.Patience
 
 // start gives a stack and the card's end of its cable.
 func start(t testing.TB, o Options) (*Stack, net.Conn) {
 	t.Helper()
-	host, card := socketpair(t)
+	host, card := netstacktest.Cable(t)
 	o.Guest, o.Gateway = guestAddr, gatewayAddr
 	s, err := New(host, o)
 	if err != nil {
@@ -73,116 +39,8 @@ func start(t testing.TB, o Options) (*Stack, net.Conn) {
 	return s, card
 }
 
-// guest is another gVisor stack, as the operating system in the VM.
-type guest struct {
-	net   *stack.Stack
-	link  *channel.Endpoint
-	conn  net.Conn
-	tasks sync.WaitGroup
-}
-
-func startGuest(t testing.TB, conn net.Conn) *guest {
-	t.Helper()
-	g := &guest{conn: conn, link: channel.New(4096, defaultMTU+ethernetSize, tcpip.LinkAddress(cardMAC[:]))}
-	g.net = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
-	})
-	wait := tcpip.TCPTimeWaitTimeoutOption(0)
-	g.net.SetTransportProtocolOption(tcp.ProtocolNumber, &wait)
-	address := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber,
-		AddressWithPrefix: tcpip.AddressWithPrefix{Address: tcpip.AddrFrom4(guestAddr.As4()), PrefixLen: 24}}
-	for _, err := range []tcpip.Error{
-		g.net.CreateNIC(nicID, ethernet.New(g.link)),
-		g.net.AddProtocolAddress(nicID, address, stack.AddressProperties{}),
-	} {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	g.net.SetRouteTable([]tcpip.Route{
-		{Destination: address.AddressWithPrefix.Subnet(), NIC: nicID},
-		{Destination: header.IPv4EmptySubnet, Gateway: tcpip.AddrFrom4(gatewayAddr.As4()), NIC: nicID},
-	})
-	ctx, cancel := context.WithCancel(context.Background())
-	g.tasks.Go(g.receive)
-	g.tasks.Go(func() { g.send(ctx) })
-	t.Cleanup(func() {
-		cancel()
-		conn.Close()
-		g.tasks.Wait()
-		g.net.Destroy()
-	})
-	return g
-}
-
-func (g *guest) receive() {
-	br := bufio.NewReaderSize(g.conn, 256<<10)
-	for {
-		var length [4]byte
-		if _, err := io.ReadFull(br, length[:]); err != nil {
-			return
-		}
-		v := buffer.NewViewSize(int(binary.BigEndian.Uint32(length[:])))
-		if _, err := io.ReadFull(br, v.AsSlice()); err != nil {
-			return
-		}
-		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
-		g.link.InjectInbound(0, pkt)
-		pkt.DecRef()
-	}
-}
-
-func (g *guest) send(ctx context.Context) {
-	for {
-		pkt := g.link.ReadContext(ctx)
-		if pkt == nil {
-			return
-		}
-		slices := append([][]byte{binary.BigEndian.AppendUint32(nil, uint32(pkt.Size()))}, pkt.AsSlices()...)
-		buffers := net.Buffers(slices)
-		_, err := buffers.WriteTo(g.conn)
-		pkt.DecRef()
-		if err != nil {
-			return
-		}
-	}
-}
-
-func (g *guest) dial(t testing.TB, to netip.AddrPort) (*gonet.TCPConn, error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	c, err := gonet.DialContextTCP(ctx, g.net, fullAddress(to.Addr(), to.Port()), ipv4.ProtocolNumber)
-	if err == nil {
-		t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(patience))
-	} else if errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("dial %v was left to time out", to)
-	}
-	return c, err
-}
-
-func (g *guest) mustDial(t testing.TB, to netip.AddrPort) *gonet.TCPConn {
-	t.Helper()
-	c, err := g.dial(t, to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func (g *guest) dialUDP(t testing.TB, to netip.AddrPort) *gonet.UDPConn {
-	t.Helper()
-	a := fullAddress(to.Addr(), to.Port())
-	c, err := gonet.DialUDP(g.net, nil, &a, ipv4.ProtocolNumber)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
-	return c
-}
+// startGuest is another gVisor stack, as the operating system in the VM.
+func startGuest(t testing.TB, card net.Conn) *netstacktest.Guest { return netstacktest.Start(t, card) }
 
 // card sends and receives frames as a guest that is no operating system.
 type card struct {

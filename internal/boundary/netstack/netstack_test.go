@@ -15,8 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"creel/internal/boundary/netstack/netstacktest"
 )
 
 var web = netip.AddrPortFrom(elsewhere, 80)
@@ -39,7 +38,7 @@ func TestTCPCarriesBothWaysAndClosesByHalves(t *testing.T) {
 		attempts <- a
 		echo(ctx, a)
 	}})
-	c := startGuest(t, card).mustDial(t, web)
+	c := startGuest(t, card).MustDial(t, web)
 	a := <-attempts
 	if a.Destination() != web || a.Source().Addr() != guestAddr || a.Source().Port() != uint16(c.LocalAddr().(*net.TCPAddr).Port) {
 		t.Errorf("from %v to %v", a.Source(), a.Destination())
@@ -96,7 +95,7 @@ func TestTCPIsRefusedAtOnce(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, card := start(t, test.o)
-			_, err := startGuest(t, card).dial(t, test.to)
+			_, err := startGuest(t, card).Dial(t, test.to)
 			if err == nil || !strings.Contains(err.Error(), "refused") {
 				t.Errorf("dial: %v", err)
 			}
@@ -145,7 +144,7 @@ func TestAnswerIsGivenOnce(t *testing.T) {
 		io.Copy(c, c)
 		c.Close()
 	}})
-	c := startGuest(t, card).mustDial(t, web)
+	c := startGuest(t, card).MustDial(t, web)
 	if err := <-second; err == nil {
 		t.Error("an attempt was accepted twice")
 	}
@@ -179,7 +178,7 @@ func TestResetReachesTheGuest(t *testing.T) {
 			}
 		}})
 		g := startGuest(t, card)
-		c := g.mustDial(t, web)
+		c := g.MustDial(t, web)
 		<-done
 		if _, err := io.Copy(io.Discard, c); err == nil || !strings.Contains(err.Error(), "reset") {
 			t.Errorf("the guest got %v", err)
@@ -205,7 +204,7 @@ func TestTCPDeadlines(t *testing.T) {
 		_, err = c.Read(make([]byte, 1))
 		errs <- err
 	}})
-	startGuest(t, card).mustDial(t, web)
+	startGuest(t, card).MustDial(t, web)
 	for _, want := range []error{os.ErrDeadlineExceeded, os.ErrDeadlineExceeded, net.ErrClosed} {
 		if err := <-errs; !errors.Is(err, want) {
 			t.Errorf("%v, want %v", err, want)
@@ -243,13 +242,13 @@ func TestGatewayServices(t *testing.T) {
 		done <- err
 	}()
 	g := startGuest(t, card)
-	u := g.dialUDP(t, netip.AddrPortFrom(gatewayAddr, 53))
+	u := g.DialUDP(t, netip.AddrPortFrom(gatewayAddr, 53))
 	u.Write([]byte("name"))
 	b := make([]byte, 100)
 	if n, err := u.Read(b); err != nil || string(b[:n]) != "NAME" {
 		t.Errorf("%q, %v", b[:n], err)
 	}
-	c := g.mustDial(t, netip.AddrPortFrom(gatewayAddr, 53))
+	c := g.MustDial(t, netip.AddrPortFrom(gatewayAddr, 53))
 	c.Write([]byte("name"))
 	if _, err := io.ReadFull(c, b[:4]); err != nil || string(b[:4]) != "name" {
 		t.Errorf("%q, %v", b[:4], err)
@@ -263,8 +262,8 @@ func TestGatewayServices(t *testing.T) {
 		}
 	}
 	u.Write([]byte("name"))
-	awaitRefusal(t, u)
-	if _, err := g.dial(t, netip.AddrPortFrom(gatewayAddr, 53)); err == nil {
+	netstacktest.AwaitRefusal(t, u)
+	if _, err := g.Dial(t, netip.AddrPortFrom(gatewayAddr, 53)); err == nil {
 		t.Error("connected with a closed service")
 	}
 }
@@ -283,9 +282,9 @@ func TestServicesCountAsFlows(t *testing.T) {
 		}
 	}()
 	g := startGuest(t, card)
-	g.mustDial(t, netip.AddrPortFrom(gatewayAddr, 53))
+	g.MustDial(t, netip.AddrPortFrom(gatewayAddr, 53))
 	awaitFlows(t, s, 1)
-	c := g.mustDial(t, netip.AddrPortFrom(gatewayAddr, 53))
+	c := g.MustDial(t, netip.AddrPortFrom(gatewayAddr, 53))
 	if _, err := c.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "reset") {
 		t.Errorf("a connection too many: %v", err)
 	}
@@ -310,7 +309,7 @@ func TestUDPFlow(t *testing.T) {
 			c.Write(b[:n])
 		}
 	}})
-	c := startGuest(t, card).dialUDP(t, web)
+	c := startGuest(t, card).DialUDP(t, web)
 	for _, size := range []int{3, 0, defaultMTU - ipSize - udpSize} {
 		want := bytes.Repeat([]byte{byte(size + 1)}, size)
 		if _, err := c.Write(want); err != nil {
@@ -343,26 +342,12 @@ func TestUDPIsRefusedAtOnce(t *testing.T) {
 	for name, o := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, card := start(t, o)
-			c := startGuest(t, card).dialUDP(t, web)
+			c := startGuest(t, card).DialUDP(t, web)
 			c.Write([]byte("x"))
-			awaitRefusal(t, c)
+			netstacktest.AwaitRefusal(t, c)
 			awaitFlows(t, s, 0)
 		})
 	}
-}
-
-// awaitRefusal reads until there is an error that is no timeout. It reads again
-// and again because gonet does not notice an error while it waits.
-func awaitRefusal(t *testing.T, c *gonet.UDPConn) {
-	t.Helper()
-	for range 1000 {
-		c.SetReadDeadline(time.Now().Add(patience / 1000))
-		_, err := c.Read(make([]byte, 1))
-		if err == nil || strings.Contains(err.Error(), "refused") {
-			return
-		}
-	}
-	t.Error("the datagram was not refused")
 }
 
 func TestUDPDeadline(t *testing.T) {
@@ -388,17 +373,7 @@ func TestUDPDeadline(t *testing.T) {
 func TestDialReachesTheGuest(t *testing.T) {
 	s, card := start(t, Options{})
 	g := startGuest(t, card)
-	here := fullAddress(guestAddr, 8080)
-	l, err := gonet.ListenTCP(g.net, here, ipv4.ProtocolNumber)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	p, err := gonet.DialUDP(g.net, &here, nil, ipv4.ProtocolNumber)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	l, p := g.Listen(t, 8080), g.ListenPacket(t, 8080)
 	go func() {
 		if c, err := l.Accept(); err == nil {
 			io.Copy(c, c)
