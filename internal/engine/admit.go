@@ -41,8 +41,10 @@ func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec, warn func(string
 		Policy: syntax.Digest(syntax.Canonical(spec.Policy)),
 	}
 	kind := audit.KindAdmitted
-	rules, faults, warnings := e.judge(spec)
-	about.Rules = rules
+	p, faults, warnings := e.judge(spec)
+	if p != nil {
+		about.Rules, about.Budget = len(p.Rules), syntax.Limits(p.Budget)
+	}
 	if len(faults) > 0 {
 		kind, about.Faults = audit.KindRefused, faults
 	}
@@ -84,12 +86,12 @@ func (e *Engine) AdmitExec(ctx context.Context, f Found, env []string, warn func
 }
 
 // judge lists everything that is wrong with a Spec in itself, and everything
-// in it that is over its tier's ceiling.
-func (e *Engine) judge(spec *sandbox.Spec) (rules int, faults []string, warnings policy.Faults) {
+// in it that is over its tier's ceiling. The policy is nil where there is none,
+// or none that can be read.
+func (e *Engine) judge(spec *sandbox.Spec) (p *policy.Policy, faults []string, warnings policy.Faults) {
 	if err := spec.Validate(); err != nil {
 		faults = append(faults, lines(err)...)
 	}
-	var p *policy.Policy
 	if spec.Policy != "" && len(spec.Policy) <= sandbox.MaxPolicyBytes {
 		var err error
 		if p, _, err = syntax.Parse([]byte(spec.Policy), syntax.Inputs{}); err != nil {
@@ -100,15 +102,12 @@ func (e *Engine) judge(spec *sandbox.Spec) (rules int, faults []string, warnings
 			faults = append(faults, "policy: it is not in its canonical form")
 		}
 	}
-	if p != nil {
-		rules = len(p.Rules)
-	}
 	faults = append(faults, e.judgeSecrets(p)...)
 	over, warnings := e.opts.Tiers[spec.Tier].Admit(wishFor(spec, p))
 	for _, f := range over {
 		faults = append(faults, f.String())
 	}
-	return rules, tier.HideAll(faults), warnings
+	return p, tier.HideAll(faults), warnings
 }
 
 // lines are the faults that errors.Join put into one error.

@@ -231,3 +231,24 @@ func TestTheTierHoldsForOneMoreProcess(t *testing.T) {
 		}
 	}
 }
+
+// A receipt has the limits from the ledger: the policy itself is not kept.
+func TestTheBudgetIsOnTheLedger(t *testing.T) {
+	e, _, _ := admitting(t)
+	p, _, err := syntax.Parse([]byte("version: 1\nbudget: {bytes_out: 1MiB, requests: 7}\nrules:\n  - {allow: api.example.com}\n"), syntax.Inputs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := modest(tier.Untrusted)
+	s.Policy = string(syntax.Text(p))
+	if _, err := e.Create(t.Context(), s, func(string) {}, nil); !errors.Is(err, errNoImages) {
+		t.Fatal(err)
+	}
+	var about event.Admitted
+	if err := json.Unmarshal(records(t, e)[0].Data, &about); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]int64{"bytes_out": 1 << 20, "requests": 7}, about.Budget); diff != "" || about.Rules != 1 {
+		t.Errorf("%d rules, budget %s", about.Rules, diff)
+	}
+}

@@ -15,13 +15,16 @@ const (
 )
 
 // Admitted is what was asked for and let in; of a refused Spec, what was asked
-// for, and why it was not.
+// for, and why it was not. A new policy for a sandbox that runs is admitted as
+// well, under the same ID.
 type Admitted struct {
 	Name   string `json:"name"`
 	Image  string `json:"image"` // as the user wrote it
 	Tier   string `json:"tier"`
 	Policy string `json:"policy"` // digest of the canonical text
 	Rules  int    `json:"rules"`
+	// Budget has the limits of the task, by their keys in the policy.
+	Budget map[string]int64 `json:"budget,omitempty"`
 	// Faults are each without the value of anything that looks like a secret.
 	Faults []string `json:"faults,omitempty"`
 }

@@ -52,7 +52,7 @@ type caseForm struct {
 func Text(p *policy.Policy) []byte {
 	form := fileForm{Version: 1}
 	if p != nil {
-		form.Budget = budgetFormOf(p.Budget)
+		form.Budget = Limits(p.Budget)
 		if p.EndOnAlert {
 			form.OnAlert = "end"
 		}
@@ -81,7 +81,7 @@ func Text(p *policy.Policy) []byte {
 func ruleFormOf(r *policy.Rule) ruleForm {
 	f := ruleForm{
 		Name: r.Name, Ports: formatPorts(r.Ports), Protocol: r.Protocol, Methods: r.Methods, Paths: r.Paths,
-		Secret: r.Secret, AllowPrivate: r.AllowPrivate, Budget: budgetFormOf(r.Budget),
+		Secret: r.Secret, AllowPrivate: r.AllowPrivate, Budget: Limits(r.Budget),
 	}
 	if r.Deny {
 		f.Deny = r.Destination()
@@ -100,7 +100,8 @@ func ruleFormOf(r *policy.Rule) ruleForm {
 	return f
 }
 
-func budgetFormOf(b policy.Budget) map[string]int64 {
+// Limits are the limits of a budget that are set, by their keys in the text.
+func Limits(b policy.Budget) map[string]int64 {
 	m := map[string]int64{}
 	for _, l := range limits(&b) {
 		if *l.value > 0 {
