@@ -111,7 +111,7 @@ var arrows = map[string][]string{
 	"cli/imagecmd":  {"cli/command", "image", "image/registry"},
 	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
-	"cli/auditcmd":  {"audit", "audit/chain", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
+	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
 		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "sandbox", "scratch", "secret/store", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},

@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -30,8 +32,8 @@ type Filter struct {
 	Kinds    []audit.Kind
 	Since    time.Time // from here
 	Until    time.Time // before here
-	Decision string    // as the record's data has it: allow or deny
-	Host     string    // as the record's data has it; *.NAME for NAME and below
+	Decision string    // allow or deny, as the record's data has it; admitted and refused are decisions too
+	Host     string    // the name or address that was asked for, or the address it led to; *.NAME for NAME and below
 
 	// LedgerOnly leaves the sandboxes' own logs out.
 	LedgerOnly bool
@@ -54,18 +56,41 @@ func (f *Filter) Match(r audit.Record) bool {
 	var d struct {
 		Decision string `json:"decision"`
 		Host     string `json:"host"`
+		Address  string `json:"address"` // ADDRESS:PORT
 	}
 	if len(r.Data) == 0 || json.Unmarshal(r.Data, &d) != nil {
 		return false
 	}
-	return (f.Decision == "" || f.Decision == d.Decision) && (f.Host == "" || matchHost(f.Host, d.Host))
+	switch r.Kind {
+	case audit.KindAdmitted:
+		d.Decision = "allow"
+	case audit.KindRefused:
+		d.Decision = "deny"
+	}
+	if f.Decision != "" && f.Decision != d.Decision {
+		return false
+	}
+	if f.Host == "" || matchHost(f.Host, d.Host) {
+		return true
+	}
+	address, _, err := net.SplitHostPort(d.Address)
+	return err == nil && matchHost(f.Host, address)
 }
 
 func matchHost(want, host string) bool {
 	if parent, ok := strings.CutPrefix(want, "*."); ok {
 		return strings.EqualFold(host, parent) || len(host) > len(parent) && strings.EqualFold(host[len(host)-len(parent)-1:], "."+parent)
 	}
-	return strings.EqualFold(want, host)
+	if strings.EqualFold(want, host) {
+		return true
+	}
+	// One address may be written in several ways.
+	a, err := netip.ParseAddr(want)
+	if err != nil {
+		return false
+	}
+	b, err := netip.ParseAddr(host)
+	return err == nil && a == b
 }
 
 // Records yields the records of the audit directory dir that f lets through,

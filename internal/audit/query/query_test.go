@@ -19,6 +19,7 @@ import (
 type conn struct {
 	Host     string `json:"host"`
 	Decision string `json:"decision"`
+	Address  string `json:"address,omitempty"`
 }
 
 type home struct {
@@ -69,16 +70,16 @@ func (h *home) close(l *audit.Log, id, dir string) {
 // fill makes two runs at once: one is closed, one goes on.
 func (h *home) fill() {
 	h.t.Helper()
-	h.add(h.ledger, audit.Event{Kind: audit.KindAdmitted, Sandbox: "aa"})
+	h.add(h.ledger, audit.Event{Kind: audit.KindAdmitted, Sandbox: "aa", Data: map[string]any{"name": "web"}})
 	a, dirA := h.open("aa")
 	b, _ := h.open("bb")
 	h.add(a, audit.Event{Kind: audit.KindExec, Sandbox: "aa"})
-	h.add(b, audit.Event{Kind: "conn", Sandbox: "bb", Data: conn{"api.example.org", "deny"}})
-	h.add(a, audit.Event{Kind: "conn", Sandbox: "aa", Data: conn{"example.org", "allow"}})
+	h.add(b, audit.Event{Kind: "conn", Sandbox: "bb", Data: conn{Host: "api.example.org", Decision: "deny"}})
+	h.add(a, audit.Event{Kind: "conn", Sandbox: "aa", Data: conn{"example.org", "allow", "[2001:db8::7]:443"}})
 	h.add(b, audit.Event{Kind: audit.KindExec, Sandbox: "bb"})
 	h.close(a, "aa", dirA)
 	h.add(b, audit.Event{Kind: audit.KindExit, Sandbox: "bb"})
-	h.add(h.ledger, audit.Event{Kind: audit.KindRefused})
+	h.add(h.ledger, audit.Event{Kind: audit.KindRefused, Data: map[string]any{"name": "web"}})
 	h.t.Cleanup(func() { b.Close() })
 }
 
@@ -106,7 +107,10 @@ func TestRecordsComeInOrderOfTimeAndFiltered(t *testing.T) {
 			"closed ", "closed aa", "exit bb", "refused "}},
 		"sandbox":    {Filter{Sandbox: "b"}, []string{"opened bb", "opened bb", "conn bb", "exec bb", "exit bb"}},
 		"kinds":      {Filter{Kinds: []audit.Kind{audit.KindExec, audit.KindExit}}, []string{"exec aa", "exec bb", "exit bb"}},
-		"decision":   {Filter{Decision: "deny"}, []string{"conn bb"}},
+		"denied":     {Filter{Decision: "deny"}, []string{"conn bb", "refused "}},
+		"allowed":    {Filter{Decision: "allow"}, []string{"admitted aa", "conn aa"}},
+		"address":    {Filter{Host: "2001:DB8:0::7"}, []string{"conn aa"}},
+		"both":       {Filter{Host: "2001:db8::7", Decision: "deny"}, nil},
 		"host":       {Filter{Host: "example.org"}, []string{"conn aa"}},
 		"host below": {Filter{Host: "*.Example.org"}, []string{"conn bb", "conn aa"}},
 		"other host": {Filter{Host: "*.ple.org"}, nil},

@@ -28,7 +28,7 @@ const (
 	PredicateType = "urn:creel:receipt:v1"
 )
 
-// MaxBytes is the most that Verify reads, in bytes.
+// MaxBytes is the most that a receipt may have.
 const MaxBytes = 16 << 20
 
 // Receipt says what one run was, did and left behind. Digests are
@@ -40,35 +40,66 @@ type Receipt struct {
 	Finished    time.Time `json:"finished,omitzero"`
 	Image       string    `json:"image,omitempty"`
 	Template    string    `json:"template"`           // digest
-	Policies    []string  `json:"policies,omitempty"` // digest of each generation, in order
+	Policies    []string  `json:"policies,omitempty"` // digest of each generation that was in force, in order
 	Tier        string    `json:"tier,omitempty"`
 	Confinement string    `json:"confinement"` // the level achieved
 	Accel       string    `json:"accel,omitempty"`
 	Secrets     []string  `json:"secrets,omitempty"` // names of those that were used
 	Hosts       []Host    `json:"hosts,omitempty"`
+	Ports       []Port    `json:"ports,omitempty"` // published, where somebody came in
 	Budgets     []Budget  `json:"budgets,omitempty"`
+	Alerts      []Alert   `json:"alerts,omitempty"`
 	FilesIn     []File    `json:"filesIn,omitempty"`
 	FilesOut    []File    `json:"filesOut,omitempty"`
 	ExitCode    *int      `json:"exitCode"` // null: not known, its keeper was killed
 	Cleanup     Cleanup   `json:"cleanup"`
 	Audit       Audit     `json:"audit"`
+	// Contradictions are what the log claims and the ledger denies: its keeper
+	// was taken over, or is not what made the ledger's records.
+	Contradictions []string `json:"contradictions,omitempty"`
 }
 
 // Host is a destination that was reached or denied.
 type Host struct {
 	Host     string `json:"host"`
-	Port     int    `json:"port,omitempty"`
-	Decision string `json:"decision"` // allow or deny
-	Count    int64  `json:"count"`
+	Port     int    `json:"port,omitempty"`   // 0: a name that was asked for
+	Decision string `json:"decision"`         // allow or deny
+	Count    int64  `json:"count"`            // connections, or denials
+	Failed   int64  `json:"failed,omitempty"` // of the connections: ended by an error before a byte had passed
 	BytesOut int64  `json:"bytesOut,omitempty"`
 	BytesIn  int64  `json:"bytesIn,omitempty"`
+	// Others stands for all destinations of this decision that have no entry.
+	Others bool `json:"others,omitempty"`
 }
 
-// Budget is a limit and what was used of it.
+// Port is a port of the sandbox, and how often it was connected to from
+// outside.
+type Port struct {
+	Port  int    `json:"port"`
+	Proto string `json:"proto"`
+	Count int64  `json:"count"`
+}
+
+// Budget is a limit and what was used of it. Of a rule's limits only those are
+// told that were used up, without figures.
 type Budget struct {
-	Name  string `json:"name"`
-	Limit int64  `json:"limit"`
+	Name  string `json:"name"`           // key in the policy
+	Rule  string `json:"rule,omitempty"` // "": of the task
+	Limit int64  `json:"limit,omitempty"`
 	Used  int64  `json:"used"`
+	Spent bool   `json:"spent,omitempty"` // what would have exceeded it was denied
+}
+
+// Alert is what no honest task does, and was stopped.
+type Alert struct {
+	Alert string `json:"alert"` // stand-in or canary
+	Name  string `json:"name"`  // of the secret or canary
+	Where string `json:"where"` // it was about to leave: name, header, path, query, body or stream
+	Host  string `json:"host,omitempty"`
+	Port  int    `json:"port,omitempty"`
+	Count int64  `json:"count"`
+	// Others stands for all alerts that have no entry.
+	Others bool `json:"others,omitempty"`
 }
 
 // File is a file or archive that went in or came out.
@@ -144,7 +175,10 @@ func Sign(r Receipt, signer note.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode receipt: %w", err)
 	}
-	return append(out, '\n'), nil
+	if out = append(out, '\n'); len(out) > MaxBytes {
+		return nil, fmt.Errorf("sign receipt: it has %d bytes, at most %d: the sandbox's log claims more than a run can do; look at it with `creel audit query`", len(out), MaxBytes)
+	}
+	return out, nil
 }
 
 func subjects(r Receipt) []subject {

@@ -36,7 +36,7 @@ func sample() Receipt {
 	return Receipt{
 		Sandbox: "aa", Started: time.Date(2026, 11, 23, 1, 2, 3, 4, time.UTC), Template: "sha256:11", Confinement: "full",
 		Secrets: []string{"TOKEN"}, Hosts: []Host{{Host: "example.org", Port: 443, Decision: "allow", Count: 2, BytesOut: 10}},
-		Budgets: []Budget{{"bytes-out", 100, 10}}, FilesOut: []File{{"/out.txt", "sha256:22", 5}}, ExitCode: &code,
+		Budgets: []Budget{{Name: "bytes_out", Limit: 100, Used: 10}}, FilesOut: []File{{"/out.txt", "sha256:22", 5}}, ExitCode: &code,
 		Cleanup: Cleanup{Complete: true, Checked: []string{"processes"}},
 		Audit:   Audit{Log: chain.Head{Origin: "creel/log/aa/00", Size: 7}, Ledger: chain.Head{Origin: "creel/ledger/test", Size: 9}},
 	}

@@ -1,7 +1,7 @@
 // Package summary tells from the audit record what one run was: [Named] finds
 // the sandbox that a user means, also one that is gone, and [Of] makes the
-// receipt of its run, unsigned. It believes the record: its caller verifies
-// that first. The package must not write, sign, or ask anybody but the record.
+// receipt of its run, unsigned. It believes the record, the ledger before the
+// log: its caller verifies that first. The package must not write, sign, or ask anybody but the record.
 package summary
 
 import (
@@ -26,26 +26,35 @@ var ErrUnknown = errors.New("the audit record has no such sandbox")
 var ErrOpen = errors.New("its run has not ended, and a receipt is of one that has")
 
 // Named returns the ID of the sandbox whose name, ID or beginning of an ID ref
-// is, as the ledger in dir knows them. Of several of a name it is the newest.
+// is, as the ledger in dir knows them. Of several of a name it is the one that
+// ran last: a name that was taken is refused only after the admission.
 func Named(ctx context.Context, dir, ref string) (string, error) {
-	byName := ""
-	var byID []string
-	kinds := []audit.Kind{audit.KindAdmitted}
+	ran := ""
+	var byName, byID []string // in the order of their first admission; a new policy is another
+	kinds := []audit.Kind{audit.KindAdmitted, audit.KindOpened}
 	for r, err := range query.Records(ctx, dir, query.Filter{Kinds: kinds, LedgerOnly: true}) {
 		if err != nil {
 			return "", err
 		}
+		if r.Kind == audit.KindOpened {
+			if slices.Contains(byName, r.Sandbox) {
+				ran = r.Sandbox
+			}
+			continue
+		}
 		var a event.Admitted
-		if json.Unmarshal(r.Data, &a) == nil && a.Name == ref {
-			byName = r.Sandbox
+		if json.Unmarshal(r.Data, &a) == nil && a.Name == ref && !slices.Contains(byName, r.Sandbox) {
+			byName = append(byName, r.Sandbox)
 		}
 		if ref != "" && strings.HasPrefix(r.Sandbox, ref) && !slices.Contains(byID, r.Sandbox) {
 			byID = append(byID, r.Sandbox)
 		}
 	}
 	switch {
-	case byName != "":
-		return byName, nil
+	case ran != "":
+		return ran, nil
+	case len(byName) > 0:
+		return byName[len(byName)-1], nil
 	case len(byID) == 1:
 		return byID[0], nil
 	case len(byID) > 1:
@@ -58,7 +67,7 @@ func Named(ctx context.Context, dir, ref string) (string, error) {
 // its full ID. What helper clones did for its files counts as well. The
 // ledger's head is its caller's to fill in.
 func Of(ctx context.Context, dir, id string) (receipt.Receipt, error) {
-	t := teller{out: receipt.Receipt{Sandbox: id}}
+	t := teller{out: receipt.Receipt{Sandbox: id}, admitted: map[string]event.Admitted{}, network: newNetwork()}
 	// What the ledger says first: a keeper, which writes the log, may have been
 	// taken over, and must not have a say in that.
 	for _, pass := range []struct {
@@ -74,7 +83,7 @@ func Of(ctx context.Context, dir, id string) (receipt.Receipt, error) {
 			}
 		}
 		switch {
-		case !t.known:
+		case len(t.admitted) == 0:
 			return receipt.Receipt{}, fmt.Errorf("%w: %s", ErrUnknown, id)
 		case t.log == "":
 			return receipt.Receipt{}, fmt.Errorf("sandbox %s: its run never began, so there is no receipt of it", id)
@@ -82,15 +91,17 @@ func Of(ctx context.Context, dir, id string) (receipt.Receipt, error) {
 			return receipt.Receipt{}, fmt.Errorf("sandbox %s: %w", id, ErrOpen)
 		}
 	}
+	t.network.fill(&t.out, t.admitted[t.out.Policies[len(t.out.Policies)-1]].Budget)
 	return t.out, nil
 }
 
 type teller struct {
-	out    receipt.Receipt
-	known  bool
-	log    string    // origin of the run's own log: the first that was opened
-	closed time.Time // when that log was closed
-	looked bool      // the engine has looked at what was left
+	out      receipt.Receipt
+	admitted map[string]event.Admitted // by the policy's digest
+	log      string                    // origin of the run's own log: the first that was opened
+	closed   time.Time                 // when that log was closed
+	looked   bool                      // the engine has looked at what was left
+	network  network
 }
 
 func (t *teller) ledger(r audit.Record) error {
@@ -98,8 +109,11 @@ func (t *teller) ledger(r audit.Record) error {
 	switch r.Kind {
 	case audit.KindAdmitted:
 		return with(r, func(a event.Admitted) {
-			t.known = true
-			o.Name, o.Image, o.Tier, o.Policies = a.Name, a.Image, a.Tier, []string{a.Policy}
+			if len(t.admitted) == 0 {
+				o.Policies = []string{a.Policy}
+			} // a later one lets another policy in; the log says whether it came into force
+			t.admitted[a.Policy] = a
+			o.Name, o.Image, o.Tier = a.Name, a.Image, a.Tier
 		})
 	case audit.KindTemplate:
 		return with(r, func(m event.Template) { o.Template, o.Accel = m.Template, m.Accel })
@@ -137,6 +151,8 @@ func (t *teller) logs(r audit.Record) error {
 		return with(r, func(e event.Exit) { o.ExitCode, o.Finished = &e.ExitCode, r.Time })
 	case r.Kind == audit.KindCleanup && !t.looked:
 		return with(r, t.cleanup)
+	case r.Kind == event.KindPolicy && own:
+		return with(r, t.policy)
 	case r.Kind == event.KindCopied:
 		return with(r, func(c event.Copied) {
 			f := receipt.File{Path: c.Path, Digest: c.Digest, Bytes: c.Bytes}
@@ -147,7 +163,22 @@ func (t *teller) logs(r audit.Record) error {
 			}
 		})
 	}
-	return unreadable(r)
+	if err := unreadable(r); err != nil {
+		return err
+	}
+	return t.network.take(r)
+}
+
+// policy follows what came into force. The ledger says what may have.
+func (t *teller) policy(p event.Policy) {
+	o := &t.out
+	_, admitted := t.admitted[p.Policy]
+	switch first := p.Policy == o.Policies[0]; {
+	case !admitted || p.Generation == 1 && !first:
+		o.Contradictions = append(o.Contradictions, fmt.Sprintf("policy %.71q was in force, but not admitted", p.Policy))
+	case p.Generation != 1:
+		o.Policies = append(o.Policies, p.Policy)
+	}
 }
 
 func (t *teller) cleanup(c event.Cleanup) {

@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"creel/internal/audit"
 	"creel/internal/audit/chain"
+	"creel/internal/audit/event"
 	"creel/internal/audit/receipt"
 	"creel/internal/cli/command"
 
@@ -53,7 +55,15 @@ func signed(t *testing.T, l *audit.Ledger) []byte {
 	}
 	code := 0
 	data, err := receipt.Sign(receipt.Receipt{
-		Sandbox: "aa", Name: "we\x1b[2Jb", Tier: "untrusted", ExitCode: &code, Audit: receipt.Audit{Log: head, Ledger: head},
+		Sandbox: "aa", Name: "we\x1b[2Jb", Tier: "untrusted", ExitCode: &code, Secrets: []string{"API_KEY"},
+		Hosts: append([]receipt.Host{
+			{Host: "api.example.com", Port: 443, Decision: "allow", Count: 2, BytesOut: 90, BytesIn: 2000, Failed: 1}, {Host: "e\x1bvil", Decision: "deny", Count: 1},
+		}, append(slices.Repeat([]receipt.Host{{Host: "10.0.0.1", Port: 22, Decision: "deny", Count: 6}}, 30), receipt.Host{Decision: "deny", Others: true, Count: 77})...),
+		Ports:          []receipt.Port{{Port: 80, Proto: "tcp", Count: 1}},
+		Budgets:        []receipt.Budget{{Name: "bytes_out", Limit: 100, Used: 90, Spent: true}, {Name: "requests", Rule: "api", Spent: true}},
+		Alerts:         []receipt.Alert{{Alert: "canary", Name: "aws", Where: "body", Host: "e\x1bvil", Port: 80, Count: 3}},
+		Contradictions: []string{"policy x was in force"},
+		Audit:          receipt.Audit{Log: head, Ledger: head},
 	}, signer)
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +75,12 @@ func TestCommands(t *testing.T) {
 	l, dir := ledgerIn(t)
 	add(t, l, audit.KindAdmitted, "aa11", map[string]any{"name": "web", "tier": "trusted", "image": "debian"})
 	add(t, l, "connection", "aa11", map[string]any{"host": "api.example.com", "decision": "deny"})
+	add(t, l, event.KindConnection, "aa11", event.Connection{Destination: event.Destination{Host: "git.example.com", Port: 22, Protocol: "tcp",
+		Decision: event.Allow, Rule: "git", Reason: "the rule allows it"}, ID: 4, Address: "192.0.2.7:22"})
+	add(t, l, event.KindRequest, "aa11", event.Request{Destination: event.Destination{Host: "2001:db8::1", Port: 443, Decision: event.Allow, Rule: "api"},
+		ID: 5, Method: "GET", Path: "/a rule=b"})
+	add(t, l, event.KindDenied, "aa11", event.Tally{Destination: event.Destination{Decision: event.Deny}, Count: 7, Others: true})
+	add(t, l, audit.KindRefused, "aa11", event.Admitted{Name: "mallory"})
 	add(t, l, audit.KindExec, "bb22", map[string]any{"args": []string{"printf", "\x1b[2J", "a b"}})
 	out := t.TempDir()
 	file := func(name string, data []byte) string {
@@ -92,6 +108,11 @@ func TestCommands(t *testing.T) {
 		{"audit query --sandbox web", 0, []string{"aa11"}, []string{"bb22"}},
 		{"audit query --sandbox nobody", 1, []string{"no such sandbox: nobody"}, nil},
 		{"audit query --host *.example.com --decision deny", 0, []string{"connection"}, []string{"admitted"}},
+		{"audit query --kind connection,request,denied", 0, []string{
+			`git.example.com:22 allow rule=git reason="the rule allows it" address=192.0.2.7:22 id=4 protocol=tcp`,
+			`[2001:db8::1]:443 allow GET "/a rule=b" rule=api id=5`, "others deny count=7\n"}, nil},
+		{"audit query --host 192.0.2.7", 0, []string{"git.example.com:22"}, []string{"api.example.com", "2001"}},
+		{"audit query --decision deny", 0, []string{"api.example.com deny", "count=7", "mallory"}, []string{"git.example.com", "name=web"}},
 		{"audit query --decision perhaps", 1, []string{"want allow or deny"}, nil},
 		{"audit query --since yesterday", 1, []string{`--since "yesterday": want a time such as`}, nil},
 		{"audit query --since 1h --until 2000-01-01T00:00:00Z", 0, nil, []string{"admitted"}},
@@ -105,7 +126,11 @@ func TestCommands(t *testing.T) {
 		{"audit verify " + out, 1, []string{"read public key", "give --key FILE"}, nil},
 		{"audit key show", 0, []string{"creel/ledger/"}, nil},
 		{"audit key turn", 1, []string{`"turn" is not a command of`}, nil},
-		{"receipt verify " + good, 0, []string{"verified", `"we\x1b[2Jb"`, "not known"}, []string{"\x1b"}},
+		{"receipt verify " + good, 0, []string{"verified", `"we\x1b[2Jb"`, "not known",
+			"secrets used    API_KEY\n", "reached         api.example.com:443, 2 times, 90 bytes out, 2000 in, 1 failed\n", `denied          "e\x1bvil", once` + "\n",
+			"denied          10.0.0.1:22, 6 times\n", "denied          others, 77 times\n", "denied          and more, 32 in all; --json lists them\n",
+			"port            80/tcp, connected to from outside once\n", "budget          bytes_out: 90 of 100, used up\n", "budget          requests of rule api, used up\n",
+			`ALERT           canary aws was about to leave in the body to "e\x1bvil":80, 3 times` + "\n", "CONTRADICTION   policy x"}, []string{"\x1b"}},
 		{"receipt verify --json " + good, 0, []string{`"sandbox": "aa"`}, nil},
 		{"receipt verify " + foreign, 1, []string{"is not signed by"}, nil},
 		{"receipt verify " + foreign + " --key " + otherFile, 0, []string{"verified"}, nil},

@@ -26,8 +26,8 @@ type filters struct {
 func (f *filters) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.sandbox, "sandbox", "", "`name` or ID, also of one that is gone")
 	fs.StringSliceVar(&f.kinds, "kind", nil, "`kinds` of records, such as admitted,refused,exec,exit")
-	fs.StringVar(&f.host, "host", "", "destination; *.`name` is the name and all below it")
-	fs.StringVar(&f.decision, "decision", "", "`allow` or deny")
+	fs.StringVar(&f.host, "host", "", "destination, by `name` or address; *.NAME is the name and all below it")
+	fs.StringVar(&f.decision, "decision", "", "`allow` or deny: of destinations, and of what was admitted or refused")
 	fs.StringVar(&f.since, "since", "", "from this `time` on: 2026-11-23T21:40:00Z, or 90m for so long ago")
 	fs.StringVar(&f.until, "until", "", "before this `time`")
 }
@@ -77,7 +77,7 @@ func newQuery(env Env) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "query", Short: "Show records as a table, oldest first",
-		Example: "  creel audit query --sandbox web\n  creel audit query --kind refused --since 24h",
+		Example: "  creel audit query --sandbox web\n  creel audit query --kind refused --since 24h\n  creel audit query --sandbox web --decision deny",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			dir, filter, err := f.resolve(c.Context(), env)
@@ -198,6 +198,6 @@ func (o tailing) print(r audit.Record) error {
 		return query.Export(o.out, func(yield func(audit.Record, error) bool) { yield(r, nil) })
 	}
 	c := cells(r)
-	_, err := fmt.Fprintf(o.out, "%s  %-12s  %-9s  %s\n", c[0], c[1], c[2], c[3])
+	_, err := fmt.Fprintf(o.out, "%s  %-12s  %-12s  %s\n", c[0], c[1], c[2], c[3])
 	return err
 }

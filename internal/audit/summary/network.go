@@ -1,0 +1,203 @@
+package summary
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"creel/internal/audit"
+	"creel/internal/audit/event"
+	"creel/internal/audit/receipt"
+)
+
+const (
+	// most is how many entries of a kind a receipt tells apart. What a guest
+	// could make more of is told in one entry for all others.
+	most = 1000
+	// maxApart is how many are told apart while the log is read.
+	maxApart = 1 << 16
+)
+
+// network is what the logs tell of the edge.
+type network struct {
+	hosts   map[receipt.Host]*receipt.Host // by host, port, decision and others
+	alerts  map[receipt.Alert]int64        // by all but the count
+	ports   map[receipt.Port]int64         // likewise
+	secrets map[string]struct{}
+	spent   map[event.Budget]struct{} // by limit and rule
+	used    map[string]int64          // of each limit of the task
+}
+
+func newNetwork() network {
+	return network{
+		hosts: map[receipt.Host]*receipt.Host{}, alerts: map[receipt.Alert]int64{}, ports: map[receipt.Port]int64{},
+		secrets: map[string]struct{}{}, spent: map[event.Budget]struct{}{}, used: map[string]int64{},
+	}
+}
+
+// take counts one record.
+func (n *network) take(r audit.Record) error {
+	switch r.Kind {
+	case event.KindConnection:
+		return with(r, func(c event.Connection) {
+			n.used["connections"]++
+			n.host(c.Destination, false).Count++
+		})
+	case event.KindDisconnected:
+		return with(r, n.disconnected)
+	case event.KindRequest:
+		n.used["requests"]++
+	case event.KindName, event.KindDenied:
+		return with(r, func(t event.Tally) {
+			if t.Decision == event.Deny { // a name that was allowed is not reached by being known
+				n.host(t.Destination, t.Others).Count += t.Count
+			}
+		})
+	case event.KindSecret:
+		return with(r, func(s event.Secret) { n.secrets[s.Name] = struct{}{} })
+	case event.KindBudget:
+		return with(r, func(b event.Budget) { n.spent[event.Budget{Limit: b.Limit, Rule: b.Rule}] = struct{}{} })
+	case event.KindAlert:
+		return with(r, func(a event.Alert) {
+			key := receipt.Alert{Alert: a.Alert, Name: a.Name, Where: a.Where, Host: a.Host, Port: int(a.Port)}
+			if _, known := n.alerts[key]; !known && len(n.alerts) >= maxApart {
+				key = receipt.Alert{Others: true}
+			}
+			n.alerts[key]++
+		})
+	case event.KindPublished:
+		return with(r, func(p event.Published) { n.ports[receipt.Port{Port: int(p.Port), Proto: p.Proto}]++ })
+	}
+	return nil
+}
+
+func (n *network) disconnected(d event.Disconnected) {
+	h := n.host(event.Destination{Host: d.Host, Port: d.Port, Decision: event.Allow}, false)
+	h.BytesOut += d.BytesOut
+	h.BytesIn += d.BytesIn
+	n.used["bytes_out"] += d.BytesOut
+	n.used["bytes_in"] += d.BytesIn
+	if d.Error != "" && d.BytesOut == 0 && d.BytesIn == 0 {
+		h.Failed++
+	}
+}
+
+// host is the entry that counts for a destination.
+func (n *network) host(d event.Destination, others bool) *receipt.Host {
+	key := receipt.Host{Host: d.Host, Port: int(d.Port), Decision: d.Decision}
+	if n.hosts[key] == nil && len(n.hosts) >= maxApart {
+		others = true
+	}
+	if others {
+		key = receipt.Host{Decision: d.Decision, Others: true}
+	}
+	if n.hosts[key] == nil {
+		h := key
+		n.hosts[key] = &h
+	}
+	return n.hosts[key]
+}
+
+// fill puts what was counted into the receipt; limits are those of the task.
+func (n *network) fill(out *receipt.Receipt, limits map[string]int64) {
+	reached, denied := n.listed(event.Allow), n.listed(event.Deny)
+	n.used["hosts"] = int64(len(n.names()))
+	out.Hosts = append(reached, denied...)
+	out.Secrets = slices.Sorted(maps.Keys(n.secrets))
+	out.Budgets = n.budgets(limits)
+	out.Alerts = n.listedAlerts()
+	for p, count := range n.ports {
+		p.Count = count
+		out.Ports = append(out.Ports, p)
+	}
+	slices.SortFunc(out.Ports, func(a, b receipt.Port) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), strings.Compare(a.Proto, b.Proto))
+	})
+}
+
+// names are the hosts that were connected to, whatever the port.
+func (n *network) names() map[string]struct{} {
+	out := map[string]struct{}{}
+	for key := range n.hosts {
+		if key.Decision == event.Allow && !key.Others {
+			out[key.Host] = struct{}{}
+		}
+	}
+	return out
+}
+
+// listed are the destinations of one decision, those first to which most has
+// gone, and at the end one entry for what is beyond the limit. What was reached
+// has a list of its own: a guest that is denied often must not crowd it out.
+func (n *network) listed(decision string) (out []receipt.Host) {
+	rest := receipt.Host{Decision: decision, Others: true}
+	add := func(h receipt.Host) {
+		rest.Count += h.Count
+		rest.Failed += h.Failed
+		rest.BytesOut += h.BytesOut
+		rest.BytesIn += h.BytesIn
+	}
+	for _, h := range n.hosts {
+		switch {
+		case h.Decision != decision:
+		case h.Others:
+			add(*h)
+		default:
+			out = append(out, *h)
+		}
+	}
+	slices.SortFunc(out, func(a, b receipt.Host) int {
+		return cmp.Or(cmp.Compare(b.BytesOut, a.BytesOut), cmp.Compare(b.Count, a.Count), strings.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
+	})
+	for _, h := range out[min(most, len(out)):] {
+		add(h)
+	}
+	out = out[:min(most, len(out))]
+	if rest.Count > 0 {
+		out = append(out, rest)
+	}
+	return out
+}
+
+func (n *network) listedAlerts() (out []receipt.Alert) {
+	rest := receipt.Alert{Others: true}
+	for a, count := range n.alerts {
+		if a.Others {
+			rest.Count += count
+			continue
+		}
+		a.Count = count
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(a, b receipt.Alert) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Alert, b.Alert), strings.Compare(a.Name, b.Name),
+			strings.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port), strings.Compare(a.Where, b.Where))
+	})
+	for _, a := range out[min(most, len(out)):] {
+		rest.Count += a.Count
+	}
+	out = out[:min(most, len(out))]
+	if rest.Count > 0 {
+		out = append(out, rest)
+	}
+	return out
+}
+
+// budgets are the limits of the task, and those of rules that were used up.
+func (n *network) budgets(limits map[string]int64) (out []receipt.Budget) {
+	for _, name := range slices.Sorted(maps.Keys(limits)) {
+		_, spent := n.spent[event.Budget{Limit: name}]
+		out = append(out, receipt.Budget{Name: name, Limit: limits[name], Used: n.used[name], Spent: spent})
+	}
+	rules := len(out)
+	for b := range n.spent {
+		if _, listed := limits[b.Limit]; b.Rule != "" || !listed {
+			out = append(out, receipt.Budget{Name: b.Limit, Rule: b.Rule, Spent: true})
+		}
+	}
+	slices.SortFunc(out[rules:], func(a, b receipt.Budget) int {
+		return cmp.Or(strings.Compare(a.Rule, b.Rule), strings.Compare(a.Name, b.Name))
+	})
+	return out
+}
