@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -68,6 +69,42 @@ func sample(t testing.TB, n int) []byte {
 	return out
 }
 
+// The quick way is taken for what is written, and only where it reads the same.
+func TestQuickParsing(t *testing.T) {
+	quick := 0
+	for raw := range bytes.Lines(sample(t, 4)) {
+		if _, ok := parsePlain(raw[:len(raw)-1]); ok {
+			quick++
+		}
+	}
+	if quick != 8 { // of a ledger all but its checkpoints, which have peaks
+		t.Errorf("%d lines of 12 are read quickly", quick)
+	}
+	for _, raw := range []string{
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{"a":"\u0000\\"}}`,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{} }`,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{},"kind":"y"}`,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{}}}`,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"","sandbox":""}`,
+		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{"a":}}`,
+		`{"v":1,"seq":01,"time":"2026-01-02T03:04:05Z","kind":"x"}`,
+		`{"v":1,"seq":-1,"time":"2026-01-02T03:04:05Z","kind":"x"}`,
+		`{"v":1,"seq":+1,"time":"2026-01-02T03:04:05Z","kind":"x"}`,
+		`{"v":1,"seq":9223372036854775808,"time":"2026-01-02T03:04:05Z","kind":"x"}`,
+		`{"v":1,"seq":1,"time":"2026-01-02T3:04:05Z","kind":"x"}`,
+		`{"v":1,"seq":1,"time":"0001-01-01T00:00:00Z","kind":"x"}`,
+		`{"v":1,"seq":1,"time":"2026-01-02T03:04:05Z","kind":"é"}`,
+		`{"v":1,"seq":1,"checkpoint":""}`, `{"v":1,"seq":1,"checkpoint":"a\\n"}`, `{"v":1,"seq":1,"checkpoint":"a\"}`,
+		`{"v":1,"seq":1,"checkpoint":"a\"}"}`, "{\"v\":1,\"seq\":1,\"checkpoint\":\"\xff\"}", "{\"v\":1,\"seq\":1,\"checkpoint\":\"a\nb\"}",
+		`{"v":1,"seq":1,"checkpoint":"a","peaks":[]}`, `{"v":1,"seq":1`, `{"v":1,"seq":1,"time":"`,
+	} {
+		got, ok := parsePlain([]byte(raw))
+		if want, err := parseAny([]byte(raw)); ok && (err != nil || !cmp.Equal(want, got)) {
+			t.Errorf("%s: the quick way reads %+v, the other %+v, %v", raw, got, want, err)
+		}
+	}
+}
+
 func TestParseIsStrict(t *testing.T) {
 	for raw, ok := range map[string]bool{
 		`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x"}`:                  true,
@@ -94,8 +131,13 @@ func FuzzParse(f *testing.F) {
 	for raw := range bytes.Lines(sample(f, 2)) {
 		f.Add(raw[:len(raw)-1])
 	}
+	f.Add([]byte(`{"v":1,"seq":0,"time":"2026-01-02T03:04:05Z","kind":"x","data":{}}`))
+	f.Add([]byte(`{"v":1,"seq":10,"checkpoint":"a\n1\nb\n\n— c\n"}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		l, err := Parse(raw)
+		l, err := parseAny(raw)
+		if quick, ok := parsePlain(raw); ok && (err != nil || !cmp.Equal(l, quick)) {
+			t.Errorf("%s: the quick way reads %+v, the other %+v, %v", raw, quick, l, err)
+		}
 		if err != nil {
 			return
 		}

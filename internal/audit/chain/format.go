@@ -66,29 +66,6 @@ func (l *Line) Record() Record {
 	return Record{Seq: l.Seq, Time: l.Time, Kind: l.Kind, Sandbox: l.Sandbox, Data: l.Data}
 }
 
-// Parse decodes one line, without its newline, strictly.
-func Parse(raw []byte) (Line, error) {
-	var l Line
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&l); err != nil {
-		return Line{}, fmt.Errorf("decode line: %w", err)
-	}
-	switch {
-	case dec.InputOffset() != int64(len(raw)):
-		return Line{}, errors.New("decode line: more than one value")
-	case l.V != Version:
-		return Line{}, fmt.Errorf("line has version %d, this creel knows %d", l.V, Version)
-	case l.Checkpoint == "" && (l.Kind == "" || l.Time.IsZero() || l.Peaks != nil):
-		return Line{}, errors.New("line is neither a record nor a checkpoint")
-	case l.Checkpoint != "" && (l.Kind != "" || !l.Time.IsZero() || l.Sandbox != "" || l.Data != nil):
-		return Line{}, errors.New("line is both a record and a checkpoint")
-	case l.Data != nil && l.Data[0] != '{':
-		return Line{}, errors.New("record has data that is not an object")
-	}
-	return l, nil
-}
-
 // Text is what a checkpoint of the head signs.
 func (h Head) Text() string {
 	return fmt.Sprintf("%s\n%d\n%s\n", h.Origin, h.Size, h.Root)
