@@ -33,6 +33,7 @@ type world struct {
 	secure, plain string // ADDRESS:PORT with TLS and without
 	authority     string // PEM: who signs for its hosts
 	mux           *http.ServeMux
+	guard         func(*http.Request) bool // nil: everybody may
 
 	mu       sync.Mutex
 	arrivals []arrival
@@ -83,6 +84,10 @@ func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
 	w.arrivals = append(w.arrivals, arrival{r.Method, r.Host, r.URL.Path, r.Proto, r.Header.Clone()})
 	w.mu.Unlock()
+	if w.guard != nil && !w.guard(r) {
+		http.Error(rw, "who are you?", http.StatusUnauthorized)
+		return
+	}
 	w.mux.ServeHTTP(rw, r)
 }
 
