@@ -7,7 +7,7 @@ LINK    := -s -w -buildid=
 STATE   := $(CURDIR)/build/state
 FUZZTIME ?= 10s
 
-.PHONY: help deps build kernel check test demo bench fuzz dist clean
+.PHONY: help deps build kernel check test demo tour bench fuzz dist clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ test: deps build kernel ## install what is missing and run every test, real VMs 
 demo: deps build kernel ## run a real task in a MicroVM, step by step
 	@CGO_ENABLED=0 go build -o build/creel-demoapi ./scripts/demoapi
 	@CREEL_STATE_DIR=$(STATE) scripts/demo
+
+tour: deps build kernel ## run every command of docs/tour.md and write it anew
+	@CGO_ENABLED=0 go build -o build/creel-demoapi ./scripts/demoapi
+	@scripts/tour
 
 bench: deps build kernel ## measure, print a table, write build/bench.json
 	@scripts/docker

@@ -1,20 +1,24 @@
 // Command demoapi is what the demo's agent talks to, on the loopback: a service
 // that wants a key and, like some real ones, tells it back, and another where
-// anybody may leave and read notes. It writes its
-// authority's certificate to a file, prints its port, and ends with its
-// standard input. It must not be of use for anything but the demo.
+// anybody may leave and read notes; and an image registry for the tour. It
+// writes its authority's certificate to a file, prints the ports of the services
+// and of the registry, and ends with its standard input. It must not be of use
+// for anything but the demo and the tour.
 package main
 
 import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"time"
 
 	"creel/internal/boundary/intercept"
+
+	"github.com/google/go-containerregistry/pkg/registry"
 )
 
 func main() {
@@ -59,9 +63,16 @@ func serve(key, caFile string) error {
 		}
 		fmt.Fprintf(w, "the key is right; you sent %d bytes with the key %s", len(body), got)
 	})}
-	fmt.Println(l.Addr().(*net.TCPAddr).Port)
+	images, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	shelf := &http.Server{Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0))), ReadHeaderTimeout: time.Minute}
+	go shelf.Serve(images)
+	fmt.Println(l.Addr().(*net.TCPAddr).Port, images.Addr().(*net.TCPAddr).Port)
 	go func() {
 		io.Copy(io.Discard, os.Stdin)
+		shelf.Close()
 		server.Close()
 	}()
 	if err := server.ServeTLS(l, "", ""); err != http.ErrServerClosed {
