@@ -123,7 +123,7 @@ var arrows = map[string][]string{
 	"test/clients/packet": {},
 	"test/clients/probe":  {"test/clients/packet"},
 	"test/clients/gohttp": {},
-	"test/bench": {"confine", "guest/api", "guest/blob", "guest/host", "kernel", "sandbox", "scratch", "template",
+	"test/bench": {"audit", "audit/chain", "audit/event", "confine", "guest/api", "guest/blob", "guest/host", "kernel", "policy", "policy/syntax", "sandbox", "scratch", "template",
 		"template/content", "test/images", "undo", "vm", "vm/qemu"},
 
 	// What `make demo` and `make dist` run.

@@ -60,6 +60,8 @@ func TestVerdict(t *testing.T) {
 		{"least ratio missed", row{minRatio: 1}, always(9), always(10), nil, 10, "MISSED"},
 		{"limit met", row{maxA: 60}, always(60), side{}, nil, 10, "pass"},
 		{"limit missed", row{maxA: 60}, always(61), side{}, nil, 10, "MISSED"},
+		{"least met", row{minA: 1}, always(1), side{}, nil, 10, "pass"},
+		{"least missed", row{minA: 1}, always(0.9), side{}, nil, 10, "MISSED"},
 		{"no target", row{}, always(9), always(10), nil, 10, ""},
 		{"too few samples", row{maxRatio: 0.8}, always(9), always(10), nil, 9, ""},
 		{"few samples", row{maxA: 60, few: 3}, always(61), side{}, nil, 1, "MISSED"},

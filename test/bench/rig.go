@@ -24,6 +24,7 @@ type rig struct {
 	creel    string // absolute path
 	state    string // creel's state directory, of this bench alone
 	unpacked string // Debian's docker.io
+	disk     string // a directory on a real disk: a sync costs nothing in $TMPDIR where that is memory
 	ends     undo.Stack
 
 	templates *template.Store // nil until image was called
@@ -37,7 +38,7 @@ type rig struct {
 }
 
 func newRig(creel, docker string) (*rig, error) {
-	r := &rig{}
+	r := &rig{disk: "build"}
 	r.runs.take, r.fleets.take = r.runInPhases, r.fleet
 	var err error
 	if r.creel, err = filepath.Abs(creel); err != nil {

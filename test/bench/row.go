@@ -44,8 +44,9 @@ type row struct {
 	name string
 	unit string
 	// maxRatio is the largest a/b, and minRatio the smallest, that meets the
-	// row's target; maxA is the largest a. Zero means there is no such target.
-	maxRatio, minRatio, maxA float64
+	// row's target; maxA is the largest a, and minA the smallest. Zero means
+	// there is no such target.
+	maxRatio, minRatio, maxA, minA float64
 	// few is how many samples are taken where each is already of many machines;
 	// none is thrown away then. Zero means as many as were asked for.
 	few int
@@ -141,7 +142,7 @@ func (r row) judge(result *Result, enough bool) {
 	}
 	pass := (r.maxRatio == 0 || result.Ratio <= r.maxRatio) &&
 		(r.minRatio == 0 || result.Ratio >= r.minRatio) &&
-		(r.maxA == 0 || result.A.Median <= r.maxA)
+		(r.maxA == 0 || result.A.Median <= r.maxA) && result.A.Median >= r.minA
 	result.Pass = &pass
 }
 
@@ -155,6 +156,9 @@ func (r row) target() string {
 	}
 	if r.maxA > 0 {
 		parts = append(parts, fmt.Sprintf("≤ %g %s", r.maxA, r.unit))
+	}
+	if r.minA > 0 {
+		parts = append(parts, fmt.Sprintf("≥ %g %s", r.minA, r.unit))
 	}
 	return strings.Join(parts, ", ")
 }

@@ -21,13 +21,15 @@ func rows(r *rig) []row {
 	for _, p := range phases {
 		all = append(all, r.phase(p))
 	}
-	return append(all,
+	all = append(all,
 		row{name: "30 clones: all up", unit: "s", maxA: 8, few: fleets, setup: r.fleetUp},
 		row{name: "30 clones: memory of each", unit: "MiB", maxA: 60, few: fleets, setup: r.fleetMemory},
 		row{name: "image conversion", unit: "MB/s", setup: r.convert},
 		row{name: "stdout of a task", unit: "MB/s", setup: r.stream},
 		row{name: "exec true, whole process", unit: "ms", setup: r.exec},
 	)
+	all = append(all, r.recordRows()...)
+	return append(all, decisions()...)
 }
 
 // runTrue compares a disposable VM with a container, from the start of the
