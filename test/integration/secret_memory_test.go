@@ -1,0 +1,150 @@
+package integration
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"creel/test/rig"
+)
+
+// echo is a service that tells the key in many ways.
+func echo(w http.ResponseWriter, r *http.Request, key string) {
+	w.Header().Set("X-Echo", key)
+	fmt.Fprintf(w, "%s\n%s\n%s\n%s\n", key, base64.StdEncoding.EncodeToString([]byte(key)), hex.EncodeToString([]byte(key)), url.QueryEscape(key))
+}
+
+// usesKeys asks both hosts, keeps what they said on its disk and the
+// connections open, and does so again when it is told to.
+const usesKeys = `
+import http.client, os, sys
+held = []
+def ask(host, key):
+    c = http.client.HTTPSConnection(host, timeout=120)
+    held.append(c)
+    c.request("POST", "/", b"hello", {"X-Api-Key": key})
+    answer = c.getresponse()
+    return answer.getheader("X-Echo").encode() + answer.read()
+with open("/root/kept", "wb") as kept:
+    while True:
+        said = ask("stand-in.example.com", os.environ["API_KEY"]) + ask("added.example.com", "a key of its own")
+        kept.write(said + os.environ["API_KEY"].encode() + b"\n")
+        kept.flush()
+        os.fsync(kept.fileno())
+        print(os.environ["API_KEY"], said.count(b"*"), flush=True)
+        if not sys.stdin.readline():
+            break
+`
+
+// While a task runs that has used secrets, and even after they were rotated,
+// their values are nowhere in its machine, on disk, or in what others can see of
+// the processes around it. The keeper alone has them, and nobody can read it.
+func TestSecretsAreNowhereButInTheKeeper(t *testing.T) {
+	r := machines(t)
+	if os.Geteuid() != 0 {
+		t.Skip("only root can read the memory of other processes")
+	}
+	mark := rand.Text()[:9] + "+/" + rand.Text()[:9] // every value has it twice: one of them is whole in its page
+	value := func() string { return mark + rand.Text() + mark }
+	standIn, added := serve(t, value(), echo), serve(t, value(), echo)
+	setSecret(t, r, "memory-standin", standIn.key, "--host", "stand-in.example.com", "--as", "stand-in", "--env", "API_KEY", "--in", "header:X-Api-Key")
+	setSecret(t, r, "memory-added", added.key, "--host", "added.example.com", "--as", "header:X-Api-Key")
+	dir := t.TempDir()
+	policy, receipt := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "receipt.json")
+	rules := "version: 1\nrules:\n  - allow: stand-in.example.com\n    secret: memory-standin\n" + standIn.upstream() +
+		"  - allow: added.example.com\n    secret: memory-added\n" + added.upstream()
+	if err := os.WriteFile(policy, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	task := r.Start(t, "run", "-i", "--name", "searched", "--policy", policy, "--receipt", receipt, "debian", "python3", "-c", usesKeys)
+	first := task.Line()
+	fake, stars, _ := strings.Cut(first, " ")
+	if len(fake) != len(standIn.key) || fake == standIn.key || stars == "0" {
+		t.Fatalf("the task said %q", first)
+	}
+	for name, s := range map[string]*service{"memory-standin": standIn, "memory-added": added} {
+		s.wants(value())
+		if got := r.RunIn(t, strings.NewReader(s.key), "secret", "rotate", name); got.Code != 0 {
+			t.Fatalf("rotate %s: %+v", name, got)
+		}
+	}
+	fmt.Fprintln(task.Stdin)
+	if second := task.Line(); second != first {
+		t.Errorf("after the rotation the task said %q", second)
+	}
+	searchAround(t, r, mark, fake)
+
+	task.Stdin.Close()
+	if code := task.Wait(); code != 0 {
+		t.Errorf("exit code %d: %s", code, task.Stderr)
+	}
+	for _, s := range []*service{standIn, added} {
+		if asked := s.asked(); len(asked) != 2 || !strings.HasSuffix(asked[0], " 200") || !strings.HasSuffix(asked[1], " 200") {
+			t.Errorf("a service was asked %q", asked)
+		}
+	}
+	said := r.Must(t, "receipt", "verify", receipt)
+	if !strings.Contains(said, "memory-standin") || !strings.Contains(said, "memory-added") {
+		t.Errorf("the receipt does not name the secrets: %s", said)
+	}
+	values := spellings(mark)
+	if found := append(values.inFiles(t, r.State), values.inFiles(t, dir)...); len(found) > 0 {
+		t.Errorf("after the end a value is %q", found)
+	}
+}
+
+// searchAround looks for what all values have in common, and that the search
+// would find it: it does find the stand-in, and the values in the keeper.
+func searchAround(t *testing.T, r *rig.Rig, mark, standIn string) {
+	t.Helper()
+	began := time.Now()
+	s, values, fakes := r.Inspect(t, "searched").Status, spellings(mark), spellings(standIn[:20])
+	for _, p := range r.Processes() {
+		for _, name := range []string{"cmdline", "environ"} {
+			data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.PID, name))
+			if err != nil {
+				t.Error(err)
+			}
+			if found, _, _ := values.in(strings.NewReader(string(data))); len(found) > 0 {
+				t.Errorf("the %s of the %s has a value: %q", name, p.Kind, found)
+			}
+		}
+		if p.Kind != rig.VMM && p.Kind != rig.Holder {
+			continue
+		}
+		found, size := values.inMemory(t, p.PID)
+		if len(found) > 0 {
+			t.Errorf("the memory of the %s has a value: %q", p.Kind, found)
+		}
+		t.Logf("%s: %d MiB searched", p, size>>20)
+		if p.PID != s.VMMPID {
+			continue
+		}
+		if size < 512<<20 {
+			t.Errorf("only %d bytes of the VMM were searched, which is less than its machine has", size)
+		}
+		if found, _ := fakes.inMemory(t, p.PID); len(found) == 0 {
+			t.Error("the stand-in was not found in the machine's memory, where it is")
+		}
+	}
+	if found := values.inFiles(t, r.State); len(found) > 0 {
+		t.Errorf("on disk there is %q", found)
+	}
+	if found, err := fakes.inFile(filepath.Join(r.State, "sandboxes", s.ID, "scratch.img")); len(found) == 0 {
+		t.Errorf("the stand-in was not found on the machine's disk, where it is: %v", err)
+	}
+	if found, _ := values.inMemory(t, s.KeeperPID); len(found) == 0 {
+		t.Error("the values were not found in the keeper, which has them")
+	}
+	checkPowerless(t, rig.Keeper, s.KeeperPID) // no core either
+	checkUndumpable(t, s.KeeperPID)
+	t.Logf("the search took %s", time.Since(began))
+}
