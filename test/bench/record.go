@@ -17,6 +17,7 @@ import (
 	"creel/internal/audit/event"
 
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/sys/unix"
 )
 
 // act is what is put on record most: a connection.
@@ -40,25 +41,43 @@ func (r *rig) recordRows() []row {
 		}})
 	}
 	for _, n := range []int{1, manySandboxes} {
-		shared := &series{}
-		for _, of := range []struct {
-			key  string
-			most float64
-		}{{"p50", 1}, {"p99", 5}} {
-			all = append(all, row{name: fmt.Sprintf("record: delay %s, %s", of.key, sandboxes(n)), unit: "ms", maxA: of.most,
-				setup: func(ctx context.Context) (a, b side, err error) {
-					if shared.take == nil {
-						logs, err := r.logs(ctx, n)
-						if err != nil {
-							return a, b, err
-						}
-						shared.take = func(ctx context.Context) (map[string]float64, error) { return delays(ctx, logs) }
-					}
-					return shared.side("1,000 acts a second", of.key), b, nil
-				}})
-		}
+		all = append(all, r.delayRows(n)...)
 	}
 	return append(all, row{name: "record: verify a million events", unit: "thousand/s", few: 3, setup: r.verify})
+}
+
+// delayRows compare with the disk alone: the same acts, gathered in the same
+// way, without tree and signature.
+func (r *rig) delayRows(n int) (rows []row) {
+	ours, bare := &series{}, &series{}
+	setup := func(ctx context.Context) error {
+		if ours.take != nil {
+			return nil
+		}
+		logs, err := r.logs(ctx, n)
+		if err != nil {
+			return err
+		}
+		files, err := r.files(n)
+		ours.take = func(ctx context.Context) (map[string]float64, error) {
+			return delays(ctx, func(i int) error { return logs[i%n].Append(ctx, act) })
+		}
+		bare.take = func(ctx context.Context) (map[string]float64, error) {
+			return delays(ctx, func(i int) error { return files[i%n].append(make([]byte, lineBytes)) })
+		}
+		return err
+	}
+	for _, of := range []struct {
+		key  string
+		most float64
+	}{{"p50", 1}, {"p99", 5}} {
+		rows = append(rows, row{name: fmt.Sprintf("record: delay %s, %s", of.key, sandboxes(n)), unit: "ms", maxA: of.most,
+			setup: func(ctx context.Context) (a, b side, err error) {
+				err = setup(ctx)
+				return ours.side("1,000 acts a second", of.key), bare.side("write and fdatasync alone", of.key), err
+			}})
+	}
+	return rows
 }
 
 func sandboxes(n int) string {
@@ -128,9 +147,9 @@ func appends(ctx context.Context, logs []*audit.Log) (float64, error) {
 	return float64(count.Load()) / time.Since(began).Seconds(), errors.Join(errs...)
 }
 
-// delays is how many milliseconds acts wait for their records that come evenly
-// for a second, spread over logs.
-func delays(ctx context.Context, logs []*audit.Log) (map[string]float64, error) {
+// delays is how many milliseconds acts take that come evenly for a second,
+// whether or not those before are done.
+func delays(ctx context.Context, do func(i int) error) (map[string]float64, error) {
 	took := make([]time.Duration, actsPerSecond)
 	errs := make([]error, actsPerSecond)
 	var acts sync.WaitGroup
@@ -147,7 +166,7 @@ func delays(ctx context.Context, logs []*audit.Log) (map[string]float64, error) 
 		}
 		acts.Go(func() {
 			asked := time.Now()
-			errs[i] = logs[i%len(logs)].Append(ctx, act)
+			errs[i] = do(i)
 			took[i] = time.Since(asked)
 		})
 	}
@@ -155,6 +174,55 @@ func delays(ctx context.Context, logs []*audit.Log) (map[string]float64, error) 
 	slices.Sort(took)
 	at := func(percent int) float64 { return float64(took[len(took)*percent/100].Microseconds()) / 1000 }
 	return map[string]float64{"p50": at(50), "p99": at(99)}, errors.Join(errs...)
+}
+
+// lineBytes is about what a record and its checkpoint have.
+const lineBytes = 700
+
+// synced is a file of which one writer at a time syncs what all have written.
+type synced struct {
+	file *os.File
+
+	mu      sync.Mutex
+	written int // appends
+	durable int
+
+	syncing sync.Mutex
+}
+
+func (r *rig) files(n int) (files []*synced, err error) {
+	_, dir, err := r.ledger()
+	for i := 0; i < n && err == nil; i++ {
+		s := &synced{}
+		s.file, err = os.OpenFile(filepath.Join(dir, fmt.Sprint(i)), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		r.ends.Push("file", s.file.Close)
+		files = append(files, s)
+	}
+	return files, err
+}
+
+func (s *synced) append(data []byte) error {
+	s.mu.Lock()
+	_, err := s.file.Write(data)
+	s.written++
+	mine := s.written
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	s.mu.Lock()
+	done, all := s.durable >= mine, s.written
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	err = unix.Fdatasync(int(s.file.Fd()))
+	s.mu.Lock()
+	s.durable = all
+	s.mu.Unlock()
+	return err
 }
 
 const million = 1_000_000

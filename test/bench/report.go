@@ -72,7 +72,7 @@ func (r *Report) print(to io.Writer) {
 	if m.Accel != "" {
 		fmt.Fprintf(to, "VMs: %s, %s, guest kernel %s.\n", m.Accel, m.VMM, m.Guest)
 	}
-	fmt.Fprintf(to, "Medians of %d samples of each side (%d of the fleets of 30), taken by turns in one run of %.0f s.\n"+
+	fmt.Fprintf(to, "Medians of %d samples of each side (%d of the fleets of 30 and of the million events), taken by turns in one run of %.0f s.\n"+
 		"Quote the ratios: the absolute figures are this machine's, at this hour.\n\n", r.Samples, fleets, r.Seconds)
 	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
 	line := func(cells ...string) { fmt.Fprintf(w, "| %s |\n", strings.Join(cells, "\t| ")) }
