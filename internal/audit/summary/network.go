@@ -15,23 +15,31 @@ const (
 	// most is how many entries of a kind a receipt tells apart. What a guest
 	// could make more of is told in one entry for all others.
 	most = 1000
-	// maxApart is how many are told apart while the log is read.
-	maxApart = 1 << 16
+	// maxApart is how many are told apart while the log is read, of hosts for
+	// each decision.
+	maxApart = 1 << 14
 )
 
 // network is what the logs tell of the edge.
 type network struct {
-	hosts   map[receipt.Host]*receipt.Host // by host, port, decision and others
-	alerts  map[receipt.Alert]int64        // by all but the count
-	ports   map[receipt.Port]int64         // likewise
+	reached map[place]*receipt.Host
+	denied  map[place]*receipt.Host
+	alerts  map[receipt.Alert]int64 // by all but the count
+	ports   map[receipt.Port]int64  // likewise
 	secrets map[string]struct{}
 	spent   map[event.Budget]struct{} // by limit and rule
 	used    map[string]int64          // of each limit of the task
 }
 
+// place is a destination; the zero one stands for all others.
+type place struct {
+	host string
+	port uint16
+}
+
 func newNetwork() network {
 	return network{
-		hosts: map[receipt.Host]*receipt.Host{}, alerts: map[receipt.Alert]int64{}, ports: map[receipt.Port]int64{},
+		reached: map[place]*receipt.Host{}, denied: map[place]*receipt.Host{}, alerts: map[receipt.Alert]int64{}, ports: map[receipt.Port]int64{},
 		secrets: map[string]struct{}{}, spent: map[event.Budget]struct{}{}, used: map[string]int64{},
 	}
 }
@@ -42,7 +50,7 @@ func (n *network) take(r audit.Record) error {
 	case event.KindConnection:
 		return with(r, func(c event.Connection) {
 			n.used["connections"]++
-			n.host(c.Destination, false).Count++
+			at(n.reached, place{c.Host, c.Port}).Count++
 		})
 	case event.KindDisconnected:
 		return with(r, n.disconnected)
@@ -50,8 +58,12 @@ func (n *network) take(r audit.Record) error {
 		n.used["requests"]++
 	case event.KindName, event.KindDenied:
 		return with(r, func(t event.Tally) {
-			if t.Decision == event.Deny { // a name that was allowed is not reached by being known
-				n.host(t.Destination, t.Others).Count += t.Count
+			switch {
+			case t.Others: // of no decision in particular; few of them are names that were allowed
+				at(n.denied, place{}).Count += t.Count
+			case t.Decision != event.Deny: // a name that was allowed is not reached by being known
+			default:
+				at(n.denied, place{t.Host, t.Port}).Count += t.Count
 			}
 		})
 	case event.KindSecret:
@@ -73,7 +85,7 @@ func (n *network) take(r audit.Record) error {
 }
 
 func (n *network) disconnected(d event.Disconnected) {
-	h := n.host(event.Destination{Host: d.Host, Port: d.Port, Decision: event.Allow}, false)
+	h := at(n.reached, place{d.Host, d.Port})
 	h.BytesOut += d.BytesOut
 	h.BytesIn += d.BytesIn
 	n.used["bytes_out"] += d.BytesOut
@@ -83,27 +95,21 @@ func (n *network) disconnected(d event.Disconnected) {
 	}
 }
 
-// host is the entry that counts for a destination.
-func (n *network) host(d event.Destination, others bool) *receipt.Host {
-	key := receipt.Host{Host: d.Host, Port: int(d.Port), Decision: d.Decision}
-	if n.hosts[key] == nil && len(n.hosts) >= maxApart {
-		others = true
+// at is the entry that counts for a place.
+func at(hosts map[place]*receipt.Host, p place) *receipt.Host {
+	if hosts[p] == nil && len(hosts) >= maxApart {
+		p = place{}
 	}
-	if others {
-		key = receipt.Host{Decision: d.Decision, Others: true}
+	if hosts[p] == nil {
+		hosts[p] = &receipt.Host{Host: p.host, Port: int(p.port), Others: p == place{}}
 	}
-	if n.hosts[key] == nil {
-		h := key
-		n.hosts[key] = &h
-	}
-	return n.hosts[key]
+	return hosts[p]
 }
 
 // fill puts what was counted into the receipt; limits are those of the task.
 func (n *network) fill(out *receipt.Receipt, limits map[string]int64) {
-	reached, denied := n.listed(event.Allow), n.listed(event.Deny)
 	n.used["hosts"] = int64(len(n.names()))
-	out.Hosts = append(reached, denied...)
+	out.Hosts = append(listed(n.reached, event.Allow), listed(n.denied, event.Deny)...)
 	out.Secrets = slices.Sorted(maps.Keys(n.secrets))
 	out.Budgets = n.budgets(limits)
 	out.Alerts = n.listedAlerts()
@@ -119,9 +125,9 @@ func (n *network) fill(out *receipt.Receipt, limits map[string]int64) {
 // names are the hosts that were connected to, whatever the port.
 func (n *network) names() map[string]struct{} {
 	out := map[string]struct{}{}
-	for key := range n.hosts {
-		if key.Decision == event.Allow && !key.Others {
-			out[key.Host] = struct{}{}
+	for p, h := range n.reached {
+		if !h.Others {
+			out[p.host] = struct{}{}
 		}
 	}
 	return out
@@ -130,7 +136,7 @@ func (n *network) names() map[string]struct{} {
 // listed are the destinations of one decision, those first to which most has
 // gone, and at the end one entry for what is beyond the limit. What was reached
 // has a list of its own: a guest that is denied often must not crowd it out.
-func (n *network) listed(decision string) (out []receipt.Host) {
+func listed(hosts map[place]*receipt.Host, decision string) (out []receipt.Host) {
 	rest := receipt.Host{Decision: decision, Others: true}
 	add := func(h receipt.Host) {
 		rest.Count += h.Count
@@ -138,14 +144,14 @@ func (n *network) listed(decision string) (out []receipt.Host) {
 		rest.BytesOut += h.BytesOut
 		rest.BytesIn += h.BytesIn
 	}
-	for _, h := range n.hosts {
-		switch {
-		case h.Decision != decision:
-		case h.Others:
+	for _, h := range hosts {
+		if h.Others {
 			add(*h)
-		default:
-			out = append(out, *h)
+			continue
 		}
+		entry := *h
+		entry.Decision = decision
+		out = append(out, entry)
 	}
 	slices.SortFunc(out, func(a, b receipt.Host) int {
 		return cmp.Or(cmp.Compare(b.BytesOut, a.BytesOut), cmp.Compare(b.Count, a.Count), strings.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port))
@@ -154,7 +160,7 @@ func (n *network) listed(decision string) (out []receipt.Host) {
 		add(h)
 	}
 	out = out[:min(most, len(out))]
-	if rest.Count > 0 {
+	if rest != (receipt.Host{Decision: decision, Others: true}) {
 		out = append(out, rest)
 	}
 	return out

@@ -47,28 +47,31 @@ func TestReceiptTellsOfTheNetwork(t *testing.T) {
 		add(event.KindSecret, event.Secret{Destination: to("api.example", 443, event.Allow), Name: "TOKEN"})
 		add(event.KindConnection, event.Connection{Destination: to("api.example", 22, event.Allow), ID: 9})
 		add(event.KindDisconnected, event.Disconnected{ID: 9, Host: "api.example", Port: 22, Error: "refused"})
+		add(event.KindConnection, event.Connection{Destination: to("api.example", 22, event.Allow), ID: 10})
+		add(event.KindDisconnected, event.Disconnected{ID: 10, Host: "api.example", Port: 22}) // it ended in order, with nothing said
 		for _, n := range []int64{2, 4} {
 			add(event.KindDenied, event.Tally{Destination: to("10.0.0.1", 22, event.Deny), Count: n})
-			add(event.KindDenied, event.Tally{Destination: to("", 0, event.Deny), Count: n, Others: true})
+			add(event.KindDenied, event.Tally{Count: n, Others: true})
 			add(event.KindAlert, event.Alert{Destination: to("evil.example", 80, event.Deny), Alert: "stand-in", Name: "KEY", Where: "body"})
 			add(event.KindPublished, event.Published{From: fmt.Sprint("127.0.0.1:", n), Port: 80, Proto: "tcp"})
 		}
 		add(event.KindBudget, event.Budget{Limit: "bytes_out", Host: "api.example"})
 		add(event.KindBudget, event.Budget{Limit: "requests", Rule: "api", Host: "api.example"})
+		add(event.KindBudget, event.Budget{Limit: "hosts", Rule: "api", Host: "api.example"})
 	})
 	want := receipt.Receipt{
 		Policies: []string{"sha256:22"}, Secrets: []string{"KEY", "TOKEN"},
 		Hosts: []receipt.Host{
 			{Host: "api.example", Port: 443, Decision: "allow", Count: 2, BytesOut: 90, BytesIn: 2000},
-			{Host: "api.example", Port: 22, Decision: "allow", Count: 1, Failed: 1},
+			{Host: "api.example", Port: 22, Decision: "allow", Count: 2, Failed: 1},
 			{Host: "10.0.0.1", Port: 22, Decision: "deny", Count: 6},
 			{Host: "evil.example", Decision: "deny", Count: 3},
 			{Decision: "deny", Count: 6, Others: true},
 		},
 		Ports: []receipt.Port{{Port: 80, Proto: "tcp", Count: 2}},
 		Budgets: []receipt.Budget{
-			{Name: "bytes_out", Limit: 100, Used: 90, Spent: true}, {Name: "connections", Limit: 9, Used: 3}, {Name: "hosts", Limit: 2, Used: 1},
-			{Name: "requests_per_minute", Limit: 60}, {Name: "requests", Rule: "api", Spent: true},
+			{Name: "bytes_out", Limit: 100, Used: 90, Spent: true}, {Name: "connections", Limit: 9, Used: 4}, {Name: "hosts", Limit: 2, Used: 1},
+			{Name: "requests_per_minute", Limit: 60}, {Name: "hosts", Rule: "api", Spent: true}, {Name: "requests", Rule: "api", Spent: true},
 		},
 		Alerts: []receipt.Alert{{Alert: "stand-in", Name: "KEY", Where: "body", Host: "evil.example", Port: 80, Count: 2}},
 	}
@@ -90,29 +93,54 @@ func TestReceiptIsBoundedAndHidesNothingThatWasReached(t *testing.T) {
 		}
 	}
 	const guests = maxApart + 500
-	take(event.KindConnection, `{"host":"api.example","port":443,"decision":"allow"}`)
 	for i := range guests {
 		take(event.KindDenied, fmt.Sprintf(`{"host":"n%d.example","decision":"deny","count":2}`, i))
 		take(event.KindAlert, fmt.Sprintf(`{"host":"n%d.example","decision":"deny","alert":"canary","name":"aws","where":"name"}`, i))
 	}
-	take(event.KindDisconnected, `{"host":"api.example","port":443,"bytesOut":5}`)
+	for i := range guests {
+		take(event.KindConnection, fmt.Sprintf(`{"host":"h%d.example","port":443,"decision":"allow"}`, i%(guests/2)))
+	}
+	take(event.KindConnection, `{"host":"api.example","port":443,"decision":"allow"}`)
+	take(event.KindDisconnected, `{"host":"api.example","port":443,"bytesOut":5,"bytesIn":9}`)
+	for i := range guests / 2 {
+		take(event.KindDisconnected, fmt.Sprintf(`{"host":"h%d.example","port":443,"bytesOut":1,"bytesIn":2}`, i))
+	}
 	var out receipt.Receipt
-	n.fill(&out, nil)
-	if len(out.Hosts) != 1+most+1 || out.Hosts[0] != (receipt.Host{Host: "api.example", Port: 443, Decision: "allow", Count: 1, BytesOut: 5}) {
+	n.fill(&out, map[string]int64{"hosts": 9})
+	if len(out.Hosts) != 2*(most+1) || out.Hosts[0] != (receipt.Host{Host: "api.example", Port: 443, Decision: "allow", Count: 1, BytesOut: 5, BytesIn: 9}) {
 		t.Fatalf("%d hosts, the first %+v", len(out.Hosts), out.Hosts[0])
 	}
-	rest, denied := out.Hosts[most+1], int64(0)
-	for _, h := range out.Hosts[1:] {
+	const more = guests/2 - (most - 1)
+	if h := out.Hosts[most]; h != (receipt.Host{Decision: "allow", Others: true, Count: 2 * more, BytesOut: more, BytesIn: 2 * more}) {
+		t.Errorf("of those that were reached the rest is %+v", h)
+	}
+	denied := int64(0)
+	for _, h := range out.Hosts[most+1:] {
 		denied += h.Count
 	}
-	if !rest.Others || rest.Host != "" || denied != 2*guests {
-		t.Errorf("the rest is %+v, %d denials in all", rest, denied)
+	if rest := out.Hosts[2*most+1]; !rest.Others || rest.Host != "" || rest.Decision != "deny" || denied != 2*guests {
+		t.Errorf("of those that were denied the rest is %+v, %d denials in all", rest, denied)
 	}
 	if a := out.Alerts; len(a) != most+1 || a[most] != (receipt.Alert{Others: true, Count: guests - most}) {
 		t.Errorf("%d alerts, the last %+v", len(a), a[len(a)-1])
 	}
-	if len(n.hosts) > maxApart+2 || len(n.alerts) > maxApart+1 {
-		t.Errorf("%d hosts and %d alerts are held apart", len(n.hosts), len(n.alerts))
+	if len(n.denied) > maxApart+1 || len(n.alerts) > maxApart+1 || out.Budgets[0].Used != guests/2+1 {
+		t.Errorf("%d denied hosts and %d alerts are held apart, %d hosts were used", len(n.denied), len(n.alerts), out.Budgets[0].Used)
+	}
+}
+
+// More names than are told apart are counted together.
+func TestMoreIsReachedThanIsToldApart(t *testing.T) {
+	hosts := map[place]*receipt.Host{}
+	for i := range maxApart + 3 {
+		at(hosts, place{fmt.Sprint(i), 1}).Count++
+	}
+	if len(hosts) != maxApart+1 || hosts[place{}].Count != 3 {
+		t.Errorf("%d entries, others %+v", len(hosts), hosts[place{}])
+	}
+	n := network{reached: hosts}
+	if got := len(n.names()); got != maxApart {
+		t.Errorf("%d names", got)
 	}
 }
 

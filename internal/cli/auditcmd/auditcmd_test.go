@@ -79,7 +79,7 @@ func TestCommands(t *testing.T) {
 		Decision: event.Allow, Rule: "git", Reason: "the rule allows it"}, ID: 4, Address: "192.0.2.7:22"})
 	add(t, l, event.KindRequest, "aa11", event.Request{Destination: event.Destination{Host: "2001:db8::1", Port: 443, Decision: event.Allow, Rule: "api"},
 		ID: 5, Method: "GET", Path: "/a rule=b"})
-	add(t, l, event.KindDenied, "aa11", event.Tally{Destination: event.Destination{Decision: event.Deny}, Count: 7, Others: true})
+	add(t, l, event.KindDenied, "aa11", event.Tally{Count: 7, Others: true})
 	add(t, l, audit.KindRefused, "aa11", event.Admitted{Name: "mallory"})
 	add(t, l, audit.KindExec, "bb22", map[string]any{"args": []string{"printf", "\x1b[2J", "a b"}})
 	out := t.TempDir()
@@ -110,9 +110,9 @@ func TestCommands(t *testing.T) {
 		{"audit query --host *.example.com --decision deny", 0, []string{"connection"}, []string{"admitted"}},
 		{"audit query --kind connection,request,denied", 0, []string{
 			`git.example.com:22 allow rule=git reason="the rule allows it" address=192.0.2.7:22 id=4 protocol=tcp`,
-			`[2001:db8::1]:443 allow GET "/a rule=b" rule=api id=5`, "others deny count=7\n"}, nil},
+			`[2001:db8::1]:443 allow GET "/a rule=b" rule=api id=5`, "others count=7\n"}, nil},
 		{"audit query --host 192.0.2.7", 0, []string{"git.example.com:22"}, []string{"api.example.com", "2001"}},
-		{"audit query --decision deny", 0, []string{"api.example.com deny", "count=7", "mallory"}, []string{"git.example.com", "name=web"}},
+		{"audit query --decision deny", 0, []string{"api.example.com deny", "mallory"}, []string{"git.example.com", "name=web"}},
 		{"audit query --decision perhaps", 1, []string{"want allow or deny"}, nil},
 		{"audit query --since yesterday", 1, []string{`--since "yesterday": want a time such as`}, nil},
 		{"audit query --since 1h --until 2000-01-01T00:00:00Z", 0, nil, []string{"admitted"}},

@@ -49,7 +49,7 @@ func details(data json.RawMessage) string {
 	var out []string
 	take := func(key string, bare bool) {
 		text := display(values[key])
-		if _, there := values[key]; there && text != "" && !unread[key] {
+		if v, there := values[key]; there && text != "" && !unread[key] && !(bare && v == "") {
 			if !bare {
 				text = key + "=" + text
 			}
