@@ -38,6 +38,7 @@ const whole = `# everything that a policy can say
 version: 1
 presets: [tools]
 budget: {bytes_out: 10 MiB, bytes_in: 1GiB, requests: 100, connections: 50, hosts: 5, requests_per_minute: 60}
+on_alert: end
 rules:
   - allow: api.test
     name: the API
@@ -47,6 +48,7 @@ rules:
     upstream: {address: "127.0.0.1:8443", ca: ca.pem}
     allow_private: true
     ech: allow
+    unreadable: allow
     budget: {bytes_out: 1KiB}
   - allow: "**.open.test"
     ports: [443, 8000-8100]
@@ -63,12 +65,12 @@ tests:
 
 func TestParseWhole(t *testing.T) {
 	p, warnings, err := Parse([]byte(whole), testInputs)
-	if err != nil || len(warnings) != 0 {
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings.Error(), "may hold a secret that nobody takes out") {
 		t.Fatal(err, warnings)
 	}
 	checkRoundTrip(t, p)
 	want := policy.Budget{BytesOut: 10 << 20, BytesIn: 1 << 30, Requests: 100, Connections: 50, Hosts: 5, RequestsPerMinute: 60}
-	if p.Budget != want || len(p.Rules) != 5 || p.Rules[0].Upstream.CA != testCA || p.Rules[0].Line != 6 {
+	if p.Budget != want || len(p.Rules) != 5 || p.Rules[0].Upstream.CA != testCA || p.Rules[0].Line != 7 || !p.Rules[0].Unreadable || !p.EndOnAlert {
 		t.Errorf("%+v", p)
 	}
 	if p.Rules[4].Host != "tools.test" {
@@ -92,7 +94,7 @@ func TestFaults(t *testing.T) {
 		{"", "line 1: the file is empty; write `version: 1`"},
 		{"rules: []", "line 1: no version"},
 		{"version: 2", `line 1: version "2" is not known`},
-		{"version: 1\nrule: []", `line 2: unknown key "rule" in a policy; the keys here are budget, presets, rules, tests, version`},
+		{"version: 1\nrule: []", `line 2: unknown key "rule" in a policy; the keys here are budget, on_alert, presets, rules, tests, version`},
 		{"version: 1\nversion: 1", "line 2: version is given twice, first in line 1"},
 		{"version: 1\n---\nversion: 1", "more than one document"},
 		{"version: 1\nrules: &a []", "anchor or alias"},
@@ -127,6 +129,9 @@ func TestFaults(t *testing.T) {
 		{"{allow: \"**\", secret: key}", `secret "key" would be given to every host`},
 		{"{allow: 1.1.1.1, secret: key}", "by name and not by address"},
 		{"{allow: a.test, ech: deny}", `ech "deny" is not known`},
+		{"{allow: a.test, unreadable: true}", `unreadable "true" is not known`},
+		{"version: 1\non_alert: kill", `line 2: on_alert "kill" is not known`},
+		{"{deny: a.test, unreadable: allow}", "a deny has no unreadable"},
 		{"{allow: a.test, allow_private: 1}", "neither true nor false"},
 		{"{allow: a.test, budget: {bytes_out: 0}}", "to allow nothing, deny the destination"},
 		{"{allow: a.test, budget: {hosts: 70000}}", "at most 65536"},
