@@ -49,6 +49,7 @@ const (
 	maxNames   = 16384 // with an address of their own; each costs up to 400 bytes
 	maxPending = 256   // connections that are being decided about
 	maxFlows   = 1024  // connections and datagram flows at once
+	maxOutside = 1024  // connections to the outside; one of HTTP/2 can ask for many
 	talliesAt  = 64    // destinations that are counted apart in a second
 )
 
@@ -91,7 +92,10 @@ type Edge struct {
 	meter     policy.Meter
 	tallies   *audit.Coalescer[counted]
 	denials   denials
+	alerts    denials // that are on record one by one
 	flows     flows
+	outside   atomic.Int64 // connections, dials too
+	overdrawn sync.Map     // rule and limit of each budget that is on record as used up
 	ids       atomic.Int64
 	roots     *x509.CertPool // of upstreams without a CA of their own
 
@@ -108,6 +112,24 @@ type Edge struct {
 // Open takes charge of the sandbox's card. The caller closes the edge; nothing
 // has crossed before Open returns.
 func Open(ctx context.Context, cfg Config) (*Edge, error) {
+	e, err := assemble(ctx, cfg)
+	if err != nil {
+		for _, p := range cfg.Ports {
+			p.close()
+		}
+		return nil, errors.Join(err, cfg.Network.Close())
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e.stop = stop
+	if err := e.serveNames(running); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	e.publish(running)
+	return e, nil
+}
+
+// assemble makes the parts.
+func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	e := &Edge{cfg: cfg, generation: 1}
 	e.rules.Store(&cfg.Rules)
 	e.wallet.Store(cfg.Wallet)
@@ -131,12 +153,6 @@ func Open(ctx context.Context, cfg Config) (*Edge, error) {
 	if err != nil {
 		return nil, errors.Join(err, e.web.Close(), e.tallies.Close())
 	}
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	e.stop = stop
-	if err := e.serveNames(running); err != nil {
-		return nil, errors.Join(err, e.Close())
-	}
-	e.publish(running)
 	return e, nil
 }
 
@@ -189,7 +205,7 @@ func (e *Edge) SetRules(ctx context.Context, r Rules) error {
 	e.rules.Store(&r)
 	e.flows.each(func(f *flow) {
 		if !e.stillAllowed(r.Policy, f) {
-			f.reset()
+			f.reset(errRules)
 		}
 	})
 	return nil

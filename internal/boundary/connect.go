@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"creel/internal/audit/event"
@@ -36,10 +37,6 @@ func (e *Edge) judge(to netip.AddrPort, p policy.Protocol) policy.Decision {
 	return e.rules.Load().Policy.Decide(req)
 }
 
-func newFlow(d policy.Decision) *flow {
-	return &flow{req: d.Request, inspect: d.Inspect, rule: d.Rule}
-}
-
 // connect decides about a connection that the guest asks for, before it is
 // answered.
 func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
@@ -51,8 +48,7 @@ func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 		}
 		return
 	}
-	f := newFlow(d)
-	e.flows.add(f)
+	ctx, f := e.begin(ctx, d)
 	defer e.flows.remove(f)
 	if d.Protocol == policy.TCP {
 		e.opaque(ctx, f, a)
@@ -64,7 +60,7 @@ func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 	}
 	f.accept(guest)
 	if d.Protocol == policy.HTTP {
-		e.web.Serve(ctx, guest, e.site(f, false), nil)
+		e.web.Serve(ctx, guest, e.site(ctx, f, false), nil)
 		return
 	}
 	e.secure(ctx, f, guest)
@@ -117,7 +113,7 @@ func (e *Edge) secure(ctx context.Context, f *flow, guest net.Conn) {
 		if host == "" {
 			host = f.req.Addr.String()
 		}
-		e.web.Serve(ctx, begun, e.site(f, true), e.authority.Config(host))
+		e.web.Serve(ctx, begun, e.site(ctx, f, true), e.authority.Config(host))
 		return
 	}
 	defer guest.Close()
@@ -175,11 +171,11 @@ func (e *Edge) denyHello(f *flow, guest net.Conn, err error) {
 	case errors.Is(err, hello.ErrNotTLS):
 		abort(guest)
 		e.denyWords(d, "no TLS is spoken", "allow the port with `protocol: tcp` in a policy file, if that is meant")
-	case errors.Is(err, io.EOF):
-		// It connected and left: nothing was asked for.
-	default:
+	case errors.Is(err, hello.ErrMalformed), errors.Is(err, hello.ErrTooLong), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, os.ErrDeadlineExceeded):
 		abort(guest)
 		e.denyWords(d, "the ClientHello cannot be read", "")
+	default:
+		abort(guest) // it left, or was ended: nothing was asked for
 	}
 }
 
@@ -202,8 +198,7 @@ func (r *replayed) Reset() { abort(r.Conn) }
 // mayResolve decides whether a name has an address, and counts.
 func (e *Edge) mayResolve(host string) bool {
 	req := policy.Request{Op: policy.Resolve, Host: host}
-	if _, found := e.wallet.Load().Marks("").Text(host); len(found) > 0 {
-		e.alert(policy.Decision{Request: req}, credential.Found{Mark: found[0], Where: "name"})
+	if e.markedName(req) {
 		return false
 	}
 	d := e.rules.Load().Policy.Decide(req)
@@ -217,5 +212,18 @@ func (e *Edge) mayResolve(host string) bool {
 
 // oddName counts a question about what is no host name.
 func (e *Edge) oddName(name string) {
-	e.deny(policy.Decision{Request: policy.Request{Op: policy.Resolve, Host: printable(name)}, Why: policy.WhyHost})
+	req := policy.Request{Op: policy.Resolve, Host: printable(name)}
+	if !e.markedName(req) {
+		e.deny(policy.Decision{Request: req, Why: policy.WhyHost})
+	}
+}
+
+// markedName looks for marks in a name that is asked for.
+func (e *Edge) markedName(req policy.Request) bool {
+	found := e.wallet.Load().InName(req.Host)
+	if found == "" {
+		return false
+	}
+	e.alert(policy.Decision{Request: req}, credential.Found{Mark: found, Where: "name"})
+	return true
 }

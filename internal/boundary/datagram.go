@@ -33,8 +33,7 @@ func (e *Edge) datagrams(ctx context.Context, a *netstack.Attempt) {
 		a.Refuse()
 		return
 	}
-	f := newFlow(d)
-	e.flows.add(f)
+	ctx, f := e.begin(ctx, d)
 	defer e.flows.remove(f)
 	outside, err := e.dial(ctx, f)
 	if err != nil {

@@ -3,6 +3,7 @@ package boundary
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -19,13 +20,16 @@ import (
 // flow is one connection of the guest, or one exchange of datagrams, and what
 // was allowed for it.
 type flow struct {
-	req     policy.Request // Connect, as it was asked
-	inspect bool           // requests are asked for one by one
+	req     policy.Request     // Connect, as it was asked
+	inspect bool               // requests are asked for one by one
+	stop    context.CancelFunc // of what is done for it
+	dialing sync.WaitGroup     // added to with mu held, and not once it has ended
 
 	mu      sync.Mutex
-	rule    *policy.Rule // in force; the budget that is charged
-	guest   net.Conn     // nil: not accepted yet
-	outside []*metered   // open, for all that is known
+	rule    *policy.Rule   // that allowed it, or its last request
+	asked   []*policy.Rule // of requests under way, the oldest first
+	guest   net.Conn       // nil: not accepted yet
+	outside []*metered     // open, for all that is known
 	ended   bool
 }
 
@@ -40,6 +44,18 @@ func (f *flow) accept(guest net.Conn) {
 	}
 }
 
+// dials announces a dial, whose end is told to dialing. It is not to be begun
+// where the flow has ended.
+func (f *flow) dials() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended {
+		return false
+	}
+	f.dialing.Add(1)
+	return true
+}
+
 // reached makes a connection to the outside part of the flow.
 func (f *flow) reached(m *metered) {
 	f.mu.Lock()
@@ -47,7 +63,7 @@ func (f *flow) reached(m *metered) {
 	ended := f.ended
 	f.mu.Unlock()
 	if ended {
-		m.Close()
+		m.Reset()
 	}
 }
 
@@ -59,28 +75,50 @@ func (f *flow) left(m *metered) {
 	}
 }
 
-// reset ends the flow for both sides, at once.
-func (f *flow) reset() {
-	if guest := f.end(); guest != nil {
+// reset ends the flow for both sides, at once. why, where it is not nil, is
+// for the record.
+func (f *flow) reset(why error) {
+	f.mu.Lock()
+	f.ended = true
+	guest, outside := f.guest, slices.Clone(f.outside)
+	f.mu.Unlock()
+	if guest != nil {
 		abort(guest)
+	}
+	f.stop()
+	for _, m := range outside {
+		if why != nil {
+			m.fail(why)
+		}
+		m.Reset()
 	}
 }
 
-// end closes what the flow has open outside; the guest's side is its server's.
-func (f *flow) end() (guest net.Conn) {
+// finish is for the flow's server, whose part the guest's side is. When it
+// returns, nothing is done for the flow any more.
+func (f *flow) finish() {
 	f.mu.Lock()
+	f.ended = true
 	outside := slices.Clone(f.outside)
-	f.ended, guest = true, f.guest
 	f.mu.Unlock()
+	f.stop()
 	for _, m := range outside {
 		m.Close()
 	}
-	return guest
+	f.dialing.Wait()
 }
 
+// charged is the rule whose budget pays. Of requests under way it is one that
+// limits bytes: on one connection of HTTP/2 their bytes cannot be told apart,
+// and none shall pass for another's.
 func (f *flow) charged() *policy.Rule {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, r := range f.asked {
+		if r.Budget.BytesOut > 0 || r.Budget.BytesIn > 0 {
+			return r
+		}
+	}
 	return f.rule
 }
 
@@ -88,6 +126,22 @@ func (f *flow) charge(r *policy.Rule) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rule = r
+}
+
+// asks notes a request that is under way.
+func (f *flow) asks(r *policy.Rule) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = append(f.asked, r)
+}
+
+// answered is the end of a request. Its rule may be another policy's by now.
+func (f *flow) answered(r *policy.Rule) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i := slices.IndexFunc(f.asked, r.Same); i >= 0 {
+		f.asked = slices.Delete(f.asked, i, i+1)
+	}
 }
 
 // flows are all that are open.
@@ -106,7 +160,7 @@ func (fs *flows) add(f *flow) {
 	closed := fs.closed
 	fs.mu.Unlock()
 	if closed {
-		f.reset()
+		f.reset(nil)
 	}
 }
 
@@ -114,7 +168,7 @@ func (fs *flows) remove(f *flow) {
 	fs.mu.Lock()
 	delete(fs.open, f)
 	fs.mu.Unlock()
-	f.end()
+	f.finish()
 }
 
 func (fs *flows) each(do func(*flow)) {
@@ -133,7 +187,26 @@ func (fs *flows) closeAll() {
 	fs.mu.Lock()
 	fs.closed = true
 	fs.mu.Unlock()
-	fs.each((*flow).reset)
+	fs.each(func(f *flow) { f.reset(nil) })
+}
+
+// begin makes a connection known that was decided about; it lasts no longer
+// than ctx.
+func (e *Edge) begin(ctx context.Context, d policy.Decision) (context.Context, *flow) {
+	ctx, stop := context.WithCancel(ctx)
+	f := &flow{req: d.Request, inspect: d.Inspect, rule: d.Rule, stop: stop}
+	e.flows.add(f)
+	e.recheck(f) // rules may have come between the decision and now
+	return ctx, f
+}
+
+var errRules = errors.New("the policy was changed")
+
+// recheck ends a flow that the rules in force do not allow.
+func (e *Edge) recheck(f *flow) {
+	if !e.stillAllowed(e.rules.Load().Policy, f) {
+		f.reset(errRules)
+	}
 }
 
 // stillAllowed asks other rules about an open flow, and lets them charge it.
@@ -147,41 +220,52 @@ func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
 		return false
 	}
 	f.mu.Lock()
-	outside := slices.Clone(f.outside)
-	f.mu.Unlock()
-	for _, m := range outside {
+	defer f.mu.Unlock()
+	for _, m := range f.outside {
 		req := f.req
 		req.Op, req.Addr = policy.Dial, m.address.Addr()
+		if f.req.Host == "" {
+			req.Instead = f.req.Addr
+		}
 		if m.address.IsValid() && !p.Decide(req).Allow {
 			return false
 		}
 	}
-	if !f.inspect { // requests charge their own rules
-		f.charge(d.Rule)
+	for i, r := range f.asked {
+		if f.asked[i] = p.Like(r); f.asked[i] == nil {
+			return false
+		}
 	}
+	f.rule = d.Rule
 	return true
 }
 
 var errBudget = errors.New("a budget is used up")
 
-// spend charges an act, or closes what the spent budget is about.
-func (e *Edge) spend(f *flow, u policy.Usage) policy.Decision {
-	d := e.meter.Use(e.rules.Load().Policy, f.charged(), u, time.Now())
+// spend charges an act to a rule, or closes what the spent budget is about.
+func (e *Edge) spend(f *flow, r *policy.Rule, u policy.Usage) policy.Decision {
+	d := e.meter.Use(e.rules.Load().Policy, r, u, time.Now())
 	if d.Allow {
 		return d
 	}
 	d.Request = f.req
+	if d.Why != policy.WhyBudget {
+		return d
+	}
+	e.deny(d)
+	if d.Limit == "requests_per_minute" {
+		return d // it recovers
+	}
 	spent := d.Rule // nil: the task's
-	if d.Why != policy.WhyBudget || d.Limit == "requests_per_minute" {
+	if _, again := e.overdrawn.LoadOrStore(d.RuleName()+" "+d.Limit, true); again {
 		return d
 	}
 	e.flows.each(func(other *flow) {
 		if spent == nil || other.charged() == spent {
-			other.reset()
+			other.reset(errBudget)
 		}
 	})
 	e.recordAfter(event.KindBudget, event.Budget{Limit: d.Limit, Rule: d.RuleName(), Host: destination(d).Host})
-	e.deny(d)
 	return d
 }
 
@@ -191,28 +275,52 @@ func (e *Edge) dial(ctx context.Context, f *flow) (*metered, error) {
 	if e.cfg.Dialer == nil {
 		return nil, errors.New("this sandbox has no network")
 	}
+	if !f.dials() {
+		return nil, net.ErrClosed
+	}
+	defer f.dialing.Done()
+	if e.outside.Add(1) > maxOutside {
+		e.outside.Add(-1)
+		return nil, fmt.Errorf("%d connections to the outside are open, and no more are allowed", maxOutside)
+	}
 	host := f.req.Host
 	if host == "" {
 		host = f.req.Addr.String()
 	}
-	if d := e.spend(f, policy.Usage{Connections: 1, Host: host}); !d.Allow {
-		return nil, errBudget
+	m := &metered{edge: e, flow: f, host: host, began: time.Now()}
+	rules := e.rules.Load()
+	err := e.connectTo(ctx, m, rules.Policy)
+	if err != nil {
+		e.outside.Add(-1)
+		return nil, err
+	}
+	f.reached(m)
+	if e.rules.Load() != rules {
+		e.recheck(f) // the other rules have not seen where it leads
+	}
+	return m, nil
+}
+
+// connectTo charges a connection and makes it.
+func (e *Edge) connectTo(ctx context.Context, m *metered, p *policy.Policy) error {
+	f := m.flow
+	if d := e.spend(f, f.charged(), policy.Usage{Connections: 1, Host: m.host}); !d.Allow {
+		return &egress.Denied{Decision: d}
 	}
 	w := &witness{edge: e, flow: f}
 	target := egress.Target{Host: f.req.Host, Addr: f.req.Addr, Port: f.req.Port, Protocol: f.req.Protocol}
-	conn, err := e.cfg.Dialer.Dial(ctx, e.rules.Load().Policy, target, w)
+	conn, err := e.cfg.Dialer.Dial(ctx, p, target, w)
 	if err != nil {
 		if w.id != 0 {
-			e.recordAfter(event.KindDisconnected, event.Disconnected{ID: w.id, Host: host, Port: f.req.Port, Error: egress.Class(err)})
+			e.recordAfter(event.KindDisconnected, event.Disconnected{ID: w.id, Host: m.host, Port: f.req.Port, Error: egress.Class(err)})
 		}
 		if denied, ok := errors.AsType[*egress.Denied](err); ok {
 			e.deny(denied.Decision)
 		}
-		return nil, err
+		return err
 	}
-	m := &metered{Conn: conn, edge: e, flow: f, id: w.id, address: w.address, host: host, began: time.Now()}
-	f.reached(m)
-	return m, nil
+	m.Conn, m.id, m.address = conn, w.id, w.address
+	return nil
 }
 
 // witness puts lookups and dials of one flow on record.
@@ -271,7 +379,7 @@ type metered struct {
 func (m *metered) Write(p []byte) (n int, err error) {
 	for {
 		part := p[n:min(n+maxCharge, len(p))]
-		if d := m.edge.spend(m.flow, policy.Usage{BytesOut: int64(len(part))}); !d.Allow {
+		if d := m.edge.spend(m.flow, m.flow.charged(), policy.Usage{BytesOut: int64(len(part))}); !d.Allow {
 			return n, m.fail(errBudget)
 		}
 		k, err := m.Conn.Write(part)
@@ -286,7 +394,7 @@ func (m *metered) Write(p []byte) (n int, err error) {
 func (m *metered) Read(p []byte) (int, error) {
 	n, err := m.Conn.Read(p[:min(len(p), maxCharge)])
 	if n > 0 {
-		if d := m.edge.spend(m.flow, policy.Usage{BytesIn: int64(n)}); !d.Allow {
+		if d := m.edge.spend(m.flow, m.flow.charged(), policy.Usage{BytesIn: int64(n)}); !d.Allow {
 			return 0, m.fail(errBudget)
 		}
 		m.in.Add(int64(n))
@@ -294,9 +402,18 @@ func (m *metered) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// fail keeps the first reason for the connection's end.
 func (m *metered) fail(err error) error {
-	m.failed.Store(&err)
+	m.failed.CompareAndSwap(nil, &err)
 	return err
+}
+
+// Reset is Close, and tells the other side that it did not get everything.
+func (m *metered) Reset() {
+	if c, ok := m.Conn.(interface{ SetLinger(int) error }); ok {
+		c.SetLinger(0)
+	}
+	m.Close()
 }
 
 // CloseWrite tells the other side that no more comes.
@@ -312,6 +429,7 @@ func (m *metered) Close() error {
 	err := m.Conn.Close()
 	m.once.Do(func() {
 		m.flow.left(m)
+		m.edge.outside.Add(-1)
 		d := event.Disconnected{
 			ID: m.id, Host: m.host, Port: m.flow.req.Port, BytesOut: m.out.Load(), BytesIn: m.in.Load(),
 			DurationMS: time.Since(m.began).Milliseconds(),
@@ -343,15 +461,18 @@ func pass(to io.Writer, from io.Reader, guest net.Conn, outside *metered) {
 	}
 	if err != nil {
 		abort(guest)
-		outside.Close()
+		abort(outside)
 	}
 }
 
-// abort resets a connection of the guest, where it can be.
+// abort closes a connection with a reset, where it can be.
 func abort(c net.Conn) {
-	if r, ok := c.(interface{ Reset() }); ok {
+	switch r := c.(type) {
+	case interface{ Reset() }:
 		r.Reset()
 		return
+	case interface{ SetLinger(int) error }:
+		r.SetLinger(0)
 	}
 	c.Close()
 }

@@ -75,7 +75,13 @@ func destination(d policy.Decision) event.Destination {
 }
 
 // deny counts a denial, for the record and for people.
-func (e *Edge) deny(d policy.Decision) { e.denyWords(d, d.Reason(), d.Hint()) }
+func (e *Edge) deny(d policy.Decision) {
+	if d.Request.Host == "" && namePool.Contains(d.Request.Addr) {
+		e.denyWords(d, "no name was given this address", "connect to a name")
+		return
+	}
+	e.denyWords(d, d.Reason(), d.Hint())
+}
 
 // denyWords is deny for what policy has no words for.
 func (e *Edge) denyWords(d policy.Decision, reason, hint string) {
@@ -99,13 +105,16 @@ func (e *Edge) alert(d policy.Decision, found credential.Found) {
 	a.Decision = event.Deny
 	a.Alert, a.Name = credential.Mark(found.Mark)
 	a.Reason = "a " + a.Alert + " was about to leave"
-	e.recordAfter(event.KindAlert, a)
 	denial := sandbox.Denial{
 		Target: tier.Hide(d.Target()), Reason: fmt.Sprintf("the %s %q was about to leave in the %s", a.Alert, a.Name, a.Where),
 		Hint: "find out who sent it: no honest task does",
 	}
-	e.denials.add(denial)
-	if e.cfg.Denied != nil {
+	if e.alerts.add(denial) {
+		e.recordAfter(event.KindAlert, a)
+	} else { // the guest can bring them about at will
+		e.tallies.Add(counted{event.KindDenied, a.Destination})
+	}
+	if e.denials.add(denial) && e.cfg.Denied != nil {
 		e.cfg.Denied(denial)
 	}
 	if e.cfg.Alerted != nil {
@@ -118,11 +127,10 @@ const maxDenials = 256
 
 // denials are what was denied, for people.
 type denials struct {
-	mu     sync.Mutex
-	order  []*sandbox.Denial
-	index  map[string]*sandbox.Denial
-	total  int64
-	others int64
+	mu    sync.Mutex
+	order []*sandbox.Denial
+	index map[string]*sandbox.Denial
+	total int64
 }
 
 // add reports whether the destination is new.
@@ -136,7 +144,6 @@ func (d *denials) add(what sandbox.Denial) bool {
 		return false
 	}
 	if len(d.order) >= maxDenials {
-		d.others++
 		return false
 	}
 	if d.index == nil {

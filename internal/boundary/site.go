@@ -19,7 +19,7 @@ import (
 )
 
 // site is a flow as package web serves it.
-func (e *Edge) site(f *flow, tls bool) *web.Site {
+func (e *Edge) site(ctx context.Context, f *flow, tls bool) *web.Site {
 	host := f.req.Host
 	if host == "" {
 		host = f.req.Addr.String()
@@ -27,8 +27,11 @@ func (e *Edge) site(f *flow, tls bool) *web.Site {
 	return &web.Site{
 		Host: host, Port: f.req.Port, TLS: tls, Roots: e.rootsFor(f.charged()),
 		Ask: func(ctx context.Context, r *http.Request) (*web.Pass, *web.Denial) { return e.ask(ctx, f, r) },
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			c, err := e.dial(ctx, f)
+		Dial: func(asked context.Context) (net.Conn, error) {
+			asked, stop := context.WithCancel(asked)
+			defer stop()
+			defer context.AfterFunc(ctx, stop)()
+			c, err := e.dial(asked, f)
 			if denied, ok := err.(*egress.Denied); ok {
 				return nil, refusal{words(denied.Decision)}
 			}
@@ -66,7 +69,8 @@ func (e *Edge) rootsFor(r *policy.Rule) *x509.CertPool {
 func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *web.Denial) {
 	req := f.req
 	req.Op, req.Method, req.Path = policy.Ask, r.Method, r.URL.RequestURI()
-	d := e.rules.Load().Policy.Decide(req)
+	rules := e.rules.Load()
+	d := rules.Policy.Decide(req)
 	if !d.Allow {
 		e.deny(d)
 		return nil, words(d)
@@ -81,18 +85,23 @@ func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *w
 		return nil, denial
 	}
 	f.charge(d.Rule)
-	if spent := e.spend(f, policy.Usage{Requests: 1}); !spent.Allow {
-		if spent.Limit == "requests_per_minute" {
-			e.deny(spent)
-		}
+	if spent := e.spend(f, d.Rule, policy.Usage{Requests: 1}); !spent.Allow {
 		denial := words(spent)
 		denial.Status = http.StatusTooManyRequests
 		return nil, denial
 	}
 	id := e.ids.Add(1)
-	if err := e.recordRequest(ctx, id, d, r, use); err != nil {
+	secret := event.Secret{Destination: destination(d), Name: use, Request: id}
+	if use != "" && wallet.Swaps(use, r) {
+		secret.As = wallet.As(use)
+	}
+	if err := e.recordRequest(ctx, secret, r); err != nil {
 		e.cfg.Log.Error("a request was refused that cannot be put on record", "err", err)
 		return nil, &web.Denial{Status: http.StatusServiceUnavailable, Error: "record", Reason: "the request cannot be put on record, and nothing is sent without"}
+	}
+	f.asks(d.Rule)
+	if e.rules.Load() != rules {
+		e.recheck(f) // the other rules have not seen this request
 	}
 	return e.pass(f, d, wallet, use, id), nil
 }
@@ -111,20 +120,19 @@ func (e *Edge) useOf(wallet *credential.Wallet, d policy.Decision, r *http.Reque
 }
 
 // recordRequest returns when the request, and the use of a secret in it, are
-// on record.
-func (e *Edge) recordRequest(ctx context.Context, id int64, d policy.Decision, r *http.Request, use string) error {
-	to := destination(d)
+// on record; without As none is used.
+func (e *Edge) recordRequest(ctx context.Context, use event.Secret, r *http.Request) error {
 	request := event.Request{
-		Destination: to, ID: id, Method: r.Method, Path: tier.Hide(r.URL.EscapedPath()), Queries: parameters(r.URL.RawQuery),
+		Destination: use.Destination, ID: use.Request, Method: r.Method, Path: tier.Hide(r.URL.EscapedPath()), Queries: parameters(r.URL.RawQuery),
 	}
-	if use == "" || !e.wallet.Load().Swaps(use, r) {
+	if use.As == "" {
 		return e.record(ctx, event.KindRequest, request)
 	}
 	// Both in one commit, where the disk is slow.
 	var wait sync.WaitGroup
 	var err error
 	wait.Go(func() {
-		err = e.record(ctx, event.KindSecret, event.Secret{Destination: to, Name: use, As: e.wallet.Load().As(use), Request: id})
+		err = e.record(ctx, event.KindSecret, use)
 	})
 	if rerr := e.record(ctx, event.KindRequest, request); rerr != nil {
 		wait.Wait()
@@ -157,6 +165,7 @@ func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use s
 		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Whole: use != "", Unreadable: d.Rule.Unreadable,
 		Found: func(names []string) { e.alert(d, credential.Found{Mark: names[0], Where: "body"}) },
 		Done: func(r web.Result) {
+			f.answered(d.Rule)
 			res := event.Response{
 				ID: id, Host: destination(d).Host, Status: r.Status, BytesOut: r.BytesOut, BytesIn: r.BytesIn,
 				DurationMS: time.Since(began).Milliseconds(), Scrubbed: r.Scrubbed,

@@ -150,6 +150,24 @@ func (r *Rule) Destination() string {
 	return r.Prefix.String()
 }
 
+// Same reports whether a rule, maybe of another policy, says the same; names
+// and budgets apart.
+func (r *Rule) Same(o *Rule) bool { return r.key == o.key }
+
+// Like finds the rule that says the same as one of another policy; nil where
+// there is none.
+func (p *Policy) Like(r *Rule) *Rule {
+	if p == nil {
+		return nil
+	}
+	for i := range p.Rules {
+		if p.Rules[i].Same(r) {
+			return &p.Rules[i]
+		}
+	}
+	return nil
+}
+
 // Conditional reports whether the rule speaks only of some requests.
 func (r *Rule) Conditional() bool { return len(r.Methods) > 0 || len(r.Paths) > 0 }
 

@@ -104,6 +104,9 @@ func (d Decision) allowHint() string {
 		if !req.Addr.IsValid() {
 			return ""
 		}
+		if c := AddressClass(req.Addr); c == Multicast || c == Reserved {
+			return "nothing does: such an address is never connected to"
+		}
 		host = req.Addr.String()
 	}
 	switch {

@@ -36,6 +36,7 @@ type Wallet struct {
 	held   map[string]*held
 	marks  map[string]string // mark → what must not leave
 	values *scrub.Set
+	lower  *scrub.Set // marks as the name system leaves them
 
 	mu   sync.Mutex
 	sets map[string]*scrub.Set // by the marks that are left out
@@ -70,6 +71,13 @@ func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
 	}
 	if _, err = w.without(nil); err != nil {
 		return nil, err
+	}
+	lower := map[string]string{}
+	for name, value := range w.marks {
+		lower[name] = strings.ToLower(value)
+	}
+	if w.lower, err = scrub.Compile(lower); err != nil {
+		return nil, fmt.Errorf("prepare the search in names: %w", err)
 	}
 	return w, nil
 }
@@ -113,6 +121,18 @@ func (w *Wallet) Marks(host string) *scrub.Set {
 		panic(err)
 	}
 	return set
+}
+
+// InName is the mark in a name that is asked for, or "": none may be in one,
+// whosever it is, and case means nothing there.
+func (w *Wallet) InName(name string) string {
+	if w == nil {
+		return ""
+	}
+	if _, found := w.lower.Text(strings.ToLower(name)); len(found) > 0 {
+		return found[0]
+	}
+	return ""
 }
 
 func (w *Wallet) without(left []string) (*scrub.Set, error) {

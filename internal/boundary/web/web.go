@@ -88,6 +88,7 @@ type Server struct {
 	once     sync.Once
 	serving  sync.WaitGroup
 	conns    sync.WaitGroup
+	handling sync.RWMutex // read by each request for as long as it is served
 }
 
 // NewServer starts a server; the caller closes it.
@@ -101,7 +102,7 @@ func NewServer() *Server {
 		ErrorHandler: upstreamFailed, ErrorLog: log.New(io.Discard, "", 0), BufferPool: new(buffers),
 	}
 	s.http = http.Server{
-		Handler:        http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve(proxy, w, r) }),
+		Handler:        http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.handle(proxy, w, r) }),
 		MaxHeaderBytes: maxHeaderBytes, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		Protocols: protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog: log.New(io.Discard, "", 0), DisableGeneralOptionsHandler: true,
@@ -152,7 +153,21 @@ func (s *Server) Close() error {
 	err := s.http.Close()
 	s.serving.Wait()
 	s.conns.Wait()
+	s.handling.Lock() // net/http waits for none of them
+	defer s.handling.Unlock()
 	return err
+}
+
+// handle serves one request, unless the server is closed.
+func (s *Server) handle(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
+	s.handling.RLock()
+	defer s.handling.RUnlock()
+	select {
+	case <-s.closed:
+		panic(http.ErrAbortHandler) // net/http's way to say nothing
+	default:
+		serve(proxy, w, r)
+	}
 }
 
 // conn is a guest's connection on its way through the server.

@@ -191,6 +191,13 @@ func (g *Guest) DialContext(ctx context.Context, to netip.AddrPort) (*gonet.TCPC
 	return gonet.DialContextTCP(ctx, g.net, full(to), ipv4.ProtocolNumber)
 }
 
+// ResetAll ends every TCP connection with a reset.
+func (g *Guest) ResetAll() {
+	for _, e := range g.net.RegisteredEndpoints() {
+		e.Abort()
+	}
+}
+
 // MustDial is Dial for what has to succeed.
 func (g *Guest) MustDial(t testing.TB, to netip.AddrPort) *gonet.TCPConn {
 	t.Helper()
