@@ -232,9 +232,11 @@ func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
 		}
 	}
 	for i, r := range f.asked {
-		if f.asked[i] = p.Like(r); f.asked[i] == nil {
+		like := p.Like(r)
+		if like == nil {
 			return false
 		}
+		f.asked[i] = like
 	}
 	f.rule = d.Rule
 	return true
