@@ -80,6 +80,8 @@ type Config struct {
 	Denied func(sandbox.Denial)
 	// Alerted is told of each alert, after it is on record. It must not block.
 	Alerted func(event.Alert)
+
+	idle time.Duration // of flows of datagrams; 0: datagramIdle
 }
 
 // Edge is one open boundary. It is safe for use by several goroutines.
@@ -131,6 +133,9 @@ func Open(ctx context.Context, cfg Config) (*Edge, error) {
 // assemble makes the parts.
 func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	e := &Edge{cfg: cfg, generation: 1}
+	if e.cfg.idle == 0 {
+		e.cfg.idle = datagramIdle
+	}
 	e.rules.Store(&cfg.Rules)
 	e.wallet.Store(cfg.Wallet)
 	var err error
@@ -148,7 +153,7 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	e.web = web.NewServer()
 	e.stack, err = netstack.New(cfg.Network, netstack.Options{
 		Guest: guestAddress, Gateway: gatewayAddress, MTU: mtu,
-		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, MaxPending: maxPending, MaxFlows: maxFlows,
+		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, MaxPending: maxPending, MaxFlows: maxFlows, UDPIdle: e.cfg.idle,
 	})
 	if err != nil {
 		return nil, errors.Join(err, e.web.Close(), e.tallies.Close())

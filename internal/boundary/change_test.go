@@ -5,8 +5,10 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"creel/internal/audit/event"
 )
@@ -75,7 +77,7 @@ func TestRulesChangeForWhatIsUnderWay(t *testing.T) {
 
 func awaitFlows(t testing.TB, e *Edge, n int) {
 	t.Helper()
-	for range 1 << 20 {
+	for end := time.Now().Add(patience); time.Now().Before(end); runtime.Gosched() {
 		e.flows.mu.Lock()
 		open := len(e.flows.open)
 		e.flows.mu.Unlock()

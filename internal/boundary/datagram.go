@@ -51,7 +51,7 @@ func (e *Edge) datagrams(ctx context.Context, a *netstack.Attempt) {
 	push := func() {
 		idle.Lock()
 		defer idle.Unlock()
-		deadline := time.Now().Add(datagramIdle)
+		deadline := time.Now().Add(e.cfg.idle)
 		guest.SetReadDeadline(deadline)
 		outside.SetReadDeadline(deadline)
 	}

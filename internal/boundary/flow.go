@@ -82,14 +82,16 @@ func (f *flow) reset(why error) {
 	f.ended = true
 	guest, outside := f.guest, slices.Clone(f.outside)
 	f.mu.Unlock()
+	if why != nil {
+		for _, m := range outside {
+			m.fail(why) // before there is another reason
+		}
+	}
 	if guest != nil {
 		abort(guest)
 	}
 	f.stop()
 	for _, m := range outside {
-		if why != nil {
-			m.fail(why)
-		}
 		m.Reset()
 	}
 }

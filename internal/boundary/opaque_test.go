@@ -116,7 +116,7 @@ func TestResetsPass(t *testing.T) {
 	r := j.open(t, rules(
 		allow("rude.test", j.serve(t, func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) })),
 		allow("polite.test", j.serve(t, func(c net.Conn) { _, err := io.Copy(c, c); ended <- err }))))
-	wantBroken(t, r.dial("rude.test", 7000))
+	r.wantReset("rude.test", 7000)
 	c := r.dial("polite.test", 7000)
 	wantEcho(t, c, "hello")
 	r.guest.ResetAll()

@@ -19,7 +19,7 @@ type Port struct {
 }
 
 // touch puts the end of an idle flow off.
-func touch(c net.Conn) { c.SetReadDeadline(time.Now().Add(datagramIdle)) }
+func (e *Edge) touch(c net.Conn) { c.SetReadDeadline(time.Now().Add(e.cfg.idle)) }
 
 func (p Port) close() {
 	if p.Stream != nil {
@@ -127,28 +127,28 @@ func (e *Edge) admitDatagrams(ctx context.Context, p Port) {
 			peers[key] = c
 			mu.Unlock()
 			open.Go(func() {
-				answerDatagrams(p.Datagram, from, c)
+				e.answerDatagrams(p.Datagram, from, c)
 				mu.Lock()
 				delete(peers, key)
 				mu.Unlock()
 				c.Close()
 			})
 		}
-		touch(c)
+		e.touch(c)
 		c.Write(buf[:n])
 	}
 }
 
 // answerDatagrams carries what the sandbox answers one sender, until the flow
 // is idle.
-func answerDatagrams(to net.PacketConn, peer net.Addr, from net.Conn) {
+func (e *Edge) answerDatagrams(to net.PacketConn, peer net.Addr, from net.Conn) {
 	buf := make([]byte, maxDatagram)
 	for {
 		n, err := from.Read(buf)
 		if err != nil {
 			return
 		}
-		touch(from)
+		e.touch(from)
 		if _, err := to.WriteTo(buf[:n], peer); err != nil {
 			return
 		}

@@ -1,0 +1,158 @@
+package boundary
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"creel/internal/audit/event"
+	"creel/internal/boundary/netstack/netstacktest"
+)
+
+func udpRule(name, address string) string {
+	return fmt.Sprintf("- {allow: %s, ports: 7000, protocol: udp, upstream: {address: %q}}\n", name, address)
+}
+
+func TestDatagrams(t *testing.T) {
+	j := newJournal()
+	r := j.open(t, rules(udpRule("udp.test", j.echoUDP(t)), allow("tcp.test", j.echo(t))))
+	c := r.guest.DialUDP(t, r.to("udp.test", 7000))
+	for _, size := range []int{1, 1400, 60000} {
+		say, got := strings.Repeat("x", size), make([]byte, 65536)
+		c.Write([]byte(say))
+		if n, err := c.Read(got); err != nil || string(got[:n]) != say {
+			t.Errorf("%d bytes came back of %d, %v", n, size, err)
+		}
+	}
+	if n := j.count("record connection"); n != 1 {
+		t.Errorf("%d connections on record", n)
+	}
+	if u, _ := r.edge.Used(); u.BytesOut != 61401 || u.BytesIn != 61401 {
+		t.Errorf("used: %+v", u)
+	}
+	// Transport counts: a port that is open for one is shut for the other.
+	other := r.guest.DialUDP(t, r.to("tcp.test", 7000))
+	other.Write([]byte("x"))
+	netstacktest.AwaitRefusal(t, other)
+	r.wantReset("udp.test", 7000)
+	list := r.awaitDenials(2)
+	if len(list) != 2 || list[0].Target != "tcp.test:7000/udp" || list[1].Target != "udp.test:7000" {
+		t.Errorf("denials: %+v", list)
+	}
+	// A policy without the rule ends the flow.
+	r.setRules("")
+	r.await(t, "record disconnected", 1)
+}
+
+func TestIdleDatagramsEnd(t *testing.T) {
+	j := newJournal()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := j.open(t, rules(udpRule("udp.test", j.echoUDP(t))), func(c *Config) {
+		c.idle, c.Ports = 50*time.Millisecond, []Port{{Datagram: udp, Guest: 8080}}
+	})
+	c := r.guest.DialUDP(t, r.to("udp.test", 7000))
+	wantEcho(t, c, "hello")
+	j.await(t, "record disconnected", 1)
+	awaitFlows(t, r.edge, 0)
+	// What comes later is another flow.
+	wantEcho(t, c, "again")
+	if d := of[event.Disconnected](j)[0]; d.BytesOut != 5 || d.BytesIn != 5 {
+		t.Errorf("disconnected: %+v", d)
+	}
+}
+
+func TestDatagramBudget(t *testing.T) {
+	j := newJournal()
+	r := j.open(t, "budget: {bytes_out: 100}\n"+rules(udpRule("udp.test", j.echoUDP(t))))
+	c := r.guest.DialUDP(t, r.to("udp.test", 7000))
+	wantEcho(t, c, strings.Repeat("x", 90))
+	c.Write(make([]byte, 90))
+	j.await(t, "record budget", 1)
+	r.edge.Close()
+	if n := j.count("datagram"); n != 1 {
+		t.Errorf("%d datagrams got out", n)
+	}
+}
+
+func TestPublishedPorts(t *testing.T) {
+	j := newJournal()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := j.open(t, "", func(c *Config) {
+		c.Ports = []Port{{Stream: l, Guest: 8080}, {Datagram: p, Guest: 8080}, {Stream: shut, Guest: 9}}
+	})
+	inside, packets := r.guest.Listen(t, 8080), r.guest.ListenPacket(t, 8080)
+	go func() {
+		for {
+			c, err := inside.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				buf := make([]byte, 100)
+				for {
+					n, err := c.Read(buf)
+					if err != nil {
+						return
+					}
+					c.Write(buf[:n])
+				}
+			}()
+		}
+	}()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := packets.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			packets.WriteTo(buf[:n], from)
+		}
+	}()
+	for _, network := range []string{"tcp", "udp", "udp"} {
+		to := l.Addr().String()
+		if network == "udp" {
+			to = p.LocalAddr().String()
+		}
+		c, err := net.Dial(network, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		wantEcho(t, c, "hello")
+		wantEcho(t, c, "again")
+		if half, ok := c.(*net.TCPConn); ok {
+			half.CloseWrite()
+			if n, err := half.Read(make([]byte, 1)); n != 0 || err == nil || err.Error() != "EOF" {
+				t.Errorf("the end of the guest's half: %d, %v", n, err)
+			}
+		}
+		c.Close()
+	}
+	visit(t, shut.Addr().String()) // nobody serves it: an end at once
+	seen := of[event.Published](j)
+	if len(seen) != 4 || seen[0].Proto != "tcp" || seen[1].Proto != "udp" || seen[0].Port != 8080 || seen[0].From == "" {
+		t.Errorf("published: %+v", seen)
+	}
+	r.edge.Close()
+	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		t.Error("the port is open after the edge was closed")
+	}
+}
