@@ -189,15 +189,13 @@ func TestChangesUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for range 100 {
+	for i := range 50 {
 		r.setRules(off)
 		r.setRules(on)
+		j.await(t, "accept", i+1)
 	}
 	r.setRules(off)
 	close(stop)
 	guests.Wait()
 	awaitFlows(t, r.edge, 0)
-	if j.count("accept") == 0 {
-		t.Error("no connection came about")
-	}
 }

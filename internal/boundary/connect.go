@@ -81,7 +81,7 @@ func (e *Edge) opaque(ctx context.Context, f *flow, a *netstack.Attempt) {
 	}
 	defer guest.Close()
 	f.accept(guest)
-	carry(guest, outside, e.searched(f, guest))
+	e.carry(guest, outside, e.searched(f, guest))
 }
 
 // searched is what the guest sends on an opaque connection, up to a mark.
@@ -123,7 +123,7 @@ func (e *Edge) secure(ctx context.Context, f *flow, guest net.Conn) {
 		return
 	}
 	defer outside.Close()
-	carry(guest, outside, begun)
+	e.carry(guest, outside, begun)
 }
 
 // helloDenied is a greeting that is not what the connection was allowed for.

@@ -173,6 +173,17 @@ func (fs *flows) remove(f *flow) {
 	f.finish()
 }
 
+// buffer is how much a connection is copied with at once: the first get what
+// full speed needs.
+func (fs *flows) buffer() int {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if len(fs.open) > wideFlows {
+		return narrowCopy
+	}
+	return maxCharge
+}
+
 func (fs *flows) each(do func(*flow)) {
 	fs.mu.Lock()
 	all := make([]*flow, 0, len(fs.open))
@@ -366,6 +377,11 @@ func (w *witness) Dial(ctx context.Context, a egress.Attempt) error {
 // overrun.
 const maxCharge = 64 << 10
 
+const (
+	wideFlows  = 64
+	narrowCopy = 16 << 10 // bytes that each direction of a further connection is copied with
+)
+
 // metered is a connection to the outside that charges every byte.
 type metered struct {
 	net.Conn
@@ -447,25 +463,26 @@ func (m *metered) Close() error {
 }
 
 // carry copies both directions until both have ended or one has failed.
-func carry(guest net.Conn, outside *metered, up io.Reader) {
+func (e *Edge) carry(guest net.Conn, outside *metered, up io.Reader) {
 	var done sync.WaitGroup
-	done.Go(func() { pass(outside, up, guest, outside) })
-	done.Go(func() { pass(guest, outside, guest, outside) })
+	size, ends := e.flows.buffer(), [2]net.Conn{guest, outside}
+	done.Go(func() { pass(outside, up, ends, make([]byte, size)) })
+	done.Go(func() { pass(guest, outside, ends, make([]byte, size)) })
 	done.Wait()
 }
 
 // pass copies one direction. Its end is told to the receiver; a failure ends
 // both directions.
-func pass(to io.Writer, from io.Reader, guest net.Conn, outside *metered) {
-	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, maxCharge))
+func pass(to io.Writer, from io.Reader, ends [2]net.Conn, buf []byte) {
+	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, buf)
 	if err == nil {
 		if half, ok := to.(interface{ CloseWrite() error }); ok {
 			err = half.CloseWrite()
 		}
 	}
 	if err != nil {
-		abort(guest)
-		abort(outside)
+		abort(ends[0])
+		abort(ends[1])
 	}
 }
 

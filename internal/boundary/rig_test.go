@@ -248,7 +248,7 @@ func (r *rig) close() {
 func ourGoroutines() (left []string) {
 	buf := make([]byte, 8<<20)
 	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		for _, ours := range []string{"boundary.(*Edge)", "boundary.carry", "boundary.answerDatagrams", "boundary/web.", "boundary/names.(", "boundary/netstack.", "boundary/egress."} {
+		for _, ours := range []string{"boundary.(*Edge)", "boundary/web.", "boundary/names.(", "boundary/netstack.", "boundary/egress."} {
 			if strings.Contains(g, "creel/internal/"+ours) && !strings.Contains(g, "boundary.(*rig).close") {
 				left = append(left, g)
 				break

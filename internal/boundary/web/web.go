@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"creel/internal/boundary/framing"
@@ -32,7 +33,9 @@ const (
 	maxHeaderBytes    = 64 << 10
 	headerTimeout     = 60 * time.Second // generous with an emulated guest
 	idleTimeout       = 5 * time.Minute
-	maxStreams        = 100 // HTTP/2 requests of one connection at once
+	maxStreams        = 100       // HTTP/2 requests of one connection at once
+	maxUnread         = 256 << 10 // bytes of HTTP/2 bodies of one connection that nobody has read yet
+	maxRequests       = 1024      // of all connections at once, each with a header of its own
 	maxResponseHeader = 256 << 10
 	maxUpstreamConns  = 32 // of one guest connection
 )
@@ -89,6 +92,7 @@ type Server struct {
 	serving  sync.WaitGroup
 	conns    sync.WaitGroup
 	handling sync.RWMutex // read by each request for as long as it is served
+	requests atomic.Int64 // that are being served
 }
 
 // NewServer starts a server; the caller closes it.
@@ -104,7 +108,9 @@ func NewServer() *Server {
 	s.http = http.Server{
 		Handler:        http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.handle(proxy, w, r) }),
 		MaxHeaderBytes: maxHeaderBytes, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
-		Protocols: protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		Protocols: protocols, HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxUnread, MaxReceiveBufferPerStream: maxUnread,
+		},
 		ErrorLog: log.New(io.Discard, "", 0), DisableGeneralOptionsHandler: true,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if t, ok := c.(*tls.Conn); ok {
@@ -166,8 +172,14 @@ func (s *Server) handle(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *
 	case <-s.closed:
 		panic(http.ErrAbortHandler) // net/http's way to say nothing
 	default:
-		serve(proxy, w, r)
 	}
+	defer s.requests.Add(-1)
+	if s.requests.Add(1) > maxRequests {
+		d := &Denial{Status: http.StatusServiceUnavailable, Error: "busy", Reason: "too many requests of this sandbox are under way"}
+		d.answer(w, r, siteOf(r.Context()))
+		return
+	}
+	serve(proxy, w, r)
 }
 
 // conn is a guest's connection on its way through the server.

@@ -39,6 +39,8 @@ var (
 	Address = netip.MustParseAddr("192.168.127.2")
 	Gateway = netip.MustParseAddr("192.168.127.1")
 	MAC     = net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x34, 0x56}
+
+	gatewayMAC = net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0x01}
 )
 
 const (
@@ -266,7 +268,7 @@ func (g *Guest) ListenPacket(t testing.TB, port uint16) net.PacketConn {
 func SYN(from uint16, to netip.AddrPort) []byte {
 	frame := make([]byte, header.EthernetMinimumSize+header.IPv4MinimumSize+header.TCPMinimumSize)
 	header.Ethernet(frame).Encode(&header.EthernetFields{
-		SrcAddr: tcpip.LinkAddress(MAC), DstAddr: tcpip.LinkAddress([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}), Type: header.IPv4ProtocolNumber,
+		SrcAddr: tcpip.LinkAddress(MAC), DstAddr: tcpip.LinkAddress(gatewayMAC), Type: header.IPv4ProtocolNumber,
 	})
 	ip := header.IPv4(frame[header.EthernetMinimumSize:])
 	src, dst := tcpip.AddrFrom4(Address.As4()), tcpip.AddrFrom4(to.Addr().As4())
