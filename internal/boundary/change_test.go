@@ -123,6 +123,37 @@ func TestDeniedAddressEndsFlows(t *testing.T) {
 	wantBroken(t, c)
 }
 
+// So it does where the address is just being dialled.
+func TestDeniedAddressEndsDials(t *testing.T) {
+	j := newJournal()
+	address := netip.MustParseAddrPort(j.echo(t))
+	release := make(chan struct{})
+	j.hold[event.KindConnection] = release
+	rule := fmt.Sprintf("- {allow: inner.test, ports: %d, protocol: tcp, allow_private: true}\n", address.Port())
+	r := j.open(t, rules(rule), withHosts(t, map[string][]netip.Addr{"inner.test": {address.Addr()}}))
+	to := r.to("inner.test", address.Port())
+	refused := make(chan error, 1)
+	go func() {
+		c, err := r.guest.DialContext(t.Context(), to)
+		if err == nil {
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+		}
+		refused <- err
+	}()
+	awaitFlows(t, r.edge, 1)
+	r.setRules(rules(rule, "- deny: 127.0.0.0/8\n"))
+	close(release)
+	select {
+	case err := <-refused:
+		if err == nil {
+			t.Error("it was let through")
+		}
+	case <-time.After(patience):
+		t.Error("it stays open")
+	}
+}
+
 // A request under way whose rule is gone ends; one whose rule has stayed goes
 // on.
 func TestRulesChangeForRequests(t *testing.T) {
