@@ -133,6 +133,40 @@ func TestSlowRecordDelaysClose(t *testing.T) {
 	}
 }
 
+// A dial goes on when the request that asked for it has ended: the edge waits
+// for it, too.
+func TestCloseWaitsForDials(t *testing.T) {
+	j := newJournal()
+	release := make(chan struct{})
+	j.hold[event.KindConnection] = release
+	r := j.open(t, rules(fmt.Sprintf("- {allow: web.test, ports: 80, upstream: {address: %q}}\n", j.echo(t))))
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		if res, err := r.client("").Get("http://web.test/"); err == nil {
+			res.Body.Close()
+		}
+	}()
+	j.await(t, "wait connection", 1)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		if err := r.edge.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	select {
+	case <-closed:
+		t.Error("closed while a dial was under way")
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(release)
+	<-closed
+	j.wantNothingOutside(t)
+	r.guest.Close() // the answer never comes
+	<-asked
+}
+
 func awaitFlowsClosed(e *Edge) {
 	for closed := false; !closed; runtime.Gosched() {
 		e.flows.mu.Lock()

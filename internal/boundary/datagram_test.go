@@ -1,6 +1,7 @@
 package boundary
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -154,5 +155,51 @@ func TestPublishedPorts(t *testing.T) {
 	r.edge.Close()
 	if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		t.Error("the port is open after the edge was closed")
+	}
+}
+
+// Whoever connects to a published port does not hold more than maxInbound
+// places, and is let go with the edge.
+func TestFloodOfPublished(t *testing.T) {
+	j := newJournal()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := j.open(t, "", func(c *Config) { c.Ports = []Port{{Stream: l, Guest: 8080}, {Datagram: p, Guest: 8080}} })
+	r.guest.Listen(t, 8080) // accepts nothing
+	r.guest.ListenPacket(t, 8080)
+	var conns []net.Conn
+	for range maxInbound + 20 {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		u, err := net.Dial("udp", p.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		u.Write([]byte("x"))
+		conns = append(conns, c)
+	}
+	j.await(t, "record published", maxInbound)
+	if n := j.count("record published"); n > 2*maxInbound {
+		t.Errorf("%d were let in", n)
+	}
+	if err := r.edge.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range conns {
+		c.SetReadDeadline(time.Now().Add(patience))
+		var timeout net.Error
+		if _, err := c.Read(make([]byte, 1)); errors.As(err, &timeout) && timeout.Timeout() {
+			t.Fatal("a connection is left open")
+		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -235,12 +234,7 @@ func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, m := range f.outside {
-		req := f.req
-		req.Op, req.Addr = policy.Dial, m.address.Addr()
-		if f.req.Host == "" {
-			req.Instead = f.req.Addr
-		}
-		if m.address.IsValid() && !p.Decide(req).Allow {
+		if !p.Decide(m.dialled).Allow {
 			return false
 		}
 	}
@@ -302,7 +296,7 @@ func (e *Edge) dial(ctx context.Context, f *flow) (*metered, error) {
 	if host == "" {
 		host = f.req.Addr.String()
 	}
-	m := &metered{edge: e, flow: f, host: host, began: time.Now()}
+	m := &metered{edge: e, flow: f, host: host}
 	rules := e.rules.Load()
 	err := e.connectTo(ctx, m, rules.Policy)
 	if err != nil {
@@ -334,7 +328,7 @@ func (e *Edge) connectTo(ctx context.Context, m *metered, p *policy.Policy) erro
 		}
 		return err
 	}
-	m.Conn, m.id, m.address = conn, w.id, w.address
+	m.Conn, m.id, m.dialled, m.began = conn, w.id, w.dialled, time.Now()
 	return nil
 }
 
@@ -344,7 +338,7 @@ type witness struct {
 	flow *flow
 
 	id      int64 // of the last dial
-	address netip.AddrPort
+	dialled policy.Request
 }
 
 func (w *witness) Lookup(ctx context.Context, host string) error {
@@ -369,7 +363,7 @@ func (w *witness) Dial(ctx context.Context, a egress.Attempt) error {
 	if err := w.edge.record(ctx, event.KindConnection, event.Connection{Destination: to, ID: w.id, Address: address, Via: a.Via}); err != nil {
 		return err
 	}
-	w.address = a.Address
+	w.dialled = a.Decision.Request
 	return nil
 }
 
@@ -388,7 +382,7 @@ type metered struct {
 	edge    *Edge
 	flow    *flow
 	id      int64
-	address netip.AddrPort // not valid where a proxy resolves
+	dialled policy.Request // what was allowed: Dial, or Connect where a proxy resolves
 	host    string
 	began   time.Time
 	out, in atomic.Int64

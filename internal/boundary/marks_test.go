@@ -219,3 +219,14 @@ func TestAlertsAreBounded(t *testing.T) {
 		t.Errorf("told of %d alerts and %d denials", len(r.alerts), len(r.told))
 	}
 }
+
+// Whether an alert ends the task is for the rules in force to say.
+func TestEndOnAlert(t *testing.T) {
+	r := open(t, "")
+	for text, want := range map[string]bool{"": false, "rules: []\n": false, "on_alert: end\nrules: []\n": true} {
+		r.setRules(text)
+		if got := r.edge.EndOnAlert(); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
