@@ -97,7 +97,7 @@ type Edge struct {
 	alerts    denials // that are on record one by one
 	flows     flows
 	outside   atomic.Int64 // connections, dials too
-	overdrawn sync.Map     // rule and limit of each budget that is on record as used up
+	overdrawn sync.Map     // limit and key of the rule of each budget that is on record as used up
 	ids       atomic.Int64
 	roots     *x509.CertPool // of upstreams without a CA of their own
 

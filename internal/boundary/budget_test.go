@@ -70,6 +70,24 @@ func TestBytesOutBudget(t *testing.T) {
 	}
 }
 
+// A rule that is rewritten counts anew, also where it keeps its name.
+func TestRewrittenRuleIsSpentAnew(t *testing.T) {
+	j := newJournal()
+	one, two := j.echo(t), j.echo(t)
+	rule := func(address string) string {
+		return rules(allow("a.test", address, "name: A", "budget: {bytes_out: 10}"))
+	}
+	r := j.open(t, rule(one))
+	for i, address := range []string{one, two} {
+		r.setRules(rule(address))
+		idle, c := r.dial("a.test", 7000), r.dial("a.test", 7000)
+		wantEcho(t, c, "12345")
+		io.WriteString(c, "1234567890")
+		wantBroken(t, idle)
+		j.await(t, "record budget", i+1)
+	}
+}
+
 func TestBytesInBudget(t *testing.T) {
 	const limit = 200 << 10
 	j := newJournal()

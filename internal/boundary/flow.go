@@ -140,7 +140,7 @@ func (f *flow) asks(r *policy.Rule) {
 func (f *flow) answered(r *policy.Rule) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if i := slices.IndexFunc(f.asked, r.Same); i >= 0 {
+	if i := slices.IndexFunc(f.asked, func(o *policy.Rule) bool { return o.Key() == r.Key() }); i >= 0 {
 		f.asked = slices.Delete(f.asked, i, i+1)
 	}
 }
@@ -265,8 +265,11 @@ func (e *Edge) spend(f *flow, r *policy.Rule, u policy.Usage) policy.Decision {
 	if d.Limit == "requests_per_minute" {
 		return d // it recovers
 	}
-	spent := d.Rule // nil: the task's
-	if _, again := e.overdrawn.LoadOrStore(d.RuleName()+" "+d.Limit, true); again {
+	spent, of := d.Rule, d.Limit // nil: the task's
+	if spent != nil {
+		of += " " + spent.Key()
+	}
+	if _, again := e.overdrawn.LoadOrStore(of, true); again {
 		return d
 	}
 	e.flows.each(func(other *flow) {

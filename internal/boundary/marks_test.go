@@ -151,13 +151,13 @@ func TestMarksDoNotLeave(t *testing.T) {
 				r, keep := markRig(t)
 				test.act(r, mark)
 				r.await(t, "record alert", 1)
+				r.edge.Close() // all are told by then
 				r.mu.Lock()
 				alerts := r.alerts
 				r.mu.Unlock()
 				if len(alerts) != 1 || alerts[0].Alert != kind || alerts[0].Where != test.where || test.host != "" && alerts[0].Host != test.host {
 					t.Errorf("alerts: %+v", alerts)
 				}
-				r.edge.Close()
 				if strings.Contains(keep.String(), mark) || strings.Contains(keep.String(), " end") {
 					t.Errorf("outside was seen: %q", keep.String())
 				}

@@ -150,9 +150,9 @@ func (r *Rule) Destination() string {
 	return r.Prefix.String()
 }
 
-// Same reports whether a rule, maybe of another policy, says the same; names
-// and budgets apart.
-func (r *Rule) Same(o *Rule) bool { return r.key == o.key }
+// Key is the same for rules that say the same, maybe of another policy; names
+// and budgets apart. What was used of a budget is remembered by it.
+func (r *Rule) Key() string { return r.key }
 
 // Like finds the rule that says the same as one of another policy; nil where
 // there is none.
@@ -161,7 +161,7 @@ func (p *Policy) Like(r *Rule) *Rule {
 		return nil
 	}
 	for i := range p.Rules {
-		if p.Rules[i].Same(r) {
+		if p.Rules[i].key == r.key {
 			return &p.Rules[i]
 		}
 	}
