@@ -45,14 +45,14 @@ func TestFloodOfSYNs(t *testing.T) {
 	r := j.open(t, rules(allow("tcp.test", j.echo(t))))
 	to := r.to("tcp.test", 7000)
 	before := held()
-	for i := range 30000 / slower {
+	for i := range 10000 / slower {
 		if err := r.guest.Inject(netstacktest.SYN(uint16(1024+i%60000), to)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	r.guest.MustResolve(t, "tcp.test") // all before was taken
 	awaitFlows(t, r.edge, maxPending)
-	wantHeld(t, "30,000 SYNs", before, 16<<20)
+	wantHeld(t, "10,000 SYNs", before, 16<<20)
 	j.wantNothingOutside(t)
 	close(release)
 }
@@ -195,7 +195,7 @@ func TestFloodOfRequests(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				req.Header.Set("X-Large", strings.Repeat("x", 8<<10))
+				req.Header.Set("X-Large", strings.Repeat("x", 1<<10))
 				res, err := c.Do(req)
 				if err != nil {
 					failed.Add(1)
