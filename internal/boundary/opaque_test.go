@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -128,16 +129,42 @@ func TestResetsPass(t *testing.T) {
 	}
 }
 
-func TestSilentGuestIsKeptOnlySoLong(t *testing.T) {
+// Who connects, says nothing and leaves, or is ended, was denied nothing.
+func TestSilenceIsNoDenial(t *testing.T) {
 	if helloTimeout > time.Minute {
 		t.Errorf("a guest may be silent for %v", helloTimeout)
 	}
-	r := open(t, rules("- {allow: secure.test, ports: 443, upstream: {address: \"127.0.0.1:1\"}}\n"))
-	r.guest.MustDial(t, r.to("secure.test", 443))
-	if err := r.edge.Close(); err != nil {
-		t.Error(err)
+	for name, end := range map[string]func(*rig){
+		"the edge closes":  func(r *rig) { r.edge.Close() },
+		"the guest resets": func(r *rig) { r.guest.ResetAll() },
+		"the rules change": func(r *rig) { r.setRules("") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := open(t, rules("- {allow: secure.test, ports: 443, upstream: {address: \"127.0.0.1:1\"}}\n"))
+			r.guest.MustDial(t, r.to("secure.test", 443))
+			awaitAccepted(t, r.edge)
+			end(r)
+			awaitFlows(t, r.edge, 0)
+			if list, total := r.edge.Denials(); total != 0 {
+				t.Errorf("it was counted as denied: %+v", list)
+			}
+		})
 	}
-	if list, total := r.edge.Denials(); total != 0 {
-		t.Errorf("the end was counted as denied: %+v", list)
+}
+
+// awaitAccepted waits until the only flow has the guest's connection.
+func awaitAccepted(t testing.TB, e *Edge) {
+	t.Helper()
+	awaitFlows(t, e, 1)
+	accepted := false
+	for end := time.Now().Add(patience); !accepted && time.Now().Before(end); runtime.Gosched() {
+		e.flows.each(func(f *flow) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			accepted = f.guest != nil
+		})
+	}
+	if !accepted {
+		t.Fatal("the connection is not accepted")
 	}
 }
