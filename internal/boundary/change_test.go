@@ -208,3 +208,15 @@ func TestWalletChanges(t *testing.T) {
 		t.Errorf("status %d without the secret: %s", status, body)
 	}
 }
+
+// What begins while the edge is being closed, ends.
+func TestNothingBeginsOnceClosed(t *testing.T) {
+	r := open(t, rules("- {allow: x.test, ports: 443}\n"))
+	d := r.edge.judge(r.to("x.test", 443), "")
+	r.edge.flows.closeAll()
+	ctx, f := r.edge.begin(t.Context(), d)
+	defer r.edge.flows.remove(f)
+	if ctx.Err() == nil || f.dials() {
+		t.Error("the flow goes on")
+	}
+}
