@@ -109,6 +109,7 @@ type Edge struct {
 
 	serving sync.WaitGroup
 	stop    context.CancelFunc
+	dropped sync.Once // the record of what the card let go
 }
 
 // Open takes charge of the sandbox's card. The caller closes the edge; nothing
@@ -175,9 +176,7 @@ func (e *Edge) Close() error {
 	e.flows.closeAll()
 	err := errors.Join(e.stack.Close(), e.web.Close())
 	e.serving.Wait()
-	if dropped := e.stack.Dropped(); dropped != (netstack.Dropped{}) {
-		e.cfg.Log.Debug("frames of the guest were dropped", "reasons", dropped)
-	}
+	e.dropped.Do(e.recordDropped)
 	return errors.Join(err, e.tallies.Close())
 }
 

@@ -9,6 +9,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/boundary/credential"
+	"creel/internal/boundary/netstack"
 	"creel/internal/policy"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
@@ -49,9 +50,23 @@ type counted struct {
 func (e *Edge) recordTally(t audit.Tally[counted]) error {
 	kind := t.Key.kind
 	if t.Others {
+		t.Key.to.Decision = event.Deny // allowed names may be among them
 		kind = event.KindDenied
 	}
 	return e.record(context.Background(), kind, event.Tally{Destination: t.Key.to, Count: t.Count, Others: t.Others})
+}
+
+// recordDropped puts on record what never reached a decision.
+func (e *Edge) recordDropped() {
+	frames := map[string]uint64{}
+	for reason, n := range e.stack.Dropped() {
+		if n > 0 {
+			frames[netstack.Reason(reason).String()] = n
+		}
+	}
+	if len(frames) > 0 {
+		e.recordAfter(event.KindDropped, event.Dropped{Frames: frames})
+	}
 }
 
 // destination is what a decision was about, for the record. The names that a

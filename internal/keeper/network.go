@@ -53,6 +53,10 @@ func (r *Run) openBoundary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Held until the edge is known: a frame or a published port may be there
+	// before Open has returned, and its alert then waits.
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	edge, err := boundary.Open(ctx, boundary.Config{
 		Sandbox: string(r.cfg.Spec.ID), Network: r.machine.Network(), Rules: rules, Dialer: r.deps.Network.Dialer,
 		Wallet: wallet, Ports: r.deps.Network.Ports, Audit: r.deps.Audit, Log: r.deps.Log,
@@ -63,8 +67,6 @@ func (r *Run) openBoundary(ctx context.Context) error {
 	}
 	r.edge, r.grants = edge, r.deps.Network.Grants
 	r.undo.Push("boundary", edge.Close)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.status.Ports = r.deps.Network.Listed
 	return nil
 }
@@ -247,11 +249,11 @@ func (r *Run) serveSecrets(ctx context.Context, s *wire.Stream) error {
 // serveNotes tells a client of each destination that is denied for the first
 // time, from now on.
 func (r *Run) serveNotes(ctx context.Context, s *wire.Stream) error {
+	listener := r.notes.listen()
+	defer r.notes.leave(listener)
 	if err := s.Send(ctx, api.Reply{}); err != nil {
 		return nil
 	}
-	listener := r.notes.listen()
-	defer r.notes.leave(listener)
 	for {
 		select {
 		case d := <-listener:

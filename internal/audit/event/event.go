@@ -117,6 +117,7 @@ const (
 	KindSecrets      audit.Kind = "secrets"      // values of secrets are about to be replaced
 	KindBudget       audit.Kind = "budget"       // a limit was used up
 	KindAlert        audit.Kind = "alert"        // what no honest task does was stopped
+	KindDropped      audit.Kind = "dropped"      // frames of the card that were let go, counted; at its end
 	KindPublished    audit.Kind = "published"    // a connection from outside is about to be let in
 )
 
@@ -219,6 +220,12 @@ type Alert struct {
 	Alert string `json:"alert"` // stand-in: a secret's stand-in was sent elsewhere; canary: a planted credential was used
 	Name  string `json:"name"`  // of the secret or canary
 	Where string `json:"where"` // name, header, path, query, body or stream
+}
+
+// Dropped are frames of the sandbox's card that no policy was asked about, by
+// why: malformed, ipv6, fragment and so on.
+type Dropped struct {
+	Frames map[string]uint64 `json:"frames"`
 }
 
 // Published is a connection from outside into the sandbox.
