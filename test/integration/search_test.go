@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,7 +52,7 @@ func (n needles) in(r io.Reader) (found []string, size int64, err error) {
 		size += int64(got)
 		if block := buf[:kept+got]; !bytes.Equal(block, zeros[:len(block)]) {
 			for name, text := range n {
-				if bytes.Contains(block, text) {
+				if bytes.Contains(block, text) && !slices.Contains(found, name) {
 					found = append(found, name)
 				}
 			}
@@ -122,7 +123,7 @@ func (n needles) inFile(path string) (found []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, there...)
+		found = append(found, there...) // once for each stretch of data
 	}
 }
 

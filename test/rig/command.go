@@ -47,16 +47,22 @@ func (r *Rig) Run(t testing.TB, args ...string) Result {
 // RunIn is Run with a standard input.
 func (r *Rig) RunIn(t testing.TB, in io.Reader, args ...string) Result {
 	t.Helper()
+	return r.RunWithin(t, Patience, in, args...)
+}
+
+// RunWithin is RunIn with another bound than [Patience].
+func (r *Rig) RunWithin(t testing.TB, bound time.Duration, in io.Reader, args ...string) Result {
+	t.Helper()
 	var out, complaint bytes.Buffer
 	cmd := r.Cmd(args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &complaint
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	limit := time.AfterFunc(Patience, func() { cmd.Process.Kill() })
+	limit := time.AfterFunc(bound, func() { cmd.Process.Kill() })
 	err := cmd.Wait()
 	if !limit.Stop() {
-		t.Fatalf("creel %q did not end in %s; it wrote %q and %q", args, Patience, &out, &complaint)
+		t.Fatalf("creel %q did not end in %s; it wrote %q and %q", args, bound, &out, &complaint)
 	}
 	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
 		t.Fatalf("creel %q: %v", args, err)
