@@ -4,12 +4,17 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,7 +114,7 @@ func searchAround(t *testing.T, r *rig.Rig, mark, standIn string) {
 	for _, p := range r.Processes() {
 		for _, name := range []string{"cmdline", "environ"} {
 			data, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.PID, name))
-			if err != nil {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a holder may have ended
 				t.Error(err)
 			}
 			if found, _, _ := values.in(strings.NewReader(string(data))); len(found) > 0 {
@@ -145,5 +150,26 @@ func searchAround(t *testing.T, r *rig.Rig, mark, standIn string) {
 	}
 	checkPowerless(t, rig.Keeper, s.KeeperPID) // no core either
 	checkUndumpable(t, s.KeeperPID)
+	checkUnreadable(t, s.KeeperPID)
 	t.Logf("the search took %s", time.Since(began))
+}
+
+// checkUnreadable wants a process's memory closed to its own user.
+func checkUnreadable(t *testing.T, pid int) {
+	t.Helper()
+	uid, err := strconv.ParseUint(strings.Fields(procStatus(pid)["Uid"])[0], 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opens := func(process string) error {
+		cmd := exec.Command("sh", "-c", fmt.Sprintf(": </proc/%s/mem", process))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		return cmd.Run()
+	}
+	if err := opens("self"); err != nil {
+		t.Errorf("user %d cannot read its own memory: %v", uid, err)
+	}
+	if opens(strconv.Itoa(pid)) == nil {
+		t.Errorf("user %d can read the memory of process %d", uid, pid)
+	}
 }
