@@ -39,7 +39,13 @@ type Wallet struct {
 	lower  *scrub.Set // marks as the name system leaves them
 
 	mu   sync.Mutex
-	sets map[string]*scrub.Set // by the marks that are left out
+	sets map[string]*marked // by the marks that are left out
+}
+
+// marked is what is looked for.
+type marked struct {
+	set *scrub.Set
+	low map[string]string // in lower case, as the name of a header may have them
 }
 
 // held is one grant with its binding made ready.
@@ -50,7 +56,7 @@ type held struct {
 
 // New makes a wallet of what is granted and planted.
 func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
-	w := &Wallet{held: map[string]*held{}, marks: map[string]string{}, sets: map[string]*scrub.Set{}}
+	w := &Wallet{held: map[string]*held{}, marks: map[string]string{}, sets: map[string]*marked{}}
 	values := map[string]string{}
 	for _, g := range grants {
 		if err := g.Validate(); err != nil {
@@ -109,6 +115,10 @@ func (w *Wallet) Marks(host string) *scrub.Set {
 	if w == nil {
 		return nil
 	}
+	return w.marksFor(host).set
+}
+
+func (w *Wallet) marksFor(host string) *marked {
 	var left []string
 	for name, h := range w.held {
 		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
@@ -116,11 +126,11 @@ func (w *Wallet) Marks(host string) *scrub.Set {
 		}
 	}
 	slices.Sort(left)
-	set, err := w.without(left)
+	m, err := w.without(left)
 	if err != nil { // all of them compiled, and so do some
 		panic(err)
 	}
-	return set
+	return m
 }
 
 // InName is the mark in a name that is asked for, or "": none may be in one,
@@ -135,12 +145,12 @@ func (w *Wallet) InName(name string) string {
 	return ""
 }
 
-func (w *Wallet) without(left []string) (*scrub.Set, error) {
+func (w *Wallet) without(left []string) (*marked, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	key := strings.Join(left, "\n")
-	if set := w.sets[key]; set != nil {
-		return set, nil
+	if m := w.sets[key]; m != nil {
+		return m, nil
 	}
 	marks := maps.Clone(w.marks)
 	for _, name := range left {
@@ -150,8 +160,12 @@ func (w *Wallet) without(left []string) (*scrub.Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the search for stand-ins: %w", err)
 	}
-	w.sets[key] = set
-	return set, nil
+	for name, mark := range marks {
+		marks[name] = strings.ToLower(mark)
+	}
+	m := &marked{set, marks}
+	w.sets[key] = m
+	return m, nil
 }
 
 // Mark tells what a found mark is: a stand-in's or a canary's, and its name.
@@ -169,28 +183,60 @@ type Found struct {
 }
 
 // Look finds marks that must not leave for host in a request's head.
-func (w *Wallet) Look(host string, r *http.Request) *Found {
-	set := w.Marks(host)
-	if set.Empty() {
+func (w *Wallet) Look(host string, r *http.Request) (found *Found) {
+	if w == nil {
 		return nil
 	}
-	look := func(where, text string) *Found {
-		if _, found := set.Text(text); len(found) > 0 {
-			return &Found{found[0], where}
+	m := w.marksFor(host)
+	if m.set.Empty() {
+		return nil
+	}
+	for name := range r.Header {
+		if f := m.inName(name); f != nil {
+			return f
 		}
-		return nil
 	}
-	for name, values := range r.Header {
-		for _, text := range append(values, name) {
-			if f := look("header", text); f != nil {
-				return f
+	// All at once first, which is what nearly always suffices.
+	var all strings.Builder
+	each(r, func(_, text string) {
+		all.WriteString(text)
+		all.WriteByte(0) // in no head
+	})
+	if _, names := m.set.Text(all.String()); len(names) > 0 {
+		each(r, func(where, text string) {
+			if _, names := m.set.Text(text); found == nil && len(names) > 0 {
+				found = &Found{names[0], where}
 			}
+		})
+	}
+	return found
+}
+
+// each goes over the texts of a request's head, but for the names of headers.
+func each(r *http.Request, do func(where, text string)) {
+	for _, values := range r.Header {
+		for _, text := range values {
+			do("header", text)
 		}
 	}
-	if f := look("path", r.Method+" "+r.URL.EscapedPath()); f != nil {
-		return f
+	do("path", r.Method)
+	do("path", r.URL.EscapedPath())
+	do("query", r.URL.RawQuery)
+}
+
+// inName looks at the name of a header, whose case the guest's client and
+// net/http have changed.
+func (m *marked) inName(name string) *Found {
+	if len(name) < scrub.MinValue {
+		return nil
 	}
-	return look("query", r.URL.RawQuery)
+	name = strings.ToLower(name)
+	for mark, low := range m.low {
+		if strings.Contains(name, low) {
+			return &Found{mark, "header"}
+		}
+	}
+	return nil
 }
 
 // Bound reports why a secret may not be used in a request; nil where it may.
@@ -205,8 +251,14 @@ func (w *Wallet) Bound(name string, req policy.Request) error {
 	return nil
 }
 
-// As is how a secret that is held gets into requests.
-func (w *Wallet) As(name string) string { return w.held[name].Binding.Use.As }
+// As is how a secret gets into requests, "" for one that is not held: it may
+// have been taken back since [Wallet.Bound] was asked.
+func (w *Wallet) As(name string) string {
+	if w == nil || w.held[name] == nil {
+		return ""
+	}
+	return w.held[name].Binding.Use.As
+}
 
 // brought are headers that carry credentials: what the task brings itself must
 // not go where the policy puts its own.
@@ -217,22 +269,28 @@ var brought = []string{
 
 var broughtQueries = []string{"access_token", "api_key", "apikey", "api-key"}
 
-// Swaps reports whether a stand-in is in a place where [Wallet.Put] swaps it.
+// Swaps reports whether [Wallet.Put] would put the value into a request: a
+// stand-in has to be in a place where it is swapped.
 func (w *Wallet) Swaps(name string, r *http.Request) bool {
-	h := w.held[name]
-	if h.Binding.Use.As != secret.AsStandIn {
-		return true
+	switch w.As(name) {
+	case "":
+		return false
+	case secret.AsStandIn:
+		return w.held[name].swap(r.Clone(r.Context())) > 0
 	}
-	return h.swap(r.Clone(r.Context())) > 0
+	return true
 }
 
-// Put puts a secret that is held into a request, and takes out what the task
-// brought.
+// Put puts a secret that is held into a request, which it changes, and takes
+// out what the task brought. A stand-in stays that is not where it is swapped.
 func (w *Wallet) Put(name string, r *http.Request) {
 	h := w.held[name]
 	use, value := h.Binding.Use, h.Value.Reveal()
 	for _, header := range brought {
-		if use.As != secret.AsStandIn || !h.inHeader(r, header) {
+		left := slices.DeleteFunc(r.Header[header], func(v string) bool { return use.As != secret.AsStandIn || h.swapped(v) == v })
+		if len(left) > 0 {
+			r.Header[header] = left
+		} else {
 			r.Header.Del(header)
 		}
 	}
@@ -257,12 +315,6 @@ func (w *Wallet) Put(name string, r *http.Request) {
 	case secret.AsStandIn:
 		h.swap(r)
 	}
-}
-
-// inHeader reports whether a header holds the stand-in, plainly or as basic
-// credentials.
-func (h *held) inHeader(r *http.Request, header string) bool {
-	return slices.ContainsFunc(r.Header.Values(header), func(v string) bool { return h.swapped(v) != v })
 }
 
 // swap puts the value in the place of the stand-in, and counts.
