@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"creel/internal/boundary/decode"
 	"creel/internal/boundary/scrub"
@@ -16,35 +18,47 @@ var errMark = errors.New("a credential that is not for this destination was abou
 // before the mark has left.
 type requestBody struct {
 	io.ReadCloser
-	x      *exchange
-	search *searched // nil: there are no marks
+	x    *exchange
+	from io.Reader   // the body, searched where there are marks
+	over atomic.Bool // the guest has sent all of it
 }
 
 func newRequestBody(body io.ReadCloser, x *exchange) *requestBody {
-	b := &requestBody{ReadCloser: body, x: x}
+	b := &requestBody{ReadCloser: body, x: x, from: body}
 	if !x.pass.Marks.Empty() {
 		stream := x.pass.Marks.Stream()
-		b.search = newSearched(body, stopping{plain{stream}, stream, x.markFound})
+		b.from = newSearched(body, stopping{plain{stream}, stream, x.markFound}, x.link)
 	}
 	return b
 }
 
-func (b *requestBody) Read(p []byte) (n int, err error) {
-	if b.search == nil {
-		n, err = b.ReadCloser.Read(p)
-	} else {
-		n, err = b.search.Read(p)
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if err == io.EOF {
+		b.over.Store(true)
 	}
 	b.x.note(func(r *Result) { r.BytesOut += int64(n) })
 	return n, err
 }
 
-func (b *requestBody) Close() error {
-	err := b.ReadCloser.Close()
-	if b.search != nil {
-		b.search.settle()
+// endGrace is how long a guest of HTTP/1 may take to send more of a body that
+// nobody wants any more.
+const endGrace = 100 * time.Millisecond
+
+// endRequest ends the request, whose response has ended, so that nothing waits
+// for a guest that waits for the response's end itself. What is returned must be
+// called when nothing waits.
+func (x *exchange) endRequest() (stop func() bool) {
+	stop = func() bool { return true }
+	if x.body == nil || x.body.over.Load() {
+		return stop
 	}
-	return err
+	interrupt := func() { http.NewResponseController(x.w).SetReadDeadline(time.Now()) }
+	if x.link.strict != nil { // its connection ends with this
+		return time.AfterFunc(endGrace, interrupt).Stop
+	}
+	interrupt()
+	return stop
 }
 
 // markFound tells of it once.
@@ -60,13 +74,13 @@ func (x *exchange) markFound(names []string) {
 
 // responseBody is what the upstream sends, without values.
 type responseBody struct {
-	body    io.ReadCloser
-	x       *exchange
-	trailer func() http.Header
+	io.Closer
+	from io.Reader // the body, searched where there are values
+	x    *exchange
+	res  *http.Response
 
-	stream *scrub.Stream
-	search *searched
-	counts int64 // matches that were reported
+	stream *scrub.Stream // nil: it is not searched
+	counts int64         // matches that were reported
 }
 
 // searchable puts the search into a response's body, behind its encoding.
@@ -81,7 +95,10 @@ func searchable(x *exchange, res *http.Response, b *responseBody) error {
 	if bodiless(res) {
 		return nil
 	}
-	decoded, err := decode.New(coding, b.body)
+	decoded, err := decode.New(coding, struct {
+		io.Reader
+		io.Closer
+	}{b.from, b.Closer})
 	switch {
 	case err != nil && x.pass.Unreadable:
 		return nil
@@ -89,14 +106,17 @@ func searchable(x *exchange, res *http.Response, b *responseBody) error {
 		return errUnreadable{"has the encoding " + x.text(coding) + " and"}
 	}
 	if coding != "" && !strings.EqualFold(coding, "identity") {
-		for _, h := range []string{"Content-Encoding", "Content-Length", "Content-Md5", "Digest", "Etag"} {
+		for _, h := range []string{"Content-Encoding", "Content-Length", "Content-Md5", "Digest", "Content-Digest"} {
 			res.Header.Del(h) // they are of the encoded body
+		}
+		if tag := res.Header.Get("Etag"); strings.HasPrefix(tag, `"`) {
+			res.Header.Set("Etag", "W/"+tag) // the same content, in other bytes
 		}
 		res.ContentLength = -1
 	}
-	b.body = decoded
+	b.Closer = decoded
 	b.stream = x.pass.Values.Stream()
-	b.search = newSearched(decoded, plain{b.stream})
+	b.from = newSearched(decoded, plain{b.stream}, x.link)
 	return nil
 }
 
@@ -104,12 +124,8 @@ func bodiless(res *http.Response) bool {
 	return res.Request.Method == http.MethodHead || res.StatusCode == http.StatusNoContent || res.StatusCode == http.StatusNotModified
 }
 
-func (b *responseBody) Read(p []byte) (n int, err error) {
-	if b.search == nil {
-		n, err = b.body.Read(p)
-	} else {
-		n, err = b.search.Read(p)
-	}
+func (b *responseBody) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
 	b.x.note(func(r *Result) {
 		r.BytesIn += int64(n)
 		if err != nil && err != io.EOF {
@@ -120,16 +136,13 @@ func (b *responseBody) Read(p []byte) (n int, err error) {
 			b.counts = b.stream.Found()
 		}
 	})
-	if err == io.EOF {
-		b.x.clean(b.trailer())
-	}
 	return n, err
 }
 
+// Close also prepares the trailers, which are sent after it.
 func (b *responseBody) Close() error {
-	err := b.body.Close()
-	if b.search != nil {
-		b.search.settle()
-	}
+	defer b.x.endRequest()()
+	err := b.Closer.Close()
+	b.x.clean(b.res.Trailer)
 	return err
 }

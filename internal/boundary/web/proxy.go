@@ -13,16 +13,18 @@ import (
 	"strings"
 	"sync"
 
-	"creel/internal/boundary/scrub"
-
 	"golang.org/x/net/http/httpguts"
 )
 
 // exchange is one request that was let through, and what is known of it.
 type exchange struct {
 	site *Site
+	link *link
 	pass *Pass
 	w    http.ResponseWriter
+	body *requestBody // nil: there is none
+
+	cancel context.CancelFunc
 
 	mu     sync.Mutex
 	result Result
@@ -46,6 +48,11 @@ func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request)
 		d.answer(w, r, site)
 		return
 	}
+	if reason := ambiguous(r); reason != "" {
+		(&Denial{Status: http.StatusBadRequest, Error: "malformed", Reason: reason}).answer(w, r, site)
+		return
+	}
+	spell(r.URL)
 	// Trailers of requests are dropped: they come when all has been decided.
 	r.Trailer = nil
 	pass, denial := site.Ask(r.Context(), r)
@@ -53,7 +60,7 @@ func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request)
 		denial.answer(w, r, site)
 		return
 	}
-	x := &exchange{site: site, pass: pass}
+	x := &exchange{site: site, link: linkOf(r.Context()), pass: pass}
 	x.w = &responseWriter{ResponseWriter: w, x: x}
 	defer func() {
 		x.mu.Lock()
@@ -65,9 +72,13 @@ func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request)
 		// An upstream may answer before it has read everything.
 		http.NewResponseController(w).EnableFullDuplex()
 	}
-	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
+	defer cancel()
+	x.cancel = cancel
+	r = r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = newRequestBody(r.Body, x)
+		x.body = newRequestBody(r.Body, x)
+		r.Body = x.body
 	}
 	proxy.ServeHTTP(x.w, r)
 }
@@ -164,14 +175,15 @@ func modifyResponse(res *http.Response) error {
 		return switched(x, res)
 	}
 	res.Header.Del("Alt-Svc") // another way to the same place, which is not allowed by itself
-	body := &responseBody{body: res.Body, x: x, trailer: func() http.Header { return res.Trailer }}
-	if !x.pass.Values.Empty() {
-		if err := searchable(x, res, body); err != nil {
-			return err
-		}
+	if len(res.Trailer) > 0 {
+		res.Header.Del("Content-Length") // with a length, HTTP/1 has no trailers
 	}
+	body := &responseBody{Closer: res.Body, from: res.Body, x: x, res: res}
 	res.Body = body
-	return nil
+	if x.pass.Values.Empty() {
+		return nil
+	}
+	return searchable(x, res, body)
 }
 
 // errUnreadable is of a response in which a secret could not be found.
@@ -211,37 +223,74 @@ func upstreamFailed(_ http.ResponseWriter, r *http.Request, err error) {
 // those of 1xx answers, which come by another way than the rest.
 type responseWriter struct {
 	http.ResponseWriter
-	x *exchange
+	x     *exchange
+	hints int // 1xx answers
 }
 
 // Unwrap lets http.ResponseController through.
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *responseWriter) WriteHeader(status int) {
-	w.x.clean(w.Header())
+	if status < 200 {
+		if w.hints++; w.hints > maxHints {
+			w.x.cancel()
+		}
+	}
+	if status < 200 && w.x.link.strict == nil {
+		// net/http's HTTP/2 may still read the header of a 1xx answer when the
+		// guest has cancelled and the next is written: a fault that ends the process.
+		return
+	}
+	h := w.Header()
+	w.x.clean(h)
+	if _, known := h["Content-Type"]; !known {
+		h["Content-Type"] = nil // or net/http would guess at one
+	}
+	if status >= 200 && w.x.link.strict != nil && w.x.body != nil && !w.x.body.over.Load() {
+		// Who answers before the request has ended may never want its end, and
+		// net/http panics where it finds that end after the answer's, and reads on.
+		h.Set("Connection", "close")
+		w.x.link.unread.Store(true)
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// clean takes values out of names and values of headers.
+// clean takes values out of names and values of headers. Names change their
+// case on the way, and are also looked at as HTTP/2 sends them.
 func (x *exchange) clean(h http.Header) {
-	if x.pass.Values.Empty() {
+	if x.pass.Values.Empty() || !x.suspect(h) {
 		return
 	}
 	for name, values := range h {
 		for i, v := range values {
 			values[i] = x.text(v)
 		}
-		if clean := x.text(name); clean != name {
+		clean := x.text(name)
+		if clean == name {
+			clean = x.text(strings.ToLower(name))
+		}
+		if !strings.EqualFold(clean, name) {
 			delete(h, name)
 			h[http.CanonicalHeaderKey(strings.ReplaceAll(clean, "*", "x"))] = values
 		}
 	}
 }
 
-func (x *exchange) text(s string) string { return cleanText(x, x.pass.Values, s) }
+// suspect looks at all headers at once, which is what nearly always suffices.
+func (x *exchange) suspect(h http.Header) bool {
+	var all strings.Builder
+	for name, values := range h {
+		for _, s := range append([]string{name, strings.ToLower(name)}, values...) {
+			all.WriteString(s)
+			all.WriteByte(0) // in no value
+		}
+	}
+	_, found := x.pass.Values.Text(all.String())
+	return len(found) > 0
+}
 
-func cleanText(x *exchange, set *scrub.Set, s string) string {
-	clean, found := set.Text(s)
+func (x *exchange) text(s string) string {
+	clean, found := x.pass.Values.Text(s)
 	if n := int64(len(found)); n > 0 {
 		x.note(func(r *Result) { r.Scrubbed += n })
 	}

@@ -30,22 +30,34 @@ func (p plain) Write(dst, b []byte) ([]byte, error) { return p.Stream.Write(dst,
 type searched struct {
 	src    io.Reader
 	filter filter
+	link   *link // waits for what reads ahead; nil: the caller closes src
 
-	buf      []byte // read from src
-	ready    []byte // filtered, not yet given
+	buffers  *buffers
+	buf, out []byte // read from src, and filtered; nil before the beginning and behind the end
+	ready    []byte // of out, not yet given
 	err      error  // of src or filter, given once ready is empty
-	ahead    chan int
+	ahead    chan readAhead
 	released bool // what can be released of what is held was
 }
 
-func newSearched(src io.Reader, f filter) *searched {
-	return &searched{src: src, filter: f, buf: make([]byte, 32<<10)}
+// readAhead is what a read in the background came to.
+type readAhead struct {
+	n   int
+	err error
+}
+
+func newSearched(src io.Reader, f filter, l *link) *searched {
+	return &searched{src: src, filter: f, link: l, buffers: l.buffers}
 }
 
 func (s *searched) Read(p []byte) (int, error) {
 	for len(s.ready) == 0 {
 		if s.err != nil {
+			s.free()
 			return 0, s.err
+		}
+		if s.buf == nil {
+			s.buf, s.out = s.buffers.Get(), s.buffers.Get()
 		}
 		s.fill()
 	}
@@ -57,34 +69,37 @@ func (s *searched) Read(p []byte) (int, error) {
 func (s *searched) fill() {
 	n, idle := s.next()
 	if idle {
-		s.ready, s.released = s.filter.Release(s.ready[:0]), true
+		s.out, s.released = s.filter.Release(s.out[:0]), true
+		s.ready = s.out
 		return
 	}
 	s.released = false
 	var err error
-	s.ready, err = s.filter.Write(s.ready[:0], s.buf[:n])
+	s.out, err = s.filter.Write(s.out[:0], s.buf[:n])
 	switch {
 	case err != nil:
-		s.ready, s.err = nil, err
+		s.out, s.err = s.out[:0], err
 	case s.err == io.EOF:
-		s.ready = s.filter.Flush(s.ready)
+		s.out = s.filter.Flush(s.out)
+	}
+	s.ready = s.out
+}
+
+// free gives the buffers back. Nothing reads ahead once there is an error.
+func (s *searched) free() {
+	if s.buf != nil {
+		s.buffers.Put(s.buf)
+		s.buffers.Put(s.out)
+		s.buf, s.out, s.ready = nil, nil, nil
 	}
 }
 
 // next reads once. It reports idle instead where bytes are held back and none
 // follow soon.
 func (s *searched) next() (n int, idle bool) {
-	if s.ahead == nil {
-		if s.filter.Pending() == 0 {
-			n, s.err = s.src.Read(s.buf)
-			return n, false
-		}
-		s.ahead = make(chan int, 1)
-		go func(ahead chan<- int) { // ends with the read; settle waits for it
-			n, err := s.src.Read(s.buf)
-			s.err = err
-			ahead <- n
-		}(s.ahead)
+	if s.ahead == nil && (s.filter.Pending() == 0 || !s.readAhead()) {
+		n, s.err = s.src.Read(s.buf)
+		return n, false
 	}
 	var timeout <-chan time.Time
 	if !s.released {
@@ -93,27 +108,38 @@ func (s *searched) next() (n int, idle bool) {
 		timeout = timer.C
 	}
 	select {
-	case n = <-s.ahead:
-		s.ahead = nil
-		return n, false
+	case got := <-s.ahead:
+		s.ahead, s.err = nil, got.err
+		return got.n, false
 	case <-timeout:
 		return 0, true
 	}
 }
 
-// settle waits for a read that is under way; src was closed.
-func (s *searched) settle() {
-	if s.ahead != nil {
-		<-s.ahead
-		s.ahead = nil
+// readAhead reads in the background, unless the connection has ended. The read
+// ends with src, at the latest with the connection, which waits for it.
+func (s *searched) readAhead() bool {
+	if s.link != nil && !s.link.begin() {
+		return false
 	}
+	ahead := make(chan readAhead, 1)
+	s.ahead = ahead
+	go func() {
+		if s.link != nil {
+			defer s.link.work.Done()
+		}
+		n, err := s.src.Read(s.buf)
+		ahead <- readAhead{n, err}
+	}()
+	return true
 }
 
 // Search is what comes of a stream without structure, up to the first mark in
-// it: reading then fails, and found is told.
+// it: reading then fails, and found is told. One read of src may go on when the
+// caller has stopped reading, and ends with src.
 func Search(src io.Reader, marks *scrub.Set, found func(names []string)) io.Reader {
 	stream := marks.Stream()
-	return newSearched(src, stopping{plain{stream}, stream, found})
+	return &searched{src: src, filter: stopping{plain{stream}, stream, found}, buffers: new(buffers)}
 }
 
 // stopping lets nothing pass behind a match.

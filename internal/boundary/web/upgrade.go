@@ -3,18 +3,22 @@ package web
 import (
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"creel/internal/boundary/scrub"
 	"creel/internal/boundary/wsframe"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // switched puts filters into both directions of a WebSocket.
 func switched(x *exchange, res *http.Response) error {
 	upstream, ok := res.Body.(io.ReadWriteCloser)
-	if !ok {
-		return errUnreadable{"switched to another protocol and"}
+	strict := linkOf(res.Request.Context()).strict
+	if !ok || strict == nil || !toWebSocket(res.Request.Header) || !toWebSocket(res.Header) {
+		return errUnreadable{"switched to a protocol that was not asked for, and"}
 	}
 	if res.Header.Get("Sec-Websocket-Extensions") != "" {
 		return errUnreadable{"uses extensions of WebSocket that were not offered, and"}
@@ -22,11 +26,20 @@ func switched(x *exchange, res *http.Response) error {
 	values, marks := x.pass.Values.Stream(), x.pass.Marks.Stream()
 	s := &socket{upstream: upstream, x: x, values: values, marks: marks}
 	down := wsframe.New(wsframe.FromServer, values, func(p []byte) []byte { return []byte(x.text(string(p))) })
-	s.down = newSearched(upstream, down)
+	s.down = newSearched(upstream, down, linkOf(res.Request.Context()))
 	s.up = wsframe.New(wsframe.FromClient, marks, func(p []byte) []byte { return s.control(p) })
 	res.Body = s
-	connOf(res.Request.Context()).passThrough()
+	// What follows goes to the guest by a way of its own.
+	res.Status = ""
+	res.Header.Del("Alt-Svc")
+	x.clean(res.Header)
+	strict.PassThrough()
 	return nil
+}
+
+func toWebSocket(h http.Header) bool {
+	up := h.Values("Upgrade")
+	return len(up) == 1 && strings.EqualFold(up[0], "websocket") && httpguts.HeaderValuesContainsToken(h.Values("Connection"), "upgrade")
 }
 
 // socket is the upstream's end of a WebSocket.
@@ -110,7 +123,6 @@ func (s *socket) control(p []byte) []byte {
 
 func (s *socket) Close() error {
 	err := s.upstream.Close()
-	s.down.settle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.timer != nil {

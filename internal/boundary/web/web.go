@@ -33,12 +33,23 @@ const (
 	maxHeaderBytes    = 64 << 10
 	headerTimeout     = 60 * time.Second // generous with an emulated guest
 	idleTimeout       = 5 * time.Minute
+	lingerTime        = 500 * time.Millisecond
 	maxStreams        = 100       // HTTP/2 requests of one connection at once
 	maxUnread         = 256 << 10 // bytes of HTTP/2 bodies of one connection that nobody has read yet
 	maxRequests       = 1024      // of all connections at once, each with a header of its own
 	maxResponseHeader = 256 << 10
 	maxUpstreamConns  = 32 // of one guest connection
+	maxHints          = 32 // 1xx answers to one request
+
+	// What may have come from the upstream by HTTP/2 and not been read by the
+	// guest; the defaults are 4 MiB and 1 GiB.
+	maxStreamBuffer = 512 << 10
+	maxConnBuffer   = 4 << 20
 )
+
+// flushAfter is how long the beginning of a body whose length is known may wait
+// for more of it. What has no known length, events for instance, never waits.
+const flushAfter = time.Millisecond
 
 // Site is one connection of the guest, and where it leads.
 type Site struct {
@@ -86,12 +97,12 @@ type Result struct {
 // Server serves the HTTP connections of one sandbox.
 type Server struct {
 	http     http.Server
+	buffers  buffers
 	incoming chan net.Conn
 	closed   chan struct{}
 	once     sync.Once
 	serving  sync.WaitGroup
 	conns    sync.WaitGroup
-	handling sync.RWMutex // read by each request for as long as it is served
 	requests atomic.Int64 // that are being served
 }
 
@@ -102,8 +113,8 @@ func NewServer() *Server {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	proxy := &httputil.ReverseProxy{
-		Rewrite: rewrite, Transport: roundTripper{}, FlushInterval: -1, ModifyResponse: modifyResponse,
-		ErrorHandler: upstreamFailed, ErrorLog: log.New(io.Discard, "", 0), BufferPool: new(buffers),
+		Rewrite: rewrite, Transport: roundTripper{}, FlushInterval: flushAfter, ModifyResponse: modifyResponse,
+		ErrorHandler: upstreamFailed, ErrorLog: log.New(io.Discard, "", 0), BufferPool: &s.buffers,
 	}
 	s.http = http.Server{
 		Handler:        http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.handle(proxy, w, r) }),
@@ -112,32 +123,42 @@ func NewServer() *Server {
 			MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerConnection: maxUnread, MaxReceiveBufferPerStream: maxUnread,
 		},
 		ErrorLog: log.New(io.Discard, "", 0), DisableGeneralOptionsHandler: true,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if t, ok := c.(*tls.Conn); ok {
-				c = t.NetConn()
-			}
-			return context.WithValue(ctx, connKey{}, c.(*conn))
-		},
+		ConnContext: s.connContext,
 	}
 	s.serving.Go(func() { s.http.Serve(listener{s}) })
 	return s
 }
 
-type connKey struct{}
+type linkKey struct{}
 
-func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
+func linkOf(ctx context.Context) *link { return ctx.Value(linkKey{}).(*link) }
 
-func siteOf(ctx context.Context) *Site { return connOf(ctx).site }
+func siteOf(ctx context.Context) *Site { return linkOf(ctx).site }
 
-// Serve serves one connection until its end and closes it. With a
-// configuration it is TLS that ends here; its first bytes may have been read
-// already and be given again by nc.
+// connContext is of the requests of a connection: they are over when it is,
+// also while nobody reads from it.
+func (s *Server) connContext(ctx context.Context, nc net.Conn) context.Context {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c := nc.(*conn)
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, linkKey{}, c.link))
+	s.conns.Go(func() { // Serve, which counts too, has not returned
+		<-c.link.done
+		cancel()
+	})
+	return ctx
+}
+
+// Serve serves one connection until its end, closes it and waits for its
+// requests. With a configuration it is TLS that ends here; its first bytes may
+// have been read already and be given again by nc.
 func (s *Server) Serve(ctx context.Context, nc net.Conn, site *Site, config *tls.Config) error {
 	s.conns.Add(1)
 	defer s.conns.Done()
 	site.transport = site.newTransport()
 	defer site.transport.CloseIdleConnections()
-	c := &conn{Conn: nc, site: site, done: make(chan struct{})}
+	c := &conn{nc, &link{site: site, buffers: &s.buffers, done: make(chan struct{})}}
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	served, err := c.prepare(ctx, config)
 	if err != nil {
@@ -149,7 +170,8 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn, site *Site, config *tls
 	case <-s.closed:
 		c.Close()
 	}
-	<-c.done
+	<-c.link.done
+	c.link.wait()
 	return nil
 }
 
@@ -159,56 +181,90 @@ func (s *Server) Close() error {
 	err := s.http.Close()
 	s.serving.Wait()
 	s.conns.Wait()
-	s.handling.Lock() // net/http waits for none of them
-	defer s.handling.Unlock()
 	return err
 }
 
-// handle serves one request, unless the server is closed.
+// handle serves one request, unless its connection has ended.
 func (s *Server) handle(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
-	s.handling.RLock()
-	defer s.handling.RUnlock()
-	select {
-	case <-s.closed:
+	l := linkOf(r.Context())
+	if !l.begin() {
 		panic(http.ErrAbortHandler) // net/http's way to say nothing
-	default:
 	}
+	defer l.work.Done()
 	defer s.requests.Add(-1)
 	if s.requests.Add(1) > maxRequests {
 		d := &Denial{Status: http.StatusServiceUnavailable, Error: "busy", Reason: "too many requests of this sandbox are under way"}
-		d.answer(w, r, siteOf(r.Context()))
+		d.answer(w, r, l.site)
 		return
 	}
 	serve(proxy, w, r)
 }
 
+// link is what the requests of one connection share.
+type link struct {
+	site    *Site
+	strict  *framing.Conn // reads HTTP/1; nil: HTTP/2
+	buffers *buffers
+	once    sync.Once
+	done    chan struct{} // closed once the connection is
+	unread  atomic.Bool   // a request was answered before its end
+
+	mu   sync.Mutex
+	over bool
+	work sync.WaitGroup // requests, and what they have started
+}
+
+// begin counts a piece of work that calls work.Done. Once the connection has
+// ended there is none any more.
+func (l *link) begin() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.over {
+		l.work.Add(1)
+	}
+	return !l.over
+}
+
+func (l *link) wait() {
+	l.mu.Lock()
+	l.over = true
+	l.mu.Unlock()
+	l.work.Wait()
+}
+
 // conn is a guest's connection on its way through the server.
 type conn struct {
 	net.Conn
-	site *Site
-	once sync.Once
-	done chan struct{}
-	err  error
-
-	strict *framing.Conn // reads HTTP/1; nil: HTTP/2
+	link *link
 }
 
-// passThrough lets bytes pass that are not HTTP any more.
-func (c *conn) passThrough() { c.strict.PassThrough() }
-
+// Close implements [net.Conn].
 func (c *conn) Close() error {
-	c.once.Do(func() {
-		c.err = c.Conn.Close()
-		close(c.done)
-	})
-	return c.err
+	if c.link.unread.Load() && c.Conn == net.Conn(c.link.strict) {
+		c.link.linger()
+	}
+	err := c.Conn.Close()
+	c.link.once.Do(func() { close(c.link.done) })
+	return err
+}
+
+// linger reads what the guest still sends of a request that was answered before
+// its end. Closing a connection with unread bytes resets it, and the reset may
+// overtake the answer.
+func (l *link) linger() {
+	if half, ok := l.strict.Conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
+	if l.strict.Conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+		io.Copy(io.Discard, l.strict.Conn) // its errors are the connection's end
+	}
 }
 
 // prepare shakes hands, and puts the strict reader in front of HTTP/1.
 func (c *conn) prepare(ctx context.Context, config *tls.Config) (net.Conn, error) {
 	if config == nil {
-		c.strict = framing.NewConn(c.Conn)
-		c.Conn = c.strict
+		c.link.strict = framing.NewConn(c.Conn)
+		c.Conn = c.link.strict
 		return c, nil
 	}
 	t := tls.Server(c, config)
@@ -220,9 +276,8 @@ func (c *conn) prepare(ctx context.Context, config *tls.Config) (net.Conn, error
 	if t.ConnectionState().NegotiatedProtocol == "h2" {
 		return t, nil
 	}
-	inner := &conn{site: c.site, done: make(chan struct{}), strict: framing.NewConn(t)}
-	inner.Conn = inner.strict
-	return inner, nil
+	c.link.strict = framing.NewConn(t)
+	return &conn{c.link.strict, c.link}, nil
 }
 
 // listener hands the server what Serve was given.
@@ -253,6 +308,7 @@ func (s *Site) newTransport() *http.Transport {
 		MaxIdleConnsPerHost: maxUpstreamConns, IdleConnTimeout: idleTimeout,
 		TLSHandshakeTimeout: 30 * time.Second, ExpectContinueTimeout: time.Second,
 		MaxResponseHeaderBytes: maxResponseHeader,
+		HTTP2:                  &http.HTTP2Config{MaxReceiveBufferPerStream: maxStreamBuffer, MaxReceiveBufferPerConnection: maxConnBuffer},
 	}
 }
 
@@ -262,16 +318,24 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	return siteOf(r.Context()).transport.RoundTrip(r)
 }
 
-// buffers are those that bodies are copied with.
+// buffers are those that bodies are copied and searched with.
 type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
 
 func (b *buffers) Get() []byte {
 	if p, ok := b.pool.Get().(*[]byte); ok {
 		return *p
 	}
-	return make([]byte, 32<<10)
+	return make([]byte, bufferSize)
 }
 
-func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
+// Put takes back what Get gave, at its full size, or what has taken its place
+// and may have grown.
+func (b *buffers) Put(p []byte) {
+	if p = p[:cap(p)]; len(p) >= bufferSize && len(p) <= 4*bufferSize {
+		b.pool.Put(&p)
+	}
+}
 
 var errClosed = errors.New("the sandbox's edge is closed")
