@@ -123,6 +123,19 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// A hint that names a flag can be pasted: a name of the host's own has no usual
+// port that the flag could stand for.
+func TestHintsOfNames(t *testing.T) {
+	var none *Policy
+	for host, want := range map[string]string{
+		"a.test": "--allow a.test", HostAlias: "--allow host.creel.internal:PORT, with the port that is meant",
+	} {
+		if got := none.Decide(Request{Op: Resolve, Host: host}).Hint(); got != want {
+			t.Errorf("%s: hint %q, want %q", host, got, want)
+		}
+	}
+}
+
 func TestDial(t *testing.T) {
 	p := must(t, `
   - {allow: pub.test, ports: 1-65535}

@@ -110,6 +110,8 @@ func (d Decision) allowHint() string {
 		host = req.Addr.String()
 	}
 	switch {
+	case req.Port == 0 && host == HostAlias: // there is no usual port of it
+		return "--allow " + host + ":PORT, with the port that is meant"
 	case req.Port == 0:
 		return "--allow " + host
 	case req.Protocol == UDP:
