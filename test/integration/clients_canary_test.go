@@ -76,7 +76,7 @@ func TestClientsCanaries(t *testing.T) {
 		t.Error("the planted key arrived")
 	}
 	w.mu.Unlock()
-	if sent := <-arrived; !strings.HasPrefix("look: ", sent) {
+	if sent := receive(t, arrived); !strings.HasPrefix("look: ", sent) {
 		t.Errorf("of the stream %q arrived", sent)
 	}
 	if !strings.Contains(got.Err, "with 6 alerts") {

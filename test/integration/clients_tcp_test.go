@@ -183,7 +183,7 @@ rules:
 		curl -sS http://up.example.com/again/hello; echo "curl $?"
 		curl -sS http://other.example.com/other/hello`
 	got := r.Run(t, "run", "--name", "budget", "--policy", w.policy(t, text), image, "sh", "-c", script)
-	if n := <-arrived; n == 0 || n > 64<<10 {
+	if n := receive(t, arrived); n == 0 || n > 64<<10 {
 		t.Errorf("%d bytes were let out, want some and at most 64 KiB", n)
 	}
 	if !strings.HasSuffix(got.Out, "hello other, your key is <>\n") || strings.Contains(got.Out, "curl 0\n") || strings.Contains(got.Out, "hello again") {

@@ -222,3 +222,14 @@ func recordsOf[T any](t *testing.T, r *rig.Rig, sandbox, kind string) (out []T) 
 		out = append(out, one.Data)
 	}
 }
+
+// receive is what comes next from a server of the test.
+func receive[T any](t *testing.T, from <-chan T) (value T) {
+	t.Helper()
+	select {
+	case value = <-from:
+	case <-rig.Context(t).Done():
+		t.Fatal("nothing arrived at the server")
+	}
+	return value
+}
