@@ -180,7 +180,7 @@ rules:
   - {allow: up.example.com, protocol: http, name: up, upstream: PLAIN, budget: {bytes_out: 64KiB}}
   - {allow: other.example.com, protocol: http, upstream: PLAIN}`
 	script := `head -c 1M /dev/zero | curl -sS -T - http://up.example.com/up; echo "curl $?"
-		curl -sS http://up.example.com/again/hello; echo "curl $?"
+		curl -sS --fail http://up.example.com/again/hello; echo "curl $?"
 		curl -sS http://other.example.com/other/hello`
 	got := r.Run(t, "run", "--name", "budget", "--policy", w.policy(t, text), image, "sh", "-c", script)
 	if n := receive(t, arrived); n == 0 || n > 64<<10 {
