@@ -15,7 +15,12 @@ import (
 	"creel/test/clients/packet"
 )
 
-const atOnce = 128 // of what a flood has under way, but for connections that it keeps
+const (
+	atOnce = 128 // of what a flood has under way, but for connections that it keeps
+	// queriesAtOnce of one socket: a resolver may drop what it has not read of
+	// more, and each loss is waited for.
+	queriesAtOnce = 32
+)
 
 func floodTries() []try {
 	return []try{
@@ -107,28 +112,49 @@ func allowFiles(n uint64) error {
 	return nil
 }
 
+// floodNames keeps so many queries under way on one socket: a socket each
+// would flood the guest rather than the resolver.
 func floodNames(ctx context.Context, p *prober, args []string) (result, error) {
 	n, err := number(args[0])
 	if err != nil {
 		return result{}, err
 	}
-	var mu sync.Mutex
+	c, err := new(net.Dialer).DialContext(ctx, "udp", p.dns.String())
+	if err != nil {
+		return result{}, err
+	}
+	defer c.Close()
 	counts, out, seen := tally{}, result{}, map[netip.Addr]bool{}
+	b := make([]byte, 1<<16)
 	begin := time.Now()
-	crowd(ctx, n, func(i int) {
-		r, sent, err := p.lookUp(ctx, fmt.Sprintf("n%d.%s", i, args[1]), dnsmessage.TypeA, dnsmessage.ClassINET)
-		mu.Lock()
-		defer mu.Unlock()
-		out.Sent = out.Sent || sent
-		text := cause(err)
-		if err == nil {
-			text = r.rcode.String()
+	for sent, answered := 0, 0; answered < n && ctx.Err() == nil; answered++ {
+		for ; sent < min(n, answered+queriesAtOnce); sent++ {
+			q, err := query(fmt.Sprintf("n%d.%s", sent, args[1]), dnsmessage.TypeA, dnsmessage.ClassINET)
+			if err != nil {
+				return result{}, err
+			}
+			if _, err := c.Write(q); err != nil {
+				counts[cause(err)]++
+			} else {
+				out.Sent = true
+			}
 		}
-		counts[text]++
+		c.SetReadDeadline(time.Now().Add(p.wait))
+		size, err := c.Read(b)
+		if err != nil {
+			counts[cause(err)] += sent - answered // all that are under way
+			answered = sent - 1
+			continue
+		}
+		r, err := parseReply(b[:size])
+		if err != nil {
+			return result{}, err
+		}
+		counts[r.rcode.String()]++
 		for _, a := range r.addresses {
 			seen[a] = true
 		}
-	})
+	}
 	out.Reached = len(seen) > 0
 	out.Detail = fmt.Sprintf("%s; %d addresses after %s", counts, len(seen), time.Since(begin).Round(time.Millisecond))
 	return out, nil

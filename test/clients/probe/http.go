@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"regexp"
 	"slices"
 	"strings"
@@ -63,6 +65,10 @@ func destinations() map[string]string {
 		"version-odd":        "GET / HTTP/1.9\r\nHost: NAME\r\n\r\n",
 		"request-line-space": "GET / OTHER HTTP/1.1\r\nHost: NAME\r\n\r\n",
 		"not-http":           "SSH-2.0-OpenSSH_9.2\r\n",
+
+		"post":         "POST / HTTP/1.1\r\nHost: NAME\r\nContent-Length: 6\r\n\r\nsecret",
+		"path-allowed": "GET /allowed/x HTTP/1.1\r\nHost: NAME\r\n\r\n",
+		"path-denied":  "GET /denied HTTP/1.1\r\nHost: NAME\r\n\r\n",
 
 		// One path, written differently, for a rule that has /allowed and not /denied.
 		"path-dots":      "GET /allowed/../denied HTTP/1.1\r\nHost: NAME\r\n\r\n",
@@ -131,6 +137,16 @@ func bytesOf(shape, name, other string) string {
 var statusLine = regexp.MustCompile(`HTTP/1\.[01] [0-9]{3}[^\r\n]*`)
 
 func httpRaw(ctx context.Context, p *prober, args []string) (result, error) {
+	return p.rawRequest(ctx, args, func(c net.Conn) net.Conn { return c })
+}
+
+func httpsRaw(ctx context.Context, p *prober, args []string) (result, error) {
+	return p.rawRequest(ctx, args, func(c net.Conn) net.Conn {
+		return tls.Client(c, &tls.Config{ServerName: args[2], InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	})
+}
+
+func (p *prober) rawRequest(ctx context.Context, args []string, within func(net.Conn) net.Conn) (result, error) {
 	all := shapes()
 	if args[1] == "list" {
 		var names []string
@@ -155,6 +171,7 @@ func httpRaw(ctx context.Context, p *prober, args []string) (result, error) {
 	if err != nil {
 		return dialled(err), nil
 	}
+	c = within(c)
 	defer c.Close()
 	// A server may answer and close before it has read all.
 	wrote := make(chan error, 1)

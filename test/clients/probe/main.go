@@ -45,6 +45,7 @@ type try struct {
 func tries() []try {
 	return slices.Concat(rawTries(), neighbourTries(), dnsTries(), streamTries(), floodTries(), []try{
 		{"vports", "speak garbage to every virtio port; NAME leaves only that one", 0, vports},
+		{"stolen-port", "PID: the same on the ports that a process holds", 1, stolenPort},
 	})
 }
 
@@ -63,6 +64,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	wait := flags.Duration("wait", 2*time.Second, "how long to wait for each answer")
 	card := flags.String("card", "eth0", "the network card")
 	gateway := flags.String("gateway", "192.168.127.1", "`address` of the gateway")
+	atOnce := flags.Int("rows", 0, "run rows of NUMBER, tab and command from standard input, so `many` at once")
 	dns := flags.String("dns", "", "`address:port` of the resolver, if it is not the gateway's")
 	flags.Usage = func() {
 		fmt.Fprintln(flags.Output(), "usage: probe [flags] CASE [ARGUMENT...]")
@@ -73,6 +75,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *atOnce > 0 {
+		return rows(ctx, os.Stdin, out, *atOnce)
 	}
 	p := &prober{wait: *wait, card: *card}
 	var err error

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -230,5 +231,24 @@ func TestMisuse(t *testing.T) {
 		if err := run(t.Context(), args, io.Discard); err == nil {
 			t.Errorf("%q was taken", args)
 		}
+	}
+}
+
+// Rows are commands of both kinds, and each says how it went.
+func TestRows(t *testing.T) {
+	t.Setenv("WORD", "list")
+	in := "7\techo two; echo words; exit 3\n8\tprobe http-raw nowhere $WORD\n9\tprobe nothing\n"
+	var out bytes.Buffer
+	if err := rows(t.Context(), strings.NewReader(in), &out, 1); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{`^7\t3\t\d+\ttwo words$`, `^8\t0\t\d+\t\{"case":"http-raw",.* plain `, `^9\t2\t\d+\tthere is no case "nothing"`} {
+		line := strings.Split(out.String(), "\n")[i]
+		if !regexp.MustCompile(want).MatchString(line) {
+			t.Errorf("row %d is %q, want %q", i, line, want)
+		}
+	}
+	if err := rows(t.Context(), strings.NewReader("nothing\n"), &out, 1); err == nil {
+		t.Error("a line without a number is taken for a row")
 	}
 }

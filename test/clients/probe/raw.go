@@ -83,7 +83,7 @@ func rawIP(ctx context.Context, p *prober, args []string) (result, error) {
 			how = "raw socket: " + cause(err)
 		}
 		r := p.ask(ctx, l, packet.IP{From: l.own, To: to, Protocol: byte(protocol)}.Packet(payload), func(f packet.Packet) bool {
-			return f.Source == to && (f.Protocol != packet.ICMP || protocol == packet.ICMP)
+			return f.Source == to && f.Protocol == byte(protocol)
 		})
 		r.Detail += "; " + how
 		return r
@@ -189,7 +189,10 @@ func fragments(ctx context.Context, p *prober, args []string) (result, error) {
 		case "dns":
 			h.Protocol = packet.UDP
 			body := h.Datagram(ownPort, to.Port(), plainQuery("fragments.invalid"))
-			return p.askInParts(ctx, l, h.Fragments(body, 16), from(to.Addr(), packet.UDP))
+			return p.askInParts(ctx, l, h.Fragments(body, 16), func(f packet.Packet) bool {
+				source, own := f.Ports()
+				return from(to.Addr(), packet.UDP)(f) && source == to.Port() && own == ownPort
+			})
 		case "syn": // the flags are in the second fragment
 			h.Protocol = packet.TCP
 			return p.askInParts(ctx, l, h.Fragments(h.Segment(ownPort, to.Port(), 1, packet.SYN), 8), accepts(to))

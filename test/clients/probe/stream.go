@@ -29,6 +29,7 @@ func streamTries() []try {
 		{"tls-sni", "HOST:PORT SNI|- [ech=NAME] [fragmented] [slow]: a ClientHello; with ech the true name is hidden; reached is a ServerHello", 2, tlsSNI},
 		{"tls-garbage", "HOST:PORT HEX: first bytes of whatever kind, where TLS is expected", 2, tlsGarbage},
 		{"http-raw", "HOST:PORT SHAPE NAME [OTHER]: a request of a shape, for NAME and what is smuggled for OTHER; reached is any 2xx; SHAPE list lists", 2, httpRaw},
+		{"https-raw", "HOST:PORT SHAPE NAME [OTHER]: the same within TLS to NAME, whoever signed for it", 3, httpsRaw},
 	}
 }
 

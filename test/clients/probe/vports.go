@@ -64,6 +64,41 @@ func makeNode(node, numbers string) error {
 	return unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(uint32(ma), uint32(mi))))
 }
 
+// stolenPort speaks on ports that a process holds, of which nobody else can
+// open one: root can borrow the descriptors.
+func stolenPort(ctx context.Context, p *prober, args []string) (result, error) {
+	pid, err := number(args[0])
+	if err != nil {
+		return result{}, err
+	}
+	held := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(held)
+	if err != nil {
+		return result{Detail: err.Error()}, nil
+	}
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return result{Detail: "open the process: " + cause(err)}, nil
+	}
+	defer unix.Close(process)
+	out := result{Detail: "it holds no port"}
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		to, _ := os.Readlink(filepath.Join(held, e.Name())) // empty: closed since
+		if err != nil || !strings.Contains(to, "vport") {
+			continue
+		}
+		fd, err := unix.PidfdGetfd(process, n, 0)
+		if err != nil {
+			return result{Detail: "borrow " + to + ": " + cause(err)}, nil
+		}
+		wrote, read, err := p.abuseOpen(ctx, fd)
+		unix.Close(fd)
+		out = result{Sent: wrote > 0, Reached: read > 0, Detail: fmt.Sprintf("%s: wrote %d, read %d, %s", to, wrote, read, cause(err))}
+	}
+	return out, nil
+}
+
 // abuse writes what no honest agent would, and reads what comes.
 func (p *prober) abuse(ctx context.Context, node string) (wrote, read int, err error) {
 	fd, err := unix.Open(node, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -71,6 +106,10 @@ func (p *prober) abuse(ctx context.Context, node string) (wrote, read int, err e
 		return 0, 0, err // EBUSY: whoever has it keeps it
 	}
 	defer unix.Close(fd)
+	return p.abuseOpen(ctx, fd)
+}
+
+func (p *prober) abuseOpen(ctx context.Context, fd int) (wrote, read int, err error) {
 	b := make([]byte, 64<<10)
 	for _, message := range abuses() {
 		for len(message) > 0 && ctx.Err() == nil {
