@@ -3,6 +3,8 @@ package app
 import (
 	"context"
 	"fmt"
+	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -28,6 +30,7 @@ func keeperMain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	stdlog.SetOutput(io.Discard) // net/http tells it what a hostile upstream sends, as often as that likes
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	dir, err := os.OpenRoot(launch.Dir)
 	if err != nil {

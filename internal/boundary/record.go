@@ -122,7 +122,7 @@ func (e *Edge) alert(d policy.Decision, found credential.Found) {
 	a.Reason = "a " + a.Alert + " was about to leave"
 	denial := sandbox.Denial{
 		Target: tier.Hide(d.Target()), Reason: fmt.Sprintf("the %s %q was about to leave in the %s", a.Alert, a.Name, a.Where),
-		Hint: "find out who sent it: no honest task does",
+		Hint: "find out who sent it, since no honest task does",
 	}
 	if e.alerts.add(denial) {
 		e.recordAfter(event.KindAlert, a)

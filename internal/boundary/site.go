@@ -26,6 +26,9 @@ func (e *Edge) site(ctx context.Context, f *flow, tls bool) *web.Site {
 	}
 	return &web.Site{
 		Host: host, Port: f.req.Port, TLS: tls, Roots: e.rootsFor(f.charged()),
+		Refused: func(reason, hint string) {
+			e.denyWords(policy.Decision{Request: f.req, Rule: f.charged(), Why: policy.WhyProtocol}, reason, hint)
+		},
 		Ask: func(ctx context.Context, r *http.Request) (*web.Pass, *web.Denial) { return e.ask(ctx, f, r) },
 		Dial: func(asked context.Context) (net.Conn, error) {
 			asked, stop := context.WithCancel(asked)

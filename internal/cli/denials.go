@@ -39,8 +39,11 @@ func denialLine(d sandbox.Denial) string {
 		line += fmt.Sprintf(" (%d times)", d.Count)
 	}
 	line += ": " + plain(d.Reason)
-	if d.Hint != "" {
+	switch {
+	case strings.HasPrefix(d.Hint, "--allow"):
 		line += "; to allow it: " + plain(d.Hint)
+	case d.Hint != "":
+		line += "; " + plain(d.Hint)
 	}
 	return line
 }

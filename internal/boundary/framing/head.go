@@ -15,6 +15,7 @@ type head struct {
 	seen    [len(single)]bool
 	length  int64
 	chunked bool
+	h2c     bool // an offer of HTTP/2, which is not taken
 }
 
 // single are the fields that a request has at most once. Where they come from
@@ -92,11 +93,8 @@ func (h *head) field(line []byte) (reason string) {
 		return reason
 	}
 	key, folded := fold(name)
-	switch key {
-	case "connection", "trailer":
+	if key == "connection" || key == "trailer" {
 		return nominates(value)
-	case "http2-settings":
-		return "an upgrade to HTTP/2"
 	}
 	which := index(key)
 	if which < 0 {
@@ -141,6 +139,10 @@ func (h *head) apply(which int, value []byte) (reason string) {
 			return "an expectation other than 100-continue"
 		}
 	case upgradeField:
+		// An offer of HTTP/2 alone, as Java makes it, is one that may be left.
+		if h.h2c = strings.EqualFold(string(value), "h2c"); h.h2c {
+			break
+		}
 		for element := range bytes.SplitSeq(value, []byte(",")) {
 			if strings.EqualFold(string(bytes.Trim(element, " \t")), "h2c") {
 				return "an upgrade to HTTP/2"
@@ -163,7 +165,7 @@ func (h *head) end() (reason string) {
 		return "no host"
 	case h.seen[expectField] && (h.old || !hasBody):
 		return "an expectation without a body or in HTTP/1.0"
-	case h.seen[upgradeField] && (h.old || hasBody):
+	case h.seen[upgradeField] && !h.h2c && (h.old || hasBody):
 		return "an upgrade with a body or in HTTP/1.0"
 	}
 	return ""

@@ -65,3 +65,9 @@ func asHeader(name string) string {
 	}
 	return string(out)
 }
+
+func (s *Site) refused(d *Denial) {
+	if s.Refused != nil {
+		s.Refused(d.Reason, d.Hint)
+	}
+}

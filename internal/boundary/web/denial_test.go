@@ -152,14 +152,19 @@ func TestWhatHTTP2CanName(t *testing.T) {
 }
 
 func TestWhatHTTP1CanName(t *testing.T) {
-	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(299) })
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.EqualFold(r.Header.Get("Upgrade"), "h2c") || r.Header.Get("Http2-Settings") != "" {
+			t.Errorf("an offer of HTTP/2 was passed on: %v", r.Header)
+		}
+		w.WriteHeader(299)
+	})
 	for name, c := range map[string]struct{ sent, want string }{
 		"right":       {"GET / HTTP/1.1\r\nHost: API.TEST.:80\r\n\r\n", "299"},
 		"other host":  {"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", "403"},
 		"old":         {"GET / HTTP/1.0\r\n\r\n", "403"},
 		"absolute":    {"GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n", "400"},
 		"CONNECT":     {"CONNECT api.test:80 HTTP/1.1\r\nHost: api.test:80\r\n\r\n", "400"},
-		"h2c":         {"GET / HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n", "400"},
+		"h2c":         {"GET / HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n", "299"},
 		"other":       {"GET / HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: tunnel\r\n\r\n", "403"},
 		"websocket":   {"GET / HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n", "299"},
 		"two of them": {"GET / HTTP/1.1\r\nHost: api.test\r\nConnection: Upgrade\r\nUpgrade: websocket, tunnel\r\n\r\n", "403"},

@@ -44,12 +44,13 @@ func (x *exchange) note(change func(*Result)) {
 // serve answers one request of the guest.
 func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request) {
 	site := siteOf(r.Context())
-	if d := misdirected(site, r); d != nil {
-		d.answer(w, r, site)
-		return
+	d := misdirected(site, r)
+	if reason := ambiguous(r); d == nil && reason != "" {
+		d = &Denial{Status: http.StatusBadRequest, Error: "malformed", Reason: reason}
 	}
-	if reason := ambiguous(r); reason != "" {
-		(&Denial{Status: http.StatusBadRequest, Error: "malformed", Reason: reason}).answer(w, r, site)
+	if d != nil {
+		site.refused(d)
+		d.answer(w, r, site)
 		return
 	}
 	spell(r.URL)
@@ -94,7 +95,12 @@ func misdirected(site *Site, r *http.Request) *Denial {
 			return &Denial{Reason: fmt.Sprintf("the request is for %.100q, the connection for %s", host, site.authority())}
 		}
 	}
-	if up := r.Header.Values("Upgrade"); len(up) > 0 && !(len(up) == 1 && strings.EqualFold(up[0], "websocket")) {
+	if up := r.Header.Values("Upgrade"); len(up) == 1 && strings.EqualFold(up[0], "h2c") {
+		// An offer, which Java makes on every connection, and which is not taken.
+		for _, h := range []string{"Upgrade", "Http2-Settings", "Connection"} {
+			r.Header.Del(h)
+		}
+	} else if len(up) > 0 && !(len(up) == 1 && strings.EqualFold(up[0], "websocket")) {
 		return &Denial{Reason: fmt.Sprintf("an upgrade to %.40q cannot be looked into", strings.Join(up, ", ")), Hint: "allow the port as tcp in a policy file"}
 	}
 	return nil

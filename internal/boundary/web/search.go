@@ -7,10 +7,23 @@ import (
 	"creel/internal/boundary/scrub"
 )
 
-// idleRelease is how long bytes that may be the beginning of a value are held
-// when nothing follows them, so that a peer that waits for an answer gets what
-// it can be given.
-const idleRelease = 20 * time.Millisecond
+// Bytes that may be the beginning of a value are held when nothing follows
+// them, so that a peer that waits for an answer gets what it can be given. One or
+// two bytes are the beginning of a value by chance, and soon let go; more
+// hardly ever are, and wait as long as a network may take for the rest.
+const (
+	chance       = 2
+	chanceHold   = 20 * time.Millisecond
+	suspectsHold = 2 * time.Second
+)
+
+// hold is how long held bytes wait for more.
+func hold(pending int) time.Duration {
+	if pending <= chance {
+		return chanceHold
+	}
+	return suspectsHold
+}
 
 // filter changes a stream as it passes, and may hold bytes back.
 type filter interface {
@@ -103,7 +116,7 @@ func (s *searched) next() (n int, idle bool) {
 	}
 	var timeout <-chan time.Time
 	if !s.released {
-		timer := time.NewTimer(idleRelease)
+		timer := time.NewTimer(hold(s.filter.Pending()))
 		defer timer.Stop()
 		timeout = timer.C
 	}

@@ -47,6 +47,7 @@ type socket struct {
 	upstream      io.ReadWriteCloser
 	x             *exchange
 	values, marks *scrub.Stream
+	counted       int64 // matches in what was read, as far as they are told of
 	down          *searched
 
 	mu    sync.Mutex
@@ -57,7 +58,12 @@ type socket struct {
 
 func (s *socket) Read(p []byte) (int, error) {
 	n, err := s.down.Read(p)
-	s.x.note(func(r *Result) { r.BytesIn += int64(n) })
+	found := s.values.Found()
+	s.x.note(func(r *Result) {
+		r.BytesIn += int64(n)
+		r.Scrubbed += found - s.counted
+	})
+	s.counted = found
 	return n, err
 }
 
@@ -88,7 +94,7 @@ func (s *socket) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if s.up.Pending() > 0 {
-		s.timer = time.AfterFunc(idleRelease, s.release)
+		s.timer = time.AfterFunc(hold(s.up.Pending()), s.release)
 	}
 	return len(p), nil
 }
@@ -131,6 +137,5 @@ func (s *socket) Close() error {
 	if s.err == nil {
 		s.err = errClosed
 	}
-	s.x.note(func(r *Result) { r.Scrubbed += s.values.Found() })
 	return err
 }

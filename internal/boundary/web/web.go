@@ -60,6 +60,9 @@ type Site struct {
 	// Ask decides about a request and puts it on record. It is given the
 	// request as it would be sent. A denial is answered, and nothing is dialled.
 	Ask func(context.Context, *http.Request) (*Pass, *Denial)
+	// Refused is told of requests that are not asked about: they are for another
+	// destination, or can be read in two ways. It may be nil.
+	Refused func(reason, hint string)
 	// Dial connects to the destination, without TLS.
 	Dial func(context.Context) (net.Conn, error)
 	// Roots are who may sign the destination's certificate.
@@ -172,6 +175,9 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn, site *Site, config *tls
 	}
 	<-c.link.done
 	c.link.wait()
+	if strict := c.link.strict; strict != nil && strict.Fault() != nil {
+		site.refused(&Denial{Reason: "the request is malformed: " + strict.Fault().Reason})
+	}
 	return nil
 }
 
