@@ -4,7 +4,8 @@ import "time"
 
 // What one guest can make the host hold, at worst:
 //
-//	TCP       wideFlows × (maxBuffer received + sendBuffer) = 96 MiB,
+//	TCP       fastFlows × (maxBuffer received + sendBuffer) = 48 MiB,
+//	          up to wideFlows (wideBuffer + wideSend) each, 36 MiB together,
 //	          and narrowBuffer × 2 for each further flow, up to MaxFlows
 //	UDP       maxMail bytes in all flows together
 //	to guest  maxQueue frames, maxQueueBytes of them UDP, pings and the like;
@@ -20,13 +21,17 @@ const (
 	defaultFlows   = 1024
 	defaultIdle    = 60 * time.Second
 
-	// The first flows get buffers for full speed: with segments of 65,000 bytes
-	// a window of less than about eight makes sender and receiver wait for each
-	// other. Receive buffers begin small and grow only while the host reads.
-	wideFlows    = 64
-	firstBuffer  = 256 << 10 // bytes received, before tuning
-	maxBuffer    = 1 << 20   // bytes received, at most
-	sendBuffer   = 512 << 10 // bytes to the guest; more only makes a longer queue
+	// The first flows get buffers for full speed, so that on a busy host, where
+	// each side waits milliseconds for its turn, there is enough under way: a
+	// quarter of them costs a third of the speed. Receive buffers grow
+	// only while the host reads.
+	fastFlows    = 8
+	firstBuffer  = 1 << 20 // bytes received, before tuning
+	maxBuffer    = 4 << 20 // bytes received, at most
+	sendBuffer   = 2 << 20 // bytes to the guest
+	wideFlows    = 32      // with those below beyond fastFlows
+	wideBuffer   = 1 << 20
+	wideSend     = 512 << 10
 	narrowBuffer = 128 << 10 // bytes each way of a flow beyond wideFlows
 
 	maxQueue      = 4096     // frames to the guest; more are dropped, as by any card

@@ -146,11 +146,15 @@ func (s *Stack) newTCPConn(queue *waiter.Queue) *TCPConn {
 func (c *TCPConn) start(ep tcpip.Endpoint) *TCPConn {
 	c.ep, c.TCPConn = ep, gonet.NewTCPConn(c.queue, ep)
 	c.s.mu.Lock()
-	narrow := c.s.flows > wideFlows
+	flows := c.s.flows
 	c.s.mu.Unlock()
-	if narrow {
-		ep.SocketOptions().SetReceiveBufferSize(narrowBuffer, true)
-		ep.SocketOptions().SetSendBufferSize(narrowBuffer, true)
+	switch options := ep.SocketOptions(); {
+	case flows > wideFlows:
+		options.SetReceiveBufferSize(narrowBuffer, true)
+		options.SetSendBufferSize(narrowBuffer, true)
+	case flows > fastFlows:
+		options.SetReceiveBufferSize(wideBuffer, true)
+		options.SetSendBufferSize(wideSend, true)
 	}
 	return c
 }
