@@ -53,7 +53,7 @@ type Set struct {
 	letters []letter
 	keys    map[string]uint32 // of letters, while the set is made
 	first   [256][]place      // where a match is after its first byte
-	pairs   [1024]uint64      // bit set of the two bytes that a match may begin with
+	pairs   [1 << 16]uint8    // 1 for the two bytes, little-endian, that a match may begin with
 	cache   cache
 }
 
@@ -95,7 +95,7 @@ func (s *Set) index() {
 			next := start.after(e)
 			s.first[e.on] = append(s.first[e.on], next)
 			for _, second := range s.edges(next) {
-				s.pairs[int(e.on)<<2|int(second.on)>>6] |= 1 << (second.on & 63)
+				s.pairs[uint16(e.on)|uint16(second.on)<<8] = 1
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package scrub
 
 import (
+	"encoding/binary"
 	"io"
 	"slices"
 )
@@ -94,8 +95,16 @@ func (st *Stream) scan(p, out []byte, origin int64) int {
 
 // skip is the next index at which a match may begin, or the last one of p.
 func (s *Set) skip(p []byte, i int) int {
+	pairs := &s.pairs
+	for ; i+8 <= len(p); i += 7 { // seven at a time, until one of them
+		w := binary.LittleEndian.Uint64(p[i:])
+		if pairs[uint16(w)]|pairs[uint16(w>>8)]|pairs[uint16(w>>16)]|pairs[uint16(w>>24)]|
+			pairs[uint16(w>>32)]|pairs[uint16(w>>40)]|pairs[uint16(w>>48)] != 0 {
+			break
+		}
+	}
 	for ; i+1 < len(p); i++ {
-		if s.pairs[int(p[i])<<2|int(p[i+1]>>6)]>>(p[i+1]&63)&1 != 0 {
+		if pairs[uint16(p[i])|uint16(p[i+1])<<8] != 0 {
 			return i
 		}
 	}
