@@ -43,6 +43,7 @@ tour: deps build kernel ## run every command of docs/tour.md and write it anew
 
 bench: deps build kernel ## measure, print a table, write build/bench.json
 	@scripts/docker
+	@scripts/peers
 	go build -o build/creel-bench ./test/bench
 	build/creel-bench -creel bin/creel -json build/bench.json
 

@@ -124,7 +124,10 @@ var arrows = map[string][]string{
 	"test/clients/probe":  {"test/clients/packet"},
 	"test/clients/gohttp": {},
 	"test/bench": {"audit", "audit/chain", "audit/event", "confine", "guest/api", "guest/blob", "guest/host", "kernel", "policy", "policy/syntax", "sandbox", "scratch", "template",
-		"template/content", "test/images", "undo", "vm", "vm/qemu"},
+		"template/content", "test/bench/docker", "test/bench/network", "test/images", "undo", "vm", "vm/qemu"},
+	"test/bench/docker": {},
+	"test/bench/network": {"audit", "boundary", "boundary/credential", "boundary/egress", "boundary/intercept", "boundary/names", "guest/host", "policy/syntax", "sandbox",
+		"secret", "undo", "vm", "vm/qemu"},
 
 	// What `make demo` and `make dist` run.
 	"scripts/demoapi": {"boundary/intercept"},

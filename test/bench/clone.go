@@ -90,22 +90,23 @@ func (m *machines) clone(ctx context.Context) (float64, error) {
 	})
 }
 
-// boot is the milliseconds until the same machine is ready from power-on. What
-// it boots from was checked and is in the page cache.
-func (m *machines) boot(ctx context.Context) (float64, error) {
-	return m.timed(ctx, func(_ context.Context, c *vm.Config, disk *os.File, ends *undo.Stack) error {
-		root, err := os.Open(filepath.Join(m.rig.state, "templates", m.rig.manifest.RootFS.Path))
-		if err != nil {
-			return err
-		}
-		ends.Push("root", root.Close)
-		if c.Memory, err = content.NewMemfd("bench-memory"); err != nil {
-			return err
-		}
-		ends.Push("memory", c.Memory.Close)
-		c.Kernel, c.Initrd, c.Cmdline, c.Disks = m.vmlinux, m.initrd, m.rig.manifest.Cmdline, template.Disks(root, disk)
-		return c.Memory.Truncate(int64(c.Shape.MemoryMiB) << 20)
-	})
+// boot is the milliseconds until the same machine is ready from power-on.
+func (m *machines) boot(ctx context.Context) (float64, error) { return m.timed(ctx, m.powerOn) }
+
+// powerOn adds what a machine boots from, which was checked and is in the page
+// cache.
+func (m *machines) powerOn(_ context.Context, c *vm.Config, disk *os.File, ends *undo.Stack) error {
+	root, err := os.Open(filepath.Join(m.rig.state, "templates", m.rig.manifest.RootFS.Path))
+	if err != nil {
+		return err
+	}
+	ends.Push("root", root.Close)
+	if c.Memory, err = content.NewMemfd("bench-memory"); err != nil {
+		return err
+	}
+	ends.Push("memory", c.Memory.Close)
+	c.Kernel, c.Initrd, c.Cmdline, c.Disks = m.vmlinux, m.initrd, m.rig.manifest.Cmdline, template.Disks(root, disk)
+	return c.Memory.Truncate(int64(c.Shape.MemoryMiB) << 20)
 }
 
 // timed starts a machine from what prepare adds to its configuration and stops

@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	creel := flags.String("creel", "bin/creel", "the creel binary")
 	docker := flags.String("docker", "build/docker", "where Debian's docker.io was unpacked")
+	peers := flags.String("peers", "build/peers", "where Debian's passt and mitmproxy were unpacked")
 	out := flags.String("json", "", "write the samples to this `file`")
 	n := flags.Int("n", minSamples, "samples of each side, at least 10 for a verdict")
 	only := flags.String("run", "", "measure only rows whose name contains this")
@@ -46,7 +47,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	report := newReport(ctx, *n) // before the bench itself makes load
-	r, err := newRig(*creel, *docker)
+	r, err := newRig(*creel, *docker, *peers)
 	if err != nil {
 		return err
 	}

@@ -13,11 +13,13 @@ import (
 
 	"creel/internal/template"
 	"creel/internal/undo"
+	"creel/test/bench/docker"
+	"creel/test/bench/network"
 	"creel/test/images"
 )
 
 // imageName is what both sides call the image that they run.
-const imageName = "creel-bench"
+const imageName = network.ImageName
 
 // rig holds what rows share. Each part is made when a row first asks for it.
 type rig struct {
@@ -25,6 +27,7 @@ type rig struct {
 	state    string // creel's state directory, of this bench alone
 	unpacked string // Debian's docker.io
 	disk     string // a directory on a real disk: a sync costs nothing in $TMPDIR where that is memory
+	peers    string // Debian's passt and mitmproxy
 	ends     undo.Stack
 
 	templates *template.Store // nil until image was called
@@ -32,19 +35,22 @@ type rig struct {
 
 	runs, fleets series
 
-	daemon  *daemon
+	daemon  *docker.Daemon
 	lack    error  // why there is no daemon
 	archive string // a `docker save` archive of the image
 }
 
-func newRig(creel, docker string) (*rig, error) {
+func newRig(creel, unpacked, peers string) (*rig, error) {
 	r := &rig{disk: "build"}
 	r.runs.take, r.fleets.take = r.runInPhases, r.fleet
 	var err error
 	if r.creel, err = filepath.Abs(creel); err != nil {
 		return nil, err
 	}
-	if r.unpacked, err = filepath.Abs(docker); err != nil {
+	if r.unpacked, err = filepath.Abs(unpacked); err != nil {
+		return nil, err
+	}
+	if r.peers, err = filepath.Abs(peers); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(r.creel); err != nil {
@@ -112,12 +118,15 @@ func (r *rig) openTemplates(ctx context.Context) error {
 
 // docker starts the daemon and gives it the same image. Its error is [absent]
 // where there is no docker to compare with.
-func (r *rig) docker(ctx context.Context) (*daemon, error) {
+func (r *rig) docker(ctx context.Context) (*docker.Daemon, error) {
 	if r.daemon != nil || r.lack != nil {
 		return r.daemon, r.lack
 	}
-	d, err := startDaemon(ctx, r.unpacked)
+	d, err := docker.Start(ctx, r.unpacked)
 	if err != nil {
+		if lack, ok := errors.AsType[docker.Absent](err); ok {
+			err = absent{string(lack)}
+		}
 		r.lack = err
 		return nil, err
 	}
@@ -126,7 +135,7 @@ func (r *rig) docker(ctx context.Context) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := done(d.command(ctx, "import", tar, imageName)); err != nil {
+	if err := done(d.Command(ctx, "import", tar, imageName)); err != nil {
 		return nil, err
 	}
 	r.daemon = d
@@ -135,10 +144,10 @@ func (r *rig) docker(ctx context.Context) (*daemon, error) {
 
 // saved is the path of a `docker save` archive of the image, and the bytes of
 // layer tar in it.
-func (r *rig) saved(ctx context.Context, d *daemon) (string, int64, error) {
+func (r *rig) saved(ctx context.Context, d *docker.Daemon) (string, int64, error) {
 	if r.archive == "" {
-		file := filepath.Join(d.dir, "image.tar")
-		if err := done(d.command(ctx, "save", "-o", file, imageName)); err != nil {
+		file := filepath.Join(d.Dir, "image.tar")
+		if err := done(d.Command(ctx, "save", "-o", file, imageName)); err != nil {
 			return "", 0, err
 		}
 		r.archive = file

@@ -28,6 +28,7 @@ func rows(r *rig) []row {
 		row{name: "stdout of a task", unit: "MB/s", setup: r.stream},
 		row{name: "exec true, whole process", unit: "ms", setup: r.exec},
 	)
+	all = append(all, r.networkRows()...)
 	all = append(all, r.recordRows()...)
 	return append(all, decisions()...)
 }
@@ -46,7 +47,7 @@ func (r *rig) runTrue(ctx context.Context) (a, b side, err error) {
 		return a, b, err
 	}
 	b = side{"docker run --rm, runc", func(ctx context.Context) (float64, error) {
-		return timed(d.command(ctx, "run", "--rm", imageName, "true"))
+		return timed(d.Command(ctx, "run", "--rm", imageName, "true"))
 	}}
 	return a, b, nil
 }
@@ -73,10 +74,10 @@ func (r *rig) convert(ctx context.Context) (a, b side, err error) {
 		return rate(ms), err
 	}}
 	b = side{"docker load", func(ctx context.Context) (float64, error) {
-		if err := done(d.command(ctx, "rmi", "-f", imageName)); err != nil {
+		if err := done(d.Command(ctx, "rmi", "-f", imageName)); err != nil {
 			return 0, err
 		}
-		ms, err := timed(d.command(ctx, "load", "-i", archive))
+		ms, err := timed(d.Command(ctx, "load", "-i", archive))
 		return rate(ms), err
 	}}
 	return a, b, nil
@@ -98,7 +99,7 @@ func (r *rig) stream(ctx context.Context) (a, b side, err error) {
 		return a, b, err
 	}
 	b = side{"docker run --rm", func(ctx context.Context) (float64, error) {
-		return drained(d.command(ctx, append([]string{"run", "--rm"}, task...)...))
+		return drained(d.Command(ctx, append([]string{"run", "--rm"}, task...)...))
 	}}
 	return a, b, nil
 }
@@ -144,15 +145,15 @@ func (r *rig) exec(ctx context.Context) (a, b side, err error) {
 	if err != nil {
 		return a, b, err
 	}
-	if err := done(d.command(ctx, start...)); err != nil {
+	if err := done(d.Command(ctx, start...)); err != nil {
 		return a, b, err
 	}
 	// By the daemon: its control group is busy for a while where it is killed.
 	r.ends.Push("container", func() error {
-		return done(d.command(context.WithoutCancel(ctx), "rm", "-f", name))
+		return done(d.Command(context.WithoutCancel(ctx), "rm", "-f", name))
 	})
 	b = side{"docker exec", func(ctx context.Context) (float64, error) {
-		return timed(d.command(ctx, "exec", name, "true"))
+		return timed(d.Command(ctx, "exec", name, "true"))
 	}}
 	return a, b, nil
 }

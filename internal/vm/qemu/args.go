@@ -92,6 +92,15 @@ func newPlan(c vm.Config, cpu string) plan {
 	return p
 }
 
+// Plan is a machine as data, for who runs a VMM without a [Driver], as the bench
+// does to give it another network: the VMM's arguments, and the files that
+// follow descriptor 7. 3 to 7 are a socket for commands, those of the two
+// ports and of the card, and the memory.
+func Plan(c vm.Config) (args []string, rest []*os.File) {
+	p := newPlan(c, cpuKVM)
+	return p.args, p.files
+}
+
 func (p *plan) disk(i int, d vm.Disk) {
 	node, mode := fmt.Sprintf("disk%d", i), "off"
 	if d.ReadOnly {

@@ -1,4 +1,7 @@
-package main
+// Package docker runs a dockerd of Debian's for the bench to compare with:
+// [Start] gives a [Daemon] that touches nothing of the host's. The package must
+// not install anything, and must not use a daemon that is there already.
+package docker
 
 import (
 	"bufio"
@@ -13,12 +16,12 @@ import (
 	"time"
 )
 
-// daemon is a dockerd of Debian's in mount, network and process namespaces of
+// Daemon is a dockerd of Debian's in mount, network and process namespaces of
 // its own: it touches nothing of the host's, and the end of its first process
 // is the end of all of it.
-type daemon struct {
+type Daemon struct {
 	cmd *exec.Cmd
-	dir string
+	Dir string // what it stores, and room for its user
 	bin string // colon-separated directories
 	// group is the control group, below each hierarchy's root, that containers
 	// are made in; there is no namespace that would take it away.
@@ -26,20 +29,25 @@ type daemon struct {
 	done  chan struct{}
 }
 
-// startDaemon runs the dockerd that was unpacked in unpacked.
-func startDaemon(ctx context.Context, unpacked string) (*daemon, error) {
+// Absent is what there is no daemon for want of.
+type Absent string
+
+func (e Absent) Error() string { return string(e) }
+
+// Start runs the dockerd that was unpacked in unpacked.
+func Start(ctx context.Context, unpacked string) (*Daemon, error) {
 	if os.Geteuid() != 0 {
-		return nil, absent{"dockerd needs root"}
+		return nil, Absent("dockerd needs root")
 	}
 	if _, err := os.Stat(filepath.Join(unpacked, "usr/sbin/dockerd")); err != nil {
-		return nil, absent{"no docker.io in " + unpacked}
+		return nil, Absent("no docker.io in " + unpacked)
 	}
 	// Not under the checkout: a socket's path has to be short.
 	dir, err := os.MkdirTemp("", "creel-bench-docker-")
 	if err != nil {
 		return nil, fmt.Errorf("make directory for dockerd: %w", err)
 	}
-	d := &daemon{dir: dir, bin: unpacked + "/usr/bin:" + unpacked + "/usr/sbin", group: filepath.Base(dir), done: make(chan struct{})}
+	d := &Daemon{Dir: dir, bin: unpacked + "/usr/bin:" + unpacked + "/usr/sbin", group: filepath.Base(dir), done: make(chan struct{})}
 	if err := d.start(ctx); err != nil {
 		d.Close()
 		return nil, err
@@ -47,8 +55,8 @@ func startDaemon(ctx context.Context, unpacked string) (*daemon, error) {
 	return d, nil
 }
 
-func (d *daemon) start(ctx context.Context) error {
-	log, err := os.Create(filepath.Join(d.dir, "log"))
+func (d *Daemon) start(ctx context.Context) error {
+	log, err := os.Create(filepath.Join(d.Dir, "log"))
 	if err != nil {
 		return fmt.Errorf("create dockerd's log: %w", err)
 	}
@@ -56,7 +64,7 @@ func (d *daemon) start(ctx context.Context) error {
 	const script = `mount --make-rprivate / && mount -t proc proc /proc && ip link set lo up && exec dockerd -H "unix://$0/sock" --data-root "$0/data" --exec-root "$0/exec" -p "$0/pid" ` +
 		`--storage-driver overlay2 --iptables=false --ip6tables=false --ip-masq=false --bridge=none ` +
 		`--exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$1"`
-	d.cmd = exec.Command("sh", "-c", script, d.dir, d.group)
+	d.cmd = exec.Command("sh", "-c", script, d.Dir, d.group)
 	d.cmd.Env = append(os.Environ(), "PATH="+d.bin+":"+os.Getenv("PATH"))
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	// A terminal's interrupt is for the bench, which then ends the daemon.
@@ -73,13 +81,13 @@ func (d *daemon) start(ctx context.Context) error {
 }
 
 // ready waits until the daemon answers.
-func (d *daemon) ready(ctx context.Context) error {
+func (d *Daemon) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if d.command(ctx, "version").Run() == nil {
+		if d.Command(ctx, "version").Run() == nil {
 			return nil
 		}
 		select {
@@ -92,8 +100,8 @@ func (d *daemon) ready(ctx context.Context) error {
 	}
 }
 
-func (d *daemon) lastLine() string {
-	f, err := os.Open(filepath.Join(d.dir, "log"))
+func (d *Daemon) lastLine() string {
+	f, err := os.Open(filepath.Join(d.Dir, "log"))
 	if err != nil {
 		return err.Error()
 	}
@@ -105,26 +113,26 @@ func (d *daemon) lastLine() string {
 	return last
 }
 
-// command is the client of the daemon's own release.
-func (d *daemon) command(ctx context.Context, args ...string) *exec.Cmd {
+// Command is the client of the daemon's own release.
+func (d *Daemon) Command(ctx context.Context, args ...string) *exec.Cmd {
 	client, _, _ := strings.Cut(d.bin, ":")
 	cmd := exec.CommandContext(ctx, filepath.Join(client, "docker"), args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+d.dir+"/sock", "DOCKER_CONFIG="+d.dir+"/client")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+d.Dir+"/sock", "DOCKER_CONFIG="+d.Dir+"/client")
 	return cmd
 }
 
 // Close ends the daemon and all that it started, and removes what it stored.
-func (d *daemon) Close() error {
+func (d *Daemon) Close() error {
 	if d.cmd != nil && d.cmd.Process != nil {
 		d.cmd.Process.Kill() // the first process of its namespace: the rest ends before it
 		<-d.done
 	}
-	return errors.Join(d.removeGroups(), os.RemoveAll(d.dir))
+	return errors.Join(d.removeGroups(), os.RemoveAll(d.Dir))
 }
 
 // removeGroups removes the daemon's control group from every hierarchy, of
 // which version 2 has one, and version 1 one a controller.
-func (d *daemon) removeGroups() error {
+func (d *Daemon) removeGroups() error {
 	var errs []error
 	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 		found, err := filepath.Glob(pattern + d.group)
