@@ -42,10 +42,10 @@ func (e *Edge) judge(to netip.AddrPort, p policy.Protocol) policy.Decision {
 func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 	d := e.judge(a.Destination(), "")
 	if !d.Allow {
-		a.Refuse()
 		if a.Destination().Addr() != gatewayAddress { // no port of ours is open: nothing was asked of policy
 			e.deny(d)
 		}
+		a.Refuse()
 		return
 	}
 	ctx, f := e.begin(ctx, d)
@@ -66,9 +66,16 @@ func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 	e.secure(ctx, f, guest)
 }
 
-// opaque joins the guest to the outside without looking in, but for marks. It
-// is answered once the other side has, and reset where that fails.
+// opaque joins the guest to the outside without looking in, but for marks.
 func (e *Edge) opaque(ctx context.Context, f *flow, a *netstack.Attempt) {
+	e.join(ctx, f, a, func(guest net.Conn, outside *metered) {
+		e.carry(guest, outside, e.searched(f, guest))
+	})
+}
+
+// join answers the guest once the other side has answered, and refuses it where
+// that fails. Both are closed when do has returned.
+func (e *Edge) join(ctx context.Context, f *flow, a *netstack.Attempt, do func(guest net.Conn, outside *metered)) {
 	outside, err := e.dial(ctx, f)
 	if err != nil {
 		a.Refuse()
@@ -81,7 +88,7 @@ func (e *Edge) opaque(ctx context.Context, f *flow, a *netstack.Attempt) {
 	}
 	defer guest.Close()
 	f.accept(guest)
-	e.carry(guest, outside, e.searched(f, guest))
+	do(guest, outside)
 }
 
 // searched is what the guest sends on an opaque connection, up to a mark.

@@ -35,18 +35,11 @@ func (e *Edge) datagrams(ctx context.Context, a *netstack.Attempt) {
 	}
 	ctx, f := e.begin(ctx, d)
 	defer e.flows.remove(f)
-	outside, err := e.dial(ctx, f)
-	if err != nil {
-		a.Refuse()
-		return
-	}
-	defer outside.Close()
-	guest, err := a.Accept()
-	if err != nil {
-		return
-	}
-	defer guest.Close()
-	f.accept(guest)
+	e.join(ctx, f, a, func(guest net.Conn, outside *metered) { e.exchange(f, guest, outside) })
+}
+
+// exchange passes datagrams both ways until none has come for a while.
+func (e *Edge) exchange(f *flow, guest net.Conn, outside *metered) {
 	var idle sync.Mutex // around the deadline that both directions push on
 	push := func() {
 		idle.Lock()

@@ -176,7 +176,8 @@ func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use s
 			if r.Err != nil {
 				res.Error = egress.Class(r.Err)
 			}
-			e.recordAfter(event.KindResponse, res)
+			// Its guest need not wait for that. Handlers end before the edge does.
+			e.serving.Go(func() { e.recordAfter(event.KindResponse, res) })
 		},
 	}
 	if use != "" {
