@@ -8,8 +8,8 @@ import (
 	"creel/test/rig"
 )
 
-// clients is a rig with the image of what tasks speak to the network with. The
-// first test that asks takes it in.
+// clients is a rig with the image of what tasks speak to the network with, and
+// its template. The first test that asks takes it in.
 func clients(t *testing.T) (r *rig.Rig, image string) {
 	t.Helper()
 	r = machines(t)
@@ -29,5 +29,6 @@ func clients(t *testing.T) (r *rig.Rig, image string) {
 	if got := r.RunIn(t, f, "image", "import", "-", name); got.Code != 0 {
 		t.Fatalf("import %s: %+v", tar, got)
 	}
+	r.Must(t, "template", "build", name) // what tests find changed is then their own
 	return r, name
 }

@@ -92,7 +92,13 @@ func display(v any) string {
 		if size, ok := v["size"].(float64); ok {
 			return fmt.Sprintf("%.0f lines", size)
 		}
-		return ""
+		var counts []string
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			if n, ok := v[key].(float64); ok {
+				counts = append(counts, quote(key, false)+":"+display(n))
+			}
+		}
+		return strings.Join(counts, ",")
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64)
 	}

@@ -140,6 +140,10 @@ func (q *qmp) migrate(ctx context.Context, file *os.File, command string) error 
 	if err := q.run(ctx, nil, "migrate-set-capabilities", map[string]any{"capabilities": capabilities}); err != nil {
 		return err
 	}
+	// A clone's network has not moved: nobody needs to hear of it.
+	if err := q.run(ctx, nil, "migrate-set-parameters", map[string]int{"announce-rounds": 0}); err != nil {
+		return err
+	}
 	if err := q.run(ctx, file, "getfd", map[string]string{"fdname": "state"}); err != nil {
 		return err
 	}
