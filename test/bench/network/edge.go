@@ -171,8 +171,11 @@ func (b *Bench) withoutMore(ctx context.Context) (*peer, error) {
 			p.SetURL(upstream)
 			p.Out.Header.Set("Authorization", "Bearer "+edgeKey)
 		},
-		Transport: &http.Transport{TLSClientConfig: trusting(s.authority.PEM()), MaxIdleConnsPerHost: crowd, DisableCompression: true},
-		ErrorLog:  log.New(io.Discard, "", 0),
+		// HTTP/2 to the upstream, as by default, and as the edge speaks it.
+		Transport: &http.Transport{
+			TLSClientConfig: trusting(s.authority.PEM()), ForceAttemptHTTP2: true, MaxIdleConnsPerHost: crowd, DisableCompression: true,
+		},
+		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
