@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"creel/internal/policy"
@@ -146,6 +147,15 @@ func (e *Engine) judgeSecrets(p *policy.Policy) (faults []string) {
 
 // grants resolves the secrets that a policy names.
 func (e *Engine) grants(ctx context.Context, text string) ([]secret.Grant, error) {
+	names, err := secretsOf(text)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	return e.opts.Secrets.Resolve(ctx, names)
+}
+
+// secretsOf are the secrets that a policy in its canonical form names.
+func secretsOf(text string) ([]string, error) {
 	if text == "" {
 		return nil, nil
 	}
@@ -153,11 +163,7 @@ func (e *Engine) grants(ctx context.Context, text string) ([]secret.Grant, error
 	if err != nil {
 		return nil, fmt.Errorf("read policy: %w", err)
 	}
-	names := p.Secrets()
-	if len(names) == 0 {
-		return nil, nil
-	}
-	return e.opts.Secrets.Resolve(ctx, names)
+	return p.Secrets(), nil
 }
 
 // SetPolicy puts another policy in force for a sandbox that runs. It is held
@@ -237,23 +243,12 @@ func (e *Engine) pushSecrets(ctx context.Context, f Found, names []string) error
 }
 
 // usedSecrets are those of names that a sandbox's policy names.
-func usedSecrets(f Found, names []string) (used []string, err error) {
-	text := f.Record.Config.Spec.Policy
-	if text == "" {
-		return nil, nil
-	}
-	p, _, err := syntax.Parse([]byte(text), syntax.Inputs{})
+func usedSecrets(f Found, names []string) ([]string, error) {
+	used, err := secretsOf(f.Record.Config.Spec.Policy)
 	if err != nil {
-		return nil, fmt.Errorf("read policy of sandbox %s: %w", f.Record.Config.Spec.Name, err)
+		return nil, fmt.Errorf("sandbox %s: %w", f.Record.Config.Spec.Name, err)
 	}
-	for _, name := range p.Secrets() {
-		for _, n := range names {
-			if n == name {
-				used = append(used, name)
-			}
-		}
-	}
-	return used, nil
+	return slices.DeleteFunc(used, func(name string) bool { return !slices.Contains(names, name) }), nil
 }
 
 // portsFor are a Spec's ports in the words of package tier.
