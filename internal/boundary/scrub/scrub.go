@@ -31,7 +31,6 @@ package scrub
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -132,6 +131,3 @@ func (s *Set) Detector() *Stream {
 	st.stop = true
 	return st
 }
-
-// NewReader makes a Reader that scrubs what is read from r.
-func (s *Set) NewReader(r io.Reader) *Reader { return &Reader{r: r, stream: s.Stream()} }

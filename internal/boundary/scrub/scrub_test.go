@@ -5,17 +5,14 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html"
-	"io"
 	"math/rand/v2"
 	"net/url"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
-	"testing/iotest"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
@@ -522,23 +519,6 @@ func TestDetector(t *testing.T) {
 	}
 }
 
-func TestReader(t *testing.T) {
-	s := compile(t, "0123456789abcdef")
-	in := strings.Repeat("some text 0123456789abcdef 0123456", 3000)
-	want := strings.Repeat("some text **************** 0123456", 3000)
-	for name, r := range map[string]io.Reader{"whole": strings.NewReader(in), "bytes": iotest.OneByteReader(strings.NewReader(in)),
-		"end with data": iotest.DataErrReader(strings.NewReader(in))} {
-		if err := iotest.TestReader(s.NewReader(r), []byte(want)); err != nil {
-			t.Error(name, err)
-		}
-	}
-	broken := errors.New("broken")
-	got, err := io.ReadAll(s.NewReader(io.MultiReader(strings.NewReader("x 01234"), iotest.ErrReader(broken))))
-	if string(got) != "x 01234" || err != broken {
-		t.Errorf("%q, %v", got, err)
-	}
-}
-
 // TestCacheIsBounded makes more states than the cache holds, from several
 // streams at once.
 func TestCacheIsBounded(t *testing.T) {
@@ -583,21 +563,4 @@ func TestCacheIsBounded(t *testing.T) {
 	if len(s.cache.states) > 6*len(value) {
 		t.Errorf("the cache has %d states and was not put to the test", len(s.cache.states))
 	}
-}
-
-// TestReaderDoesNotWait needs an answer from a pipe of which more is to come.
-func TestReaderDoesNotWait(t *testing.T) {
-	s := compile(t, "0123456789abcdef")
-	pr, pw := io.Pipe()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		pw.Write([]byte("data: 1\n\n"))
-	}()
-	b := make([]byte, 100)
-	n, err := s.NewReader(pr).Read(b)
-	if string(b[:n]) != "data: 1\n\n" || err != nil {
-		t.Errorf("%q, %v", b[:n], err)
-	}
-	<-done
 }

@@ -2,7 +2,6 @@ package scrub
 
 import (
 	"encoding/binary"
-	"io"
 	"slices"
 )
 
@@ -198,45 +197,3 @@ func (st *Stream) Found() int64 { return st.found }
 
 // Names are the names of the values that were found, sorted.
 func (st *Stream) Names() []string { return slices.Clone(st.names) }
-
-// Reader scrubs what it reads. A Read returns as soon as anything may go out.
-type Reader struct {
-	r      io.Reader
-	stream *Stream
-	in     []byte
-	out    []byte // not yet read
-	buffer []byte // what out is part of
-	err    error
-}
-
-const readSize = 32 << 10 // bytes at a time
-
-// Read is [io.Reader]. What is held back comes out before an error of the
-// underlying reader, which may be io.EOF.
-func (r *Reader) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	if r.in == nil {
-		r.in = make([]byte, readSize)
-	}
-	for len(r.out) == 0 {
-		if r.err != nil {
-			return 0, r.err
-		}
-		var n int
-		n, r.err = r.r.Read(r.in)
-		r.buffer = r.stream.Write(r.buffer[:0], r.in[:n])
-		if r.err != nil {
-			r.buffer = r.stream.Flush(r.buffer)
-		}
-		r.out = r.buffer
-	}
-	n := copy(p, r.out)
-	r.out = r.out[n:]
-	return n, nil
-}
-
-// Stream is the stream behind the Reader, for its Found and Names, which must
-// not be called during a Read.
-func (r *Reader) Stream() *Stream { return r.stream }

@@ -26,7 +26,7 @@ type requestBody struct {
 func newRequestBody(body io.ReadCloser, x *exchange) *requestBody {
 	b := &requestBody{ReadCloser: body, x: x, from: body}
 	if !x.pass.Marks.Empty() {
-		stream := x.pass.Marks.Stream()
+		stream := x.pass.Marks.Detector()
 		b.from = newSearched(body, stopping{plain{stream}, stream, x.markFound}, x.link)
 	}
 	return b

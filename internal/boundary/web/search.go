@@ -151,7 +151,7 @@ func (s *searched) readAhead() bool {
 // it: reading then fails, and found is told. One read of src may go on when the
 // caller has stopped reading, and ends with src.
 func Search(src io.Reader, marks *scrub.Set, found func(names []string)) io.Reader {
-	stream := marks.Stream()
+	stream := marks.Detector()
 	return &searched{src: src, filter: stopping{plain{stream}, stream, found}, buffers: new(buffers)}
 }
 

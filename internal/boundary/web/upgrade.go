@@ -23,7 +23,7 @@ func switched(x *exchange, res *http.Response) error {
 	if res.Header.Get("Sec-Websocket-Extensions") != "" {
 		return errUnreadable{"uses extensions of WebSocket that were not offered, and"}
 	}
-	values, marks := x.pass.Values.Stream(), x.pass.Marks.Stream()
+	values, marks := x.pass.Values.Stream(), x.pass.Marks.Detector()
 	s := &socket{upstream: upstream, x: x, values: values, marks: marks}
 	down := wsframe.New(wsframe.FromServer, values, func(p []byte) []byte { return []byte(x.text(string(p))) })
 	s.down = newSearched(upstream, down, linkOf(res.Request.Context()))
