@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -41,14 +42,6 @@ func attempts(g target) map[string]func() error {
 		}
 		return err
 	}
-	call := func(nr uintptr, args ...uintptr) error {
-		var a [6]uintptr
-		copy(a[:], args)
-		if _, _, e := unix.RawSyscall6(nr, a[0], a[1], a[2], a[3], a[4], a[5]); e != 0 {
-			return e
-		}
-		return nil
-	}
 	dial := func(family int, sa unix.Sockaddr) error {
 		fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
 		if err != nil {
@@ -76,7 +69,7 @@ func attempts(g target) map[string]func() error {
 			return dial(unix.AF_INET, &unix.SockaddrInet4{Port: g.TCPPort, Addr: [4]byte{127, 0, 0, 1}})
 		},
 		"signal the parent":      func() error { return unix.Kill(g.Parent, 0) },
-		"attach to the parent":   func() error { return call(unix.SYS_PTRACE, 0x4206 /* PTRACE_SEIZE */, uintptr(g.Parent)) },
+		"attach to the parent":   func() error { return attach(g.Parent) },
 		"mount":                  func() error { return unix.Mount("x", "/", "tmpfs", 0, "") },
 		"unshare":                func() error { return unix.Unshare(unix.CLONE_FS) },
 		"run a shell":            func() error { return exec.Command("/bin/sh", "-c", ":").Run() },
@@ -84,6 +77,31 @@ func attempts(g target) map[string]func() error {
 		"map the exec page":      func() error { return mapExecPage() },
 		"clear the death signal": func() error { return unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0) },
 	}
+}
+
+// attach traces a process, and lets it go where that succeeds: whom nobody lets
+// go stops at its next signal, and Go's runtime sends itself many.
+func attach(pid int) error {
+	runtime.LockOSThread() // the tracer is a thread
+	defer runtime.UnlockOSThread()
+	if err := unix.PtraceSeize(pid); err != nil {
+		return err
+	}
+	if err := unix.PtraceInterrupt(pid); err != nil {
+		return err
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(pid, &status, unix.WALL, nil); err != nil {
+		return err
+	}
+	stoppedBy := 0 // the signal that came first is passed on
+	if status.TrapCause() != unix.PTRACE_EVENT_STOP {
+		stoppedBy = int(status.StopSignal())
+	}
+	if _, _, e := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(pid), 0, uintptr(stoppedBy), 0, 0); e != 0 {
+		return e
+	}
+	return nil
 }
 
 func writeTo(fd int) error {
