@@ -64,6 +64,24 @@ func TestTCPCarriesBothWaysAndClosesByHalves(t *testing.T) {
 	}
 }
 
+// TestEndThatIsSentAgainEndsTheFlow is of a guest, or a host so busy, that an end
+// is acknowledged late.
+func TestEndThatIsSentAgainEndsTheFlow(t *testing.T) {
+	s, conn := start(t, Options{TCP: echo})
+	c := newCard(t, conn)
+	c.send(tcpFrameTo(1000, web, 2, 1, 0))
+	begin := binary.BigEndian.Uint32(c.receive()[ethernetSize+ipSize+4:]) + 1
+	c.send(tcpFrameTo(1000, web, 0x10, 2, begin))
+	c.send(tcpFrameTo(1000, web, 0x11, 2, begin)) // the guest's end
+	for ends := 0; ends < 2; {
+		if c.receive()[ethernetSize+ipSize+13]&1 != 0 {
+			ends++
+		}
+	}
+	c.send(tcpFrameTo(1000, web, 0x10, 3, begin+1))
+	awaitFlows(t, s, 0)
+}
+
 // awaitFlows waits until so many flows are open.
 func awaitFlows(t *testing.T, s *Stack, want int) {
 	t.Helper()
