@@ -95,9 +95,10 @@ type Event struct {
 
 // Recorder takes events.
 type Recorder interface {
-	// Append returns nil only when the record is durable. An error means that it
-	// is not, and that the act it announces must not happen.
-	Append(ctx context.Context, e Event) error
+	// Append returns nil only when the records of all events are durable, in one
+	// commit. An error means that none is, and that the acts they announce must
+	// not happen.
+	Append(ctx context.Context, events ...Event) error
 }
 
 func (e Event) encode() (chain.Entry, error) { return chain.Encode(e.Kind, e.Sandbox, e.Data) }

@@ -3,6 +3,8 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -24,21 +26,33 @@ type group struct {
 }
 
 type waiter struct {
-	entry      chain.Entry
+	entries    []chain.Entry
 	done       chan struct{} // closed once what follows is set
 	checkpoint string
 	err        error
 }
 
+func (w *waiter) size() (bytes int) {
+	for i := range w.entries {
+		bytes += w.entries[i].Size()
+	}
+	return bytes
+}
+
 var errClosed = errors.New("audit: closed")
 
-// append returns when the event is durable, with the checkpoint over it.
-func (g *group) append(ctx context.Context, e Event) (string, error) {
-	encoded, err := e.encode()
-	if err != nil {
-		return "", err
+// append returns when the events are durable, with the checkpoint over them.
+func (g *group) append(ctx context.Context, events ...Event) (string, error) {
+	w := &waiter{entries: make([]chain.Entry, len(events)), done: make(chan struct{})}
+	for i, e := range events {
+		var err error
+		if w.entries[i], err = e.encode(); err != nil {
+			return "", err
+		}
 	}
-	w := &waiter{entry: encoded, done: make(chan struct{})}
+	if size := w.size(); len(events) > 1 && size > chain.MaxBatch {
+		return "", fmt.Errorf("%d events of %d bytes, at most %d in one commit", len(events), size, chain.MaxBatch)
+	}
 	if err := g.queue(w); err != nil {
 		return "", err
 	}
@@ -72,17 +86,17 @@ func (g *group) queue(w *waiter) error {
 // run writes batches until nobody waits.
 func (g *group) run() {
 	for batch := g.next(); len(batch) > 0; batch = g.next() {
-		entries := make([]chain.Entry, len(batch))
-		for i, w := range batch {
-			entries[i] = w.entry
+		var entries []chain.Entry
+		for _, w := range batch {
+			entries = append(entries, w.entries...)
 		}
 		checkpoint, err := g.write(entries)
-		for i, w := range batch {
+		for _, w := range batch {
 			w.checkpoint, w.err = checkpoint, err
 			if err != nil && len(batch) > 1 {
 				// What there is no room for together may fit alone, and one must
 				// not fail for another.
-				w.checkpoint, w.err = g.write(entries[i : i+1])
+				w.checkpoint, w.err = g.write(w.entries)
 			}
 			close(w.done)
 		}
@@ -90,11 +104,12 @@ func (g *group) run() {
 }
 
 func (g *group) next() []*waiter {
+	runtime.Gosched() // who is about to append comes along
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n, bytes := 0, 0
-	for n < len(g.pending) && (n == 0 || bytes+g.pending[n].entry.Size() <= chain.MaxBatch) {
-		bytes += g.pending[n].entry.Size()
+	for n < len(g.pending) && (n == 0 || bytes+g.pending[n].size() <= chain.MaxBatch) {
+		bytes += g.pending[n].size()
 		n++
 	}
 	batch := slices.Clone(g.pending[:n])

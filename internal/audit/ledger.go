@@ -56,8 +56,8 @@ func OpenLedger(dir string) (*Ledger, error) {
 }
 
 // Append implements [Recorder].
-func (l *Ledger) Append(ctx context.Context, e Event) error {
-	_, err := l.group.append(ctx, e)
+func (l *Ledger) Append(ctx context.Context, events ...Event) error {
+	_, err := l.group.append(ctx, events...)
 	return err
 }
 

@@ -136,8 +136,8 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 }
 
 // Append implements [Recorder].
-func (l *Log) Append(ctx context.Context, e Event) error {
-	_, err := l.group.append(ctx, e)
+func (l *Log) Append(ctx context.Context, events ...Event) error {
+	_, err := l.group.append(ctx, events...)
 	return err
 }
 

@@ -18,9 +18,17 @@ import (
 // record returns when the event is durable; what it announces must not happen
 // otherwise.
 func (e *Edge) record(ctx context.Context, kind audit.Kind, data any) error {
-	err := e.cfg.Audit.Append(ctx, audit.Event{Kind: kind, Sandbox: e.cfg.Sandbox, Data: data})
-	if err != nil {
-		return fmt.Errorf("record %s: %w", kind, err)
+	return e.append(ctx, e.event(kind, data))
+}
+
+func (e *Edge) event(kind audit.Kind, data any) audit.Event {
+	return audit.Event{Kind: kind, Sandbox: e.cfg.Sandbox, Data: data}
+}
+
+// append is record for events that stand or fall together.
+func (e *Edge) append(ctx context.Context, events ...audit.Event) error {
+	if err := e.cfg.Audit.Append(ctx, events...); err != nil {
+		return fmt.Errorf("record %s: %w", events[0].Kind, err)
 	}
 	return nil
 }

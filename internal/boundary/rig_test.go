@@ -45,24 +45,30 @@ type journal struct {
 	change chan struct{}
 }
 
-func (j *journal) Append(ctx context.Context, e audit.Event) error {
-	j.mu.Lock()
-	held := j.hold[e.Kind]
-	j.mu.Unlock()
-	if held != nil {
-		j.note("wait " + string(e.Kind))
-		<-held
+func (j *journal) Append(ctx context.Context, events ...audit.Event) error {
+	for _, e := range events {
+		j.mu.Lock()
+		held := j.hold[e.Kind]
+		j.mu.Unlock()
+		if held != nil {
+			j.note("wait " + string(e.Kind))
+			<-held
+		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.ended {
-		j.late = append(j.late, e.Kind)
+	for _, e := range events {
+		if j.ended {
+			j.late = append(j.late, e.Kind)
+		}
+		if j.fail[e.Kind] {
+			return io.ErrShortWrite
+		}
 	}
-	if j.fail[e.Kind] {
-		return io.ErrShortWrite
+	for _, e := range events {
+		j.events = append(j.events, e)
+		j.add("record " + string(e.Kind))
 	}
-	j.events = append(j.events, e)
-	j.add("record " + string(e.Kind))
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"creel/internal/audit/event"
@@ -131,18 +130,7 @@ func (e *Edge) recordRequest(ctx context.Context, use event.Secret, r *http.Requ
 	if use.As == "" {
 		return e.record(ctx, event.KindRequest, request)
 	}
-	// Both in one commit, where the disk is slow.
-	var wait sync.WaitGroup
-	var err error
-	wait.Go(func() {
-		err = e.record(ctx, event.KindSecret, use)
-	})
-	if rerr := e.record(ctx, event.KindRequest, request); rerr != nil {
-		wait.Wait()
-		return rerr
-	}
-	wait.Wait()
-	return err
+	return e.append(ctx, e.event(event.KindSecret, use), e.event(event.KindRequest, request))
 }
 
 const maxParameters = 32

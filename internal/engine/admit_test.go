@@ -192,7 +192,7 @@ func TestFaultsOfEveryKindComeAtOnce(t *testing.T) {
 // brokenLedger cannot be written to.
 type brokenLedger struct{ Ledger }
 
-func (brokenLedger) Append(context.Context, audit.Event) error { return errors.New("disk full") }
+func (brokenLedger) Append(context.Context, ...audit.Event) error { return errors.New("disk full") }
 
 func TestWithoutARecordNothingHappens(t *testing.T) {
 	e, dir, asked := admitting(t)

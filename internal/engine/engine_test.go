@@ -53,11 +53,13 @@ type ledger struct {
 	closed []string
 }
 
-func (l *ledger) Append(ctx context.Context, e audit.Event) error {
+func (l *ledger) Append(ctx context.Context, events ...audit.Event) error {
 	l.mu.Lock()
-	l.kinds = append(l.kinds, string(e.Kind))
+	for _, e := range events {
+		l.kinds = append(l.kinds, string(e.Kind))
+	}
 	l.mu.Unlock()
-	return l.Ledger.Append(ctx, e)
+	return l.Ledger.Append(ctx, events...)
 }
 
 func (l *ledger) CloseSandbox(ctx context.Context, id, dir string) error {

@@ -39,16 +39,18 @@ type recorder struct {
 	failKind audit.Kind // fails always
 }
 
-func (r *recorder) Append(ctx context.Context, e audit.Event) error {
+func (r *recorder) Append(ctx context.Context, events ...audit.Event) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if e.Kind == r.failKind || r.failFrom > 0 && len(r.events)+1 >= r.failFrom {
-		return errors.New("disk full")
+	for i, e := range events {
+		if e.Kind == r.failKind || r.failFrom > 0 && len(r.events)+i+1 >= r.failFrom {
+			return errors.New("disk full")
+		}
 	}
-	r.events = append(r.events, e)
+	r.events = append(r.events, events...)
 	return nil
 }
 
