@@ -235,7 +235,7 @@ func TestTerminal(t *testing.T) {
 
 func TestTerminalInterruptComesFromTheKeyboard(t *testing.T) {
 	c := ready(t, "/")
-	x, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"sh", "-c", "echo ready; sleep 1000; echo not reached"}, TTY: true, Interactive: true})
+	x, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"sh", "-c", "echo ready; exec sleep 1000"}, TTY: true, Interactive: true})
 	if err != nil {
 		t.Fatal(err)
 	}
