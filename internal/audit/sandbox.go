@@ -26,7 +26,7 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	if err != nil {
 		return SandboxKey{}, fmt.Errorf("open sandbox log: %w", err)
 	}
-	if !chain.NamePattern.MatchString(id) {
+	if !chain.IsName(id) {
 		return SandboxKey{}, fmt.Errorf("open sandbox log: id %q: want letters, digits, '.', '_' and '-'", id)
 	}
 	there, err := exists(filepath.Join(dir, LogName))

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,44 @@ func TestQuickParsing(t *testing.T) {
 		got, ok := parsePlain([]byte(raw))
 		if want, err := parseAny([]byte(raw)); ok && (err != nil || !cmp.Equal(want, got)) {
 			t.Errorf("%s: the quick way reads %+v, the other %+v, %v", raw, got, want, err)
+		}
+	}
+}
+
+// Records are written as encoding/json would write them, and read back the same.
+func TestLinesAreAsJSONHasThem(t *testing.T) {
+	for _, e := range []Entry{
+		{Kind: "exec"},
+		{Kind: "exec", Sandbox: "a-b_c.D9"},
+		{Kind: "exec", Data: json.RawMessage(`{"text":"<&>\u2028\n\\\"é"}`)},
+		{Kind: "exec", Sandbox: "aa", Data: json.RawMessage(`{}`)},
+	} {
+		for _, now := range []time.Time{time.Unix(1, 0).UTC(), time.Unix(1<<31, 120_000_000).UTC(), time.Unix(0, 1).UTC()} {
+			for _, seq := range []int64{0, 1 << 62} {
+				want, err := encodeJSON(Line{V: Version, Seq: seq, Time: now, Kind: e.Kind, Sandbox: e.Sandbox, Data: e.Data})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := e.appendLine([]byte("before"), seq, now)
+				if string(got) != "before"+string(want) {
+					t.Errorf("%s, want %s behind what was there", got, want)
+				}
+				back, err := Parse(want)
+				if r := back.Record(); err != nil || back.Seq != seq || !r.Time.Equal(now) || !cmp.Equal(e, Entry{r.Kind, r.Sandbox, r.Data}) {
+					t.Errorf("read back: %+v, %v", back, err)
+				}
+			}
+		}
+	}
+}
+
+func TestIsName(t *testing.T) {
+	for name, want := range map[string]bool{
+		"a": true, "Z9": true, "0.1_2-3": true, strings.Repeat("a", 128): true,
+		"": false, ".a": false, "_a": false, "-a": false, "a b": false, "a/b": false, "a\n": false, "é": false, strings.Repeat("a", 129): false,
+	} {
+		if IsName(name) != want {
+			t.Errorf("%q: %v", name, !want)
 		}
 	}
 }

@@ -131,8 +131,9 @@ func (p *plain) checkpoint() (string, bool) {
 
 // word reports whether s is of characters that JSON does not escape and that
 // names are made of.
-func word(s []byte) bool {
-	for _, b := range s {
+func word[S ~string | ~[]byte](s S) bool {
+	for i := range len(s) {
+		b := s[i]
 		if (b < '0' || b > '9') && (b < 'A' || b > 'Z') && (b < 'a' || b > 'z') && b != '.' && b != '_' && b != '-' {
 			return false
 		}
