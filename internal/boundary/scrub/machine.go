@@ -165,6 +165,24 @@ func (c *cache) reset() {
 	c.states = map[string]*state{"": c.root}
 }
 
+// in reports whether there is a match in p.
+func (s *Set) in(p []byte) bool {
+	for i, state := 0, s.cache.root; i < len(p); {
+		if state == s.cache.root {
+			i = s.skip(p, i)
+		}
+		next := state.next[p[i]].Load()
+		if next == nil {
+			var done []thread
+			if next, done = s.follow(state, p[i], nil); len(done) > 0 {
+				return true
+			}
+		}
+		state, i = next, i+1
+	}
+	return false
+}
+
 // follow is the state after a byte, for when the state itself does not know.
 // Matches that end at that byte are appended to done, without their starts; such
 // a step is never kept, so that every stream comes here for it.

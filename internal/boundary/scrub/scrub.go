@@ -105,14 +105,12 @@ func (s *Set) Empty() bool { return s == nil || len(s.names) == 0 }
 
 // Text replaces every match in a short text, and names the values found, sorted.
 func (s *Set) Text(text string) (clean string, found []string) {
-	if s.Empty() {
+	p := []byte(text)
+	if s.Empty() || !s.in(p) {
 		return text, nil
 	}
 	st := s.Stream()
-	out := st.Flush(st.Write(make([]byte, 0, len(text)), []byte(text)))
-	if st.Found() == 0 {
-		return text, nil
-	}
+	out := st.Flush(st.Write(make([]byte, 0, len(p)), p))
 	return string(out), st.Names()
 }
 

@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func compile(t testing.TB, values ...string) *Set {
@@ -338,6 +339,10 @@ func check(t *testing.T, r *rand.Rand, values []string, in string) {
 	}
 	if found != (st.Found() > 0) || found != (string(whole) != in) {
 		t.Fatalf("found %d in %q, want any: %v", st.Found(), in, found)
+	}
+
+	if text, names := s.Text(in); text != string(whole) || !cmp.Equal(names, st.Names(), cmpopts.EquateEmpty()) {
+		t.Fatalf("%q as a text became %q with %q, as a stream %q with %q", in, text, names, whole, st.Names())
 	}
 
 	pieces, max := s.Stream(), 1+r.IntN(40)

@@ -285,10 +285,16 @@ func (x *exchange) clean(h http.Header) {
 // suspect looks at all headers at once, which is what nearly always suffices.
 func (x *exchange) suspect(h http.Header) bool {
 	var all strings.Builder
+	all.Grow(1 << 10)
+	put := func(s string) {
+		all.WriteString(s)
+		all.WriteByte(0) // in no value
+	}
 	for name, values := range h {
-		for _, s := range append([]string{name, strings.ToLower(name)}, values...) {
-			all.WriteString(s)
-			all.WriteByte(0) // in no value
+		put(name)
+		put(strings.ToLower(name))
+		for _, v := range values {
+			put(v)
 		}
 	}
 	_, found := x.pass.Values.Text(all.String())
