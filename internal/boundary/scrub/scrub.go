@@ -52,7 +52,7 @@ type Set struct {
 	letters []letter
 	keys    map[string]uint32 // of letters, while the set is made
 	first   [256][]place      // where a match is after its first byte
-	pairs   [1 << 16]uint8    // 1 for the two bytes, little-endian, that a match may begin with
+	pairs   [1 << 16]uint8    // what two bytes, little-endian, may be: begins, second
 	cache   cache
 }
 
@@ -86,15 +86,24 @@ func Compile(values map[string]string) (*Set, error) {
 	return s, nil
 }
 
-// index notes with which bytes a match begins.
+// What is known of two bytes that stand side by side.
+const (
+	begins = 1 << iota // a match may begin with them
+	second             // they may be the second and third byte of a match
+)
+
+// index notes with which bytes a match begins. No match has fewer than three.
 func (s *Set) index() {
 	for f := range s.forms {
 		start := makePlace(f, 0, 0)
-		for _, e := range s.edges(start) {
-			next := start.after(e)
-			s.first[e.on] = append(s.first[e.on], next)
-			for _, second := range s.edges(next) {
-				s.pairs[uint16(e.on)|uint16(second.on)<<8] = 1
+		for _, e1 := range s.edges(start) {
+			next := start.after(e1)
+			s.first[e1.on] = append(s.first[e1.on], next)
+			for _, e2 := range s.edges(next) {
+				s.pairs[uint16(e1.on)|uint16(e2.on)<<8] |= begins
+				for _, e3 := range s.edges(next.after(e2)) {
+					s.pairs[uint16(e2.on)|uint16(e3.on)<<8] |= second
+				}
 			}
 		}
 	}

@@ -407,6 +407,46 @@ func TestRandom(t *testing.T) {
 	}
 }
 
+// skip stops at the latest where three bytes may begin a match, and no earlier
+// than where two may.
+func TestSkip(t *testing.T) {
+	s := compile(t, "abcdefgh", "%41 b\\u0041")
+	for seed := range uint64(4000) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		p := make([]byte, 1+r.IntN(60))
+		for i := range p {
+			p[i] = "abcd%6YW \x00\x00\x00"[r.IntN(12)]
+		}
+		for i := range p {
+			got := s.skip(p, i)
+			for j := i; j < got; j++ {
+				if s.mayBegin(p[j:min(j+3, len(p))]) {
+					t.Fatalf("%q from %d: %d is left out for %d", p, i, j, got)
+				}
+			}
+			if got < i || got > len(p)-1 || got < len(p)-1 && !s.mayBegin(p[got:got+2]) {
+				t.Fatalf("%q from %d: %d", p, i, got)
+			}
+		}
+	}
+}
+
+// mayBegin reports whether a match can go on from there.
+func (s *Set) mayBegin(p []byte) bool {
+	var at []thread
+	var m mover
+	for i, b := range p {
+		m.step(s, at, b, int64(i))
+		at = at[:0]
+		for _, t := range m.next {
+			if t.start == 0 {
+				at = append(at, t)
+			}
+		}
+	}
+	return len(at) > 0
+}
+
 func FuzzStream(f *testing.F) {
 	f.Add(uint64(1), "abcdefgh", "abcdefghijkl", []byte("abcdefgh %61bcdefgh\\u0069jkl YWJjZGVmZ2g= 6162636465666768"))
 	f.Add(uint64(2), "aaaaaaaa", "%41%41%41%41", []byte("aaaaaaaaaaa%41%41%2541%4141%%41%41%41%41"))

@@ -37,16 +37,33 @@ func (st *Stream) Write(dst, p []byte) []byte {
 		return append(dst, p...)
 	}
 	mark := len(dst)
-	origin := st.at - int64(len(st.held))
 	dst = append(append(dst, st.held...), p...)
-	out := dst[mark:]
-	end := st.scan(p, out, origin)
+	return dst[:mark+st.pass(p, dst[mark:])]
+}
+
+// Filter is Write for a stream that holds nothing back: what it returns is a
+// beginning of p, changed in place.
+func (st *Stream) Filter(p []byte) []byte {
+	switch {
+	case st.stopped:
+		return nil
+	case st.set == nil:
+		return p
+	}
+	return p[:st.pass(p, p)]
+}
+
+// pass looks at p, and in out, which is what was held and p, replaces matches.
+// It says how much of out may go, and holds the rest. Where nothing was held, out
+// may be p itself: nothing is read again that was replaced.
+func (st *Stream) pass(p, out []byte) int {
+	end := st.scan(p, out, st.at-int64(len(st.held)))
 	st.at += int64(len(p))
 	st.held = append(st.held[:0], out[end:]...)
 	if st.stopped {
 		st.held = nil
 	}
-	return dst[:mark+end]
+	return end
 }
 
 // scan goes over p, the end of out, replaces matches in out, which begins at
@@ -92,22 +109,29 @@ func (st *Stream) scan(p, out []byte, origin int64) int {
 	return st.earliest(out, origin)
 }
 
-// skip is the next index at which a match may begin, or the last one of p.
+// skip is the next index from i on at which a match may begin, or the last one
+// of p. Of eight bytes it looks at every other pair: a match that begins between
+// two of them has its second and third byte in the latter.
 func (s *Set) skip(p []byte, i int) int {
 	pairs := &s.pairs
-	for ; i+8 <= len(p); i += 7 { // seven at a time, until one of them
+	next := i // where a match may begin, for all that is known
+	for ; i+8 <= len(p); i += 8 {
 		w := binary.LittleEndian.Uint64(p[i:])
-		if pairs[uint16(w)]|pairs[uint16(w>>8)]|pairs[uint16(w>>16)]|pairs[uint16(w>>24)]|
-			pairs[uint16(w>>32)]|pairs[uint16(w>>40)]|pairs[uint16(w>>48)] != 0 {
-			break
+		if pairs[uint16(w)]|pairs[uint16(w>>16)]|pairs[uint16(w>>32)]|pairs[uint16(w>>48)] != 0 {
+			for ; next < i+7; next++ {
+				if pairs[uint16(p[next])|uint16(p[next+1])<<8]&begins != 0 {
+					return next
+				}
+			}
+		}
+		next = i + 7
+	}
+	for ; next+1 < len(p); next++ {
+		if pairs[uint16(p[next])|uint16(p[next+1])<<8]&begins != 0 {
+			return next
 		}
 	}
-	for ; i+1 < len(p); i++ {
-		if pairs[uint16(p[i])|uint16(p[i+1])<<8] != 0 {
-			return i
-		}
-	}
-	return i
+	return next
 }
 
 // track moves the threads from index exact to index to. No thread that the

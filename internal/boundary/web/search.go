@@ -33,8 +33,11 @@ type filter interface {
 	Flush(dst []byte) []byte   // at the stream's end
 }
 
-// plain is the filter of a stream without structure.
+// plain is the filter of a stream without structure; it is inPlace, too.
 type plain struct{ *scrub.Stream }
+
+// inPlace is a filter that needs no second buffer while it holds nothing back.
+type inPlace interface{ Filter(p []byte) []byte }
 
 func (p plain) Write(dst, b []byte) ([]byte, error) { return p.Stream.Write(dst, b), nil }
 
@@ -69,6 +72,12 @@ func (s *searched) Read(p []byte) (int, error) {
 			s.free()
 			return 0, s.err
 		}
+		if f, ok := s.filter.(inPlace); ok && len(p) >= bufferSize && s.ahead == nil && s.filter.Pending() == 0 {
+			if n := s.direct(f, p); n > 0 {
+				return n, nil
+			}
+			continue
+		}
 		if s.buf == nil {
 			s.buf, s.out = s.buffers.Get(), s.buffers.Get()
 		}
@@ -77,6 +86,16 @@ func (s *searched) Read(p []byte) (int, error) {
 	n := copy(p, s.ready)
 	s.ready = s.ready[n:]
 	return n, nil
+}
+
+// direct reads once into p, which saves two copies of everything.
+func (s *searched) direct(f inPlace, p []byte) (n int) {
+	n, s.err = s.src.Read(p)
+	n = len(f.Filter(p[:n]))
+	if s.err == io.EOF {
+		s.ready = s.filter.Flush(nil)
+	}
+	return n
 }
 
 func (s *searched) fill() {
