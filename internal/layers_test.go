@@ -25,7 +25,7 @@ var arrows = map[string][]string{
 	"sandbox": {},
 	"undo":    {},
 	"wire":    {},
-	"audit":   {"audit/chain"},
+	"audit":   {"audit/batch", "audit/chain"},
 	"policy":  {},
 	"confine": {"sandbox"},
 	"scratch": {},
@@ -43,6 +43,7 @@ var arrows = map[string][]string{
 
 	// The audit record: its format, and what reads it.
 	"audit/chain":   {},
+	"audit/batch":   {"audit/chain"},
 	"audit/query":   {"audit", "audit/chain"},
 	"audit/receipt": {"audit/chain"},
 	"audit/event":   {"audit"},

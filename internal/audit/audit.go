@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"creel/internal/audit/batch"
 	"creel/internal/audit/chain"
 )
 
@@ -99,6 +100,39 @@ type Recorder interface {
 	// commit. An error means that none is, and that the acts they announce must
 	// not happen.
 	Append(ctx context.Context, events ...Event) error
+	// Note is Append for what has happened already, and does not wait: the
+	// records are durable with the next Append or Close, or after 10 ms and a
+	// sync. Where they are not, failed is told, at any time until Close has
+	// returned; it must not call the Recorder.
+	Note(failed func(error), events ...Event)
 }
 
 func (e Event) encode() (chain.Entry, error) { return chain.Encode(e.Kind, e.Sandbox, e.Data) }
+
+func encodeAll(events []Event) ([]chain.Entry, error) {
+	entries := make([]chain.Entry, len(events))
+	for i, e := range events {
+		var err error
+		if entries[i], err = e.encode(); err != nil {
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+func appendEvents(ctx context.Context, to *batch.Writer, events []Event) error {
+	entries, err := encodeAll(events)
+	if err == nil {
+		_, err = to.Append(ctx, entries...)
+	}
+	return err
+}
+
+func noteEvents(to *batch.Writer, failed func(error), events []Event) {
+	entries, err := encodeAll(events)
+	if err != nil {
+		failed(err)
+		return
+	}
+	to.Note(failed, entries...)
+}

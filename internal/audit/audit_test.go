@@ -382,7 +382,7 @@ func TestTornLogIsCutAndRecorded(t *testing.T) {
 		if err := l.Append(t.Context(), Event{Kind: KindStarted, Sandbox: id}); err != nil {
 			t.Fatal(err)
 		}
-		l.group.close() // as a killed keeper leaves it
+		l.batch.Close() // as a killed keeper leaves it
 		if _, err := l.file.WriteAt([]byte(`{"v":1,"seq":`), l.size); err != nil {
 			t.Fatal(err)
 		}
@@ -427,7 +427,7 @@ func TestNoRecordNoSuccess(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			l.group.close() // an event that was given up may still be on its way
+			l.batch.Close() // an event that was given up may still be on its way
 			l.file.Close()
 		})
 		return l, filepath.Join(dir, LogName)

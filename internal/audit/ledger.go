@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/audit/batch"
 	"creel/internal/audit/chain"
 
 	"golang.org/x/mod/sumdb/note"
@@ -19,7 +20,7 @@ import (
 // may have it open, and any number of goroutines use it.
 type Ledger struct {
 	dir   string
-	group group
+	batch *batch.Writer
 
 	mu     sync.Mutex // around every use of the file by this process
 	lock   *os.File   // around every use of it by any process
@@ -47,7 +48,7 @@ func OpenLedger(dir string) (*Ledger, error) {
 	if l.lock, err = openLock(dir, lockName); err != nil {
 		return nil, err
 	}
-	l.group.write = l.write
+	l.batch = batch.New(l.write)
 	if err := l.locked(func() error { return nil }); err != nil {
 		l.Close()
 		return nil, err
@@ -57,13 +58,15 @@ func OpenLedger(dir string) (*Ledger, error) {
 
 // Append implements [Recorder].
 func (l *Ledger) Append(ctx context.Context, events ...Event) error {
-	_, err := l.group.append(ctx, events...)
-	return err
+	return appendEvents(ctx, l.batch, events)
 }
+
+// Note implements [Recorder].
+func (l *Ledger) Note(failed func(error), events ...Event) { noteEvents(l.batch, failed, events) }
 
 // Close waits for appends under way and closes the ledger's files.
 func (l *Ledger) Close() error {
-	l.group.close()
+	l.batch.Close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.forget()

@@ -12,6 +12,7 @@ import (
 	"os"
 	"time"
 
+	"creel/internal/audit/batch"
 	"creel/internal/audit/chain"
 
 	"golang.org/x/mod/sumdb/note"
@@ -56,10 +57,10 @@ func (k SandboxKey) LogValue() slog.Value { return slog.StringValue(k.Public) }
 // Log is one sandbox's log, written by one process. It is safe for use by
 // several goroutines.
 type Log struct {
-	group group
+	batch *batch.Writer
 	file  *os.File
 
-	// Below is touched only by the group's writing goroutine.
+	// Below is touched only by the batch's writing goroutine.
 	sealer chain.Sealer
 	tree   chain.Tree
 	size   int64
@@ -110,7 +111,7 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 	if l.sealer, err = key.sealer(); err != nil {
 		return nil, err
 	}
-	l.group.write = l.write
+	l.batch = batch.New(l.write)
 	got, err := readLog(context.Background(), f, Opened{Log: key.Origin, Key: key.Public}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read sandbox log: %w", err)
@@ -137,14 +138,16 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 
 // Append implements [Recorder].
 func (l *Log) Append(ctx context.Context, events ...Event) error {
-	_, err := l.group.append(ctx, events...)
-	return err
+	return appendEvents(ctx, l.batch, events)
 }
+
+// Note implements [Recorder].
+func (l *Log) Note(failed func(error), events ...Event) { noteEvents(l.batch, failed, events) }
 
 // Close records that the log ends here and closes its file.
 func (l *Log) Close() error {
-	_, err := l.group.append(context.Background(), Event{Kind: KindClosed})
-	l.group.close()
+	err := l.Append(context.Background(), Event{Kind: KindClosed})
+	l.batch.Close()
 	return errors.Join(err, l.file.Close())
 }
 

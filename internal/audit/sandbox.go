@@ -43,7 +43,11 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	if err != nil {
 		return SandboxKey{}, err
 	}
-	checkpoint, err := l.group.append(ctx, Event{Kind: KindOpened, Sandbox: id, Data: Opened{Log: key.Origin, Key: key.Public, Dir: dir}})
+	opened, err := Event{Kind: KindOpened, Sandbox: id, Data: Opened{Log: key.Origin, Key: key.Public, Dir: dir}}.encode()
+	if err != nil {
+		return SandboxKey{}, err
+	}
+	checkpoint, err := l.batch.Append(ctx, opened)
 	if err != nil {
 		return SandboxKey{}, err
 	}

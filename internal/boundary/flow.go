@@ -322,7 +322,7 @@ func (e *Edge) connectTo(ctx context.Context, m *metered, p *policy.Policy) erro
 	conn, err := e.cfg.Dialer.Dial(ctx, p, target, w)
 	if err != nil {
 		if w.id != 0 {
-			e.recordAfter(event.KindDisconnected, event.Disconnected{ID: w.id, Host: m.host, Port: f.req.Port, Error: egress.Class(err)})
+			e.note(event.KindDisconnected, event.Disconnected{ID: w.id, Host: m.host, Port: f.req.Port, Error: egress.Class(err)})
 		}
 		if denied, ok := errors.AsType[*egress.Denied](err); ok {
 			e.deny(denied.Decision)
@@ -351,7 +351,7 @@ func (w *witness) Lookup(ctx context.Context, host string) error {
 
 func (w *witness) Dial(ctx context.Context, a egress.Attempt) error {
 	if w.id != 0 { // another address is tried
-		w.edge.recordAfter(event.KindDisconnected, event.Disconnected{ID: w.id, Host: w.flow.req.Host, Port: w.flow.req.Port, Error: "failed"})
+		w.edge.note(event.KindDisconnected, event.Disconnected{ID: w.id, Host: w.flow.req.Host, Port: w.flow.req.Port, Error: "failed"})
 	}
 	address := a.Name
 	if a.Address.IsValid() {

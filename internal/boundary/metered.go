@@ -94,7 +94,7 @@ func (m *metered) Close() error {
 		if why := m.failed.Load(); why != nil {
 			d.Error = (*why).Error()
 		}
-		m.edge.recordAfter(event.KindDisconnected, d)
+		m.edge.note(event.KindDisconnected, d)
 	})
 	return err
 }

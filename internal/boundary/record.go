@@ -33,11 +33,20 @@ func (e *Edge) append(ctx context.Context, events ...audit.Event) error {
 	return nil
 }
 
-// recordAfter is for what has happened already.
+// recordAfter is for what has happened already and must not be lost.
 func (e *Edge) recordAfter(kind audit.Kind, data any) {
 	if err := e.record(context.Background(), kind, data); err != nil {
-		e.cfg.Log.Error("what has happened is not on record", "err", err)
+		e.unrecorded(err)
 	}
+}
+
+// note is for how something ended whose beginning is on record; nobody waits.
+func (e *Edge) note(kind audit.Kind, data any) {
+	e.cfg.Audit.Note(e.unrecorded, e.event(kind, data))
+}
+
+func (e *Edge) unrecorded(err error) {
+	e.cfg.Log.Error("what has happened is not on record", "err", err)
 }
 
 func (e *Edge) recordPolicy(ctx context.Context, r Rules, generation int) error {

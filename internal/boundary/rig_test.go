@@ -72,6 +72,12 @@ func (j *journal) Append(ctx context.Context, events ...audit.Event) error {
 	return nil
 }
 
+func (j *journal) Note(failed func(error), events ...audit.Event) {
+	if err := j.Append(context.Background(), events...); err != nil {
+		failed(err)
+	}
+}
+
 // note is of what happens outside.
 func (j *journal) note(line string) {
 	j.mu.Lock()

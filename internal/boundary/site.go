@@ -164,8 +164,7 @@ func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use s
 			if r.Err != nil {
 				res.Error = egress.Class(r.Err)
 			}
-			// Its guest need not wait for that. Handlers end before the edge does.
-			e.serving.Go(func() { e.recordAfter(event.KindResponse, res) })
+			e.note(event.KindResponse, res)
 		},
 	}
 	if use != "" {

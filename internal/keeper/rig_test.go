@@ -54,6 +54,12 @@ func (r *recorder) Append(ctx context.Context, events ...audit.Event) error {
 	return nil
 }
 
+func (r *recorder) Note(failed func(error), events ...audit.Event) {
+	if err := r.Append(context.Background(), events...); err != nil {
+		failed(err)
+	}
+}
+
 func (r *recorder) kinds() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
