@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -277,6 +278,9 @@ func (r *Run) record(ctx context.Context, kind audit.Kind, data any) error {
 // await returns when the run has to end: the task has ended, the machine has
 // died, or it was told to stop.
 func (r *Run) await(ctx context.Context) {
+	// What the start needed is given back, some 3 MiB, where a run lasts.
+	lasts := time.AfterFunc(time.Second, debug.FreeOSMemory)
+	defer lasts.Stop()
 	var machineDone, guestDone <-chan struct{}
 	if r.machine != nil {
 		machineDone = r.machine.Done()

@@ -125,6 +125,9 @@ func checkPowerless(t *testing.T, kind rig.Kind, pid int) {
 	if status["Uid"] != "" && (kind == rig.VMM || os.Geteuid() == 0 && !strings.HasPrefix(status["Uid"], strconv.Itoa(other))) {
 		want["CapBnd"] = noCaps
 	}
+	if kind == rig.VMM {
+		want["THP_enabled"] = "0"
+	}
 	for name, value := range want {
 		if status[name] != value {
 			t.Errorf("%s %d: %s is %q, want %q", kind, pid, name, status[name], value)
