@@ -97,8 +97,8 @@ type Event struct {
 // Recorder takes events.
 type Recorder interface {
 	// Append returns nil only when the records of all events are durable, in one
-	// commit. An error means that none is, and that the acts they announce must
-	// not happen.
+	// commit. An error means that none is, or, where ctx has ended, may be; the
+	// acts they announce must not happen.
 	Append(ctx context.Context, events ...Event) error
 	// Note is Append for what has happened already, and does not wait: the
 	// records are durable with the next Append or Close, or after 10 ms and a
@@ -109,6 +109,28 @@ type Recorder interface {
 
 func (e Event) encode() (chain.Entry, error) { return chain.Encode(e.Kind, e.Sandbox, e.Data) }
 
+// recorder implements [Recorder] for what is made of commits.
+type recorder struct{ batch *batch.Writer }
+
+// Append implements [Recorder].
+func (r recorder) Append(ctx context.Context, events ...Event) error {
+	entries, err := encodeAll(events)
+	if err == nil {
+		_, err = r.batch.Append(ctx, entries...)
+	}
+	return err
+}
+
+// Note implements [Recorder].
+func (r recorder) Note(failed func(error), events ...Event) {
+	entries, err := encodeAll(events)
+	if err != nil {
+		failed(err)
+		return
+	}
+	r.batch.Note(failed, entries...)
+}
+
 func encodeAll(events []Event) ([]chain.Entry, error) {
 	entries := make([]chain.Entry, len(events))
 	for i, e := range events {
@@ -118,21 +140,4 @@ func encodeAll(events []Event) ([]chain.Entry, error) {
 		}
 	}
 	return entries, nil
-}
-
-func appendEvents(ctx context.Context, to *batch.Writer, events []Event) error {
-	entries, err := encodeAll(events)
-	if err == nil {
-		_, err = to.Append(ctx, entries...)
-	}
-	return err
-}
-
-func noteEvents(to *batch.Writer, failed func(error), events []Event) {
-	entries, err := encodeAll(events)
-	if err != nil {
-		failed(err)
-		return
-	}
-	to.Note(failed, entries...)
 }

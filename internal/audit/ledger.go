@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,10 +16,10 @@ import (
 )
 
 // Ledger is an installation's ledger, open to append. Any number of processes
-// may have it open, and any number of goroutines use it.
+// may have it open, and any number of goroutines use it. It is a [Recorder].
 type Ledger struct {
-	dir   string
-	batch *batch.Writer
+	recorder
+	dir string
 
 	mu     sync.Mutex // around every use of the file by this process
 	lock   *os.File   // around every use of it by any process
@@ -55,14 +54,6 @@ func OpenLedger(dir string) (*Ledger, error) {
 	}
 	return l, nil
 }
-
-// Append implements [Recorder].
-func (l *Ledger) Append(ctx context.Context, events ...Event) error {
-	return appendEvents(ctx, l.batch, events)
-}
-
-// Note implements [Recorder].
-func (l *Ledger) Note(failed func(error), events ...Event) { noteEvents(l.batch, failed, events) }
 
 // Close waits for appends under way and closes the ledger's files.
 func (l *Ledger) Close() error {

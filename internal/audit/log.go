@@ -55,12 +55,12 @@ func (k SandboxKey) GoString() string { return k.Public }
 func (k SandboxKey) LogValue() slog.Value { return slog.StringValue(k.Public) }
 
 // Log is one sandbox's log, written by one process. It is safe for use by
-// several goroutines.
+// several goroutines, and a [Recorder].
 type Log struct {
-	batch *batch.Writer
-	file  *os.File
+	recorder
+	file *os.File
 
-	// Below is touched only by the batch's writing goroutine.
+	// Below is touched only by write, which has one caller at a time.
 	sealer chain.Sealer
 	tree   chain.Tree
 	size   int64
@@ -135,14 +135,6 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 	}
 	return l, nil
 }
-
-// Append implements [Recorder].
-func (l *Log) Append(ctx context.Context, events ...Event) error {
-	return appendEvents(ctx, l.batch, events)
-}
-
-// Note implements [Recorder].
-func (l *Log) Note(failed func(error), events ...Event) { noteEvents(l.batch, failed, events) }
 
 // Close records that the log ends here and closes its file.
 func (l *Log) Close() error {

@@ -38,7 +38,7 @@ type Writer struct {
 	wg      sync.WaitGroup
 }
 
-// New returns a writer that hands commits to write, one at a time, which makes
+// New returns a writer that hands commits to write, one at a time; it makes
 // their entries durable and returns the checkpoint over them. The caller calls
 // Close.
 func New(write func([]chain.Entry) (string, error)) *Writer { return &Writer{write: write} }
@@ -52,15 +52,14 @@ type waiter struct {
 	err        error
 }
 
-// ErrClosed is of what comes after Close.
-var ErrClosed = errors.New("audit: closed")
+var errClosed = errors.New("audit: closed")
 
 // Append returns when the entries are durable, with the checkpoint over them. With
 // an error they are not, or, where ctx has ended, may not be. They are in one
 // commit, and have at most [chain.MaxBatch] bytes where there are several.
-func (g *Writer) Append(ctx context.Context, entries ...chain.Entry) (checkpoint string, err error) {
+func (b *Writer) Append(ctx context.Context, entries ...chain.Entry) (checkpoint string, err error) {
 	w := &waiter{entries: entries, done: make(chan struct{})}
-	if err := g.queue(w); err != nil {
+	if err := b.queue(w); err != nil {
 		return "", err
 	}
 	select {
@@ -69,86 +68,80 @@ func (g *Writer) Append(ctx context.Context, entries ...chain.Entry) (checkpoint
 	case <-ctx.Done():
 		// It may be on its way to the disk. The caller must not act, and a
 		// record without its act is the harmless way round.
-		g.mu.Lock()
-		g.pending = slices.DeleteFunc(g.pending, func(p *waiter) bool { return p == w })
-		g.mu.Unlock()
+		b.mu.Lock()
+		b.pending = slices.DeleteFunc(b.pending, func(p *waiter) bool { return p == w })
+		b.mu.Unlock()
 		return "", ctx.Err()
 	}
 }
 
 // Note is Append for whom does not wait. The entries are durable with the next
 // Append or Close, or after 10 ms and a commit; failed is told where they are not.
-func (g *Writer) Note(failed func(error), entries ...chain.Entry) {
-	if err := g.queue(&waiter{entries: entries, failed: failed}); err != nil {
+func (b *Writer) Note(failed func(error), entries ...chain.Entry) {
+	if err := b.queue(&waiter{entries: entries, failed: failed}); err != nil {
 		failed(err)
 	}
 }
 
-func (g *Writer) queue(w *waiter) error {
+func (b *Writer) queue(w *waiter) error {
 	if size := w.size(); len(w.entries) > 1 && size > chain.MaxBatch {
 		return fmt.Errorf("%d records of %d bytes, at most %d in one commit", len(w.entries), size, chain.MaxBatch)
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return ErrClosed
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
 	}
-	g.pending = append(g.pending, w)
-	if w.failed == nil {
-		g.start()
-	} else {
-		g.flushLater()
+	b.pending = append(b.pending, w)
+	switch {
+	case w.failed == nil:
+		b.start()
+	case !b.timed:
+		b.timed = true
+		time.AfterFunc(lateness, b.flush)
 	}
 	return nil
 }
 
-// flushLater is called with mu held.
-func (g *Writer) flushLater() {
-	if !g.timed {
-		g.timed = true
-		time.AfterFunc(lateness, g.flush)
-	}
-}
-
 // start is called with mu held.
-func (g *Writer) start() {
-	if !g.running && len(g.pending) > 0 {
-		g.running = true
-		g.wg.Go(g.run)
+func (b *Writer) start() {
+	if !b.running && len(b.pending) > 0 {
+		b.running = true
+		b.wg.Go(b.run)
 	}
 }
 
 // flush writes notes that nobody waits for.
-func (g *Writer) flush() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.timed, g.due = false, len(g.pending) > 0
-	g.start()
+func (b *Writer) flush() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.timed, b.due = false, len(b.pending) > 0
+	b.start()
 }
 
 // run writes batches until nobody waits.
-func (g *Writer) run() {
-	for batch := g.next(); len(batch) > 0; batch = g.next() {
+func (b *Writer) run() {
+	for batch := b.next(); len(batch) > 0; batch = b.next() {
 		began := time.Now()
-		if g.commit(batch) >= crowd {
+		if b.commit(batch) >= crowd {
 			time.Sleep(pace - time.Since(began))
 		}
 	}
 }
 
 // commit writes a batch and tells everyone; it returns how many waited.
-func (g *Writer) commit(batch []*waiter) (waited int) {
+func (b *Writer) commit(batch []*waiter) (waited int) {
 	var entries []chain.Entry
 	for _, w := range batch {
 		entries = append(entries, w.entries...)
 	}
-	checkpoint, err := g.write(entries)
+	checkpoint, err := b.write(entries)
 	for _, w := range batch {
 		w.checkpoint, w.err = checkpoint, err
 		if err != nil && len(batch) > 1 {
 			// What there is no room for together may fit alone, and one must
 			// not fail for another.
-			w.checkpoint, w.err = g.write(w.entries)
+			w.checkpoint, w.err = b.write(w.entries)
 		}
 		switch {
 		case w.failed == nil:
@@ -162,23 +155,23 @@ func (g *Writer) commit(batch []*waiter) (waited int) {
 }
 
 // next takes what goes into the next commit, or nothing where nobody waits.
-func (g *Writer) next() []*waiter {
+func (b *Writer) next() []*waiter {
 	runtime.Gosched() // others go on while the disk is waited for, and who is about to append comes along
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.due && !g.closed && !slices.ContainsFunc(g.pending, func(w *waiter) bool { return w.failed == nil }) {
-		g.running = false
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.due && !b.closed && !slices.ContainsFunc(b.pending, func(w *waiter) bool { return w.failed == nil }) {
+		b.running = false
 		return nil
 	}
 	n, bytes := 0, 0
-	for n < len(g.pending) && (n == 0 || bytes+g.pending[n].size() <= chain.MaxBatch) {
-		bytes += g.pending[n].size()
+	for n < len(b.pending) && (n == 0 || bytes+b.pending[n].size() <= chain.MaxBatch) {
+		bytes += b.pending[n].size()
 		n++
 	}
-	batch := slices.Clone(g.pending[:n])
-	g.pending = slices.Delete(g.pending, 0, n)
-	g.running = n > 0
-	g.due = g.due && len(g.pending) > 0
+	batch := slices.Clone(b.pending[:n])
+	b.pending = slices.Delete(b.pending, 0, n)
+	b.running = n > 0
+	b.due = b.due && len(b.pending) > 0
 	return batch
 }
 
@@ -190,10 +183,10 @@ func (w *waiter) size() (bytes int) {
 }
 
 // Close refuses further entries and waits until the earlier ones are written.
-func (g *Writer) Close() {
-	g.mu.Lock()
-	g.closed = true
-	g.start()
-	g.mu.Unlock()
-	g.wg.Wait()
+func (b *Writer) Close() {
+	b.mu.Lock()
+	b.closed = true
+	b.start()
+	b.mu.Unlock()
+	b.wg.Wait()
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// disk is what a group writes to: the kinds of each commit.
+// disk is what a Writer writes to: the kinds of each commit.
 type disk struct {
 	mu      sync.Mutex
 	commits []string
@@ -49,14 +49,14 @@ func (d *disk) want(t *testing.T, commits ...string) {
 }
 
 func TestNotesWaitForAnAppend(t *testing.T) {
-	d, g := newDisk()
-	defer g.Close()
+	d, b := newDisk()
+	defer b.Close()
 	unexpected := func(err error) { t.Error(err) }
 	for n := 0; ; n++ { // unless the test is held up for as long as notes wait
 		began := time.Now()
-		g.Note(unexpected, chain.Entry{Kind: "n1"})
-		g.Note(unexpected, chain.Entry{Kind: "n2"}, chain.Entry{Kind: "n3"})
-		if _, err := g.Append(t.Context(), chain.Entry{Kind: "a"}, chain.Entry{Kind: "b"}); err != nil {
+		b.Note(unexpected, chain.Entry{Kind: "n1"})
+		b.Note(unexpected, chain.Entry{Kind: "n2"}, chain.Entry{Kind: "n3"})
+		if _, err := b.Append(t.Context(), chain.Entry{Kind: "a"}, chain.Entry{Kind: "b"}); err != nil {
 			t.Fatal(err)
 		}
 		if time.Since(began) < lateness {
@@ -71,73 +71,73 @@ func TestNotesWaitForAnAppend(t *testing.T) {
 }
 
 func TestNotesWaitNoLonger(t *testing.T) {
-	d, g := newDisk()
-	defer g.Close()
+	d, b := newDisk()
+	defer b.Close()
 	began := time.Now()
-	g.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "n"})
+	b.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "n"})
 	<-d.written
 	if took := d.times[0].Sub(began); took < lateness {
 		t.Errorf("a note was written after %v", took)
 	}
 	d.want(t, "n")
-	g.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "again"})
+	b.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "again"})
 	<-d.written
 	d.want(t, "n", "again")
 }
 
 func TestNotesAreWrittenAtTheEnd(t *testing.T) {
-	d, g := newDisk()
-	g.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "n"})
-	g.Close()
+	d, b := newDisk()
+	b.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "n"})
+	b.Close()
 	d.want(t, "n")
 }
 
 func TestNoteThatFails(t *testing.T) {
-	d, g := newDisk()
+	d, b := newDisk()
 	d.fail = errors.New("disk full")
 	failures := make(chan error, 10)
 	failed := func(err error) { failures <- err }
-	g.Note(failed, chain.Entry{Kind: "n"})
+	b.Note(failed, chain.Entry{Kind: "n"})
 	if err := <-failures; !errors.Is(err, d.fail) {
 		t.Errorf("got %v", err)
 	}
 	large := chain.Entry{Kind: "l", Data: make([]byte, chain.MaxBatch)}
-	g.Note(failed, large, large)
+	b.Note(failed, large, large)
 	if err := <-failures; err == nil {
 		t.Error("no error")
 	}
-	g.Close()
-	g.Note(failed, chain.Entry{Kind: "n"})
-	if err := <-failures; !errors.Is(err, ErrClosed) {
+	b.Close()
+	b.Note(failed, chain.Entry{Kind: "n"})
+	if err := <-failures; !errors.Is(err, errClosed) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := g.Append(t.Context(), chain.Entry{Kind: "a"}); !errors.Is(err, ErrClosed) {
+	if _, err := b.Append(t.Context(), chain.Entry{Kind: "a"}); !errors.Is(err, errClosed) {
 		t.Errorf("got %v", err)
 	}
 }
 
 // An append that was given up leaves the notes beside it.
 func TestNotesOutliveAnAppend(t *testing.T) {
-	d, g := newDisk()
+	d, b := newDisk()
 	d.mu.Lock() // the disk is busy
-	g.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "n"})
+	b.Note(func(err error) { t.Error(err) }, chain.Entry{Kind: "n"})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := g.Append(ctx, chain.Entry{Kind: "a"}); !errors.Is(err, context.Canceled) {
+	if _, err := b.Append(ctx, chain.Entry{Kind: "a"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	d.mu.Unlock()
-	g.Close()
+	b.Close()
 	if all := strings.Join(d.commits, " "); all != "n" && all != "n a" {
 		t.Errorf("commits %q", d.commits)
 	}
 }
 
 func TestEventsOfOneAppendStayTogether(t *testing.T) {
-	d, g := newDisk()
-	defer g.Close()
+	d, b := newDisk()
+	defer b.Close()
 	half := make([]byte, chain.MaxBatch/2)
-	if _, err := g.Append(t.Context(), chain.Entry{Kind: "a", Data: half}, chain.Entry{Kind: "b", Data: half}); err == nil {
+	if _, err := b.Append(t.Context(), chain.Entry{Kind: "a", Data: half}, chain.Entry{Kind: "b", Data: half}); err == nil {
 		t.Error("more was taken than fits into one commit")
 	}
 	d.want(t)
@@ -146,21 +146,21 @@ func TestEventsOfOneAppendStayTogether(t *testing.T) {
 // While many wait, commits keep their distance; a few never wait for more.
 func TestCrowdsShareCommits(t *testing.T) {
 	for writers, want := range map[int]bool{2: false, 4 * crowd: true} {
-		d, g := newDisk()
+		d, b := newDisk()
 		var all sync.WaitGroup
 		began := time.Now()
 		const each = 50
 		for range writers {
 			all.Go(func() {
 				for range each {
-					if _, err := g.Append(t.Context(), chain.Entry{Kind: "a"}); err != nil {
+					if _, err := b.Append(t.Context(), chain.Entry{Kind: "a"}); err != nil {
 						t.Error(err)
 					}
 				}
 			})
 		}
 		all.Wait()
-		g.Close()
+		b.Close()
 		took, events := time.Since(began), 0
 		for _, c := range d.commits {
 			events += len(strings.Fields(c))
@@ -176,21 +176,21 @@ func TestCrowdsShareCommits(t *testing.T) {
 
 // What there is no room for together is written alone.
 func TestOneDoesNotFailForAnother(t *testing.T) {
-	d, g := newDisk()
+	d, b := newDisk()
 	full := errors.New("no room")
-	g.write = func(entries []chain.Entry) (string, error) {
+	b.write = func(entries []chain.Entry) (string, error) {
 		if d.write(entries); len(entries) > 1 || entries[0].Kind == "large" {
 			return "", full
 		}
 		return "", nil
 	}
 	failures := make(chan error, 2)
-	g.Note(func(err error) { failures <- err }, chain.Entry{Kind: "large"})
-	if _, err := g.Append(t.Context(), chain.Entry{Kind: "a"}); err != nil {
+	b.Note(func(err error) { failures <- err }, chain.Entry{Kind: "large"})
+	if _, err := b.Append(t.Context(), chain.Entry{Kind: "a"}); err != nil {
 		t.Errorf("failed for another: %v", err)
 	}
 	if err := <-failures; !errors.Is(err, full) {
 		t.Errorf("got %v", err)
 	}
-	g.Close()
+	b.Close()
 }

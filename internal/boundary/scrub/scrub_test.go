@@ -349,7 +349,12 @@ func check(t *testing.T, r *rand.Rand, values []string, in string) {
 	var got []byte
 	for rest := in; rest != ""; {
 		n := min(r.IntN(max+1), len(rest))
-		got, rest = pieces.Write(got, []byte(rest[:n])), rest[n:]
+		if piece := []byte(rest[:n]); pieces.Pending() == 0 && r.IntN(2) == 0 {
+			got = append(got, pieces.Filter(piece)...)
+		} else {
+			got = pieces.Write(got, piece)
+		}
+		rest = rest[n:]
 		if len(got)+pieces.Pending()+len(rest) != len(in) {
 			t.Fatal("bytes were lost")
 		}

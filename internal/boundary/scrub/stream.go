@@ -30,12 +30,6 @@ type Stream struct {
 // Write appends to dst what can go out once p has arrived, and returns it. dst
 // and p must not overlap.
 func (st *Stream) Write(dst, p []byte) []byte {
-	switch {
-	case st.stopped:
-		return dst
-	case st.set == nil:
-		return append(dst, p...)
-	}
 	mark := len(dst)
 	dst = append(append(dst, st.held...), p...)
 	return dst[:mark+st.pass(p, dst[mark:])]
@@ -43,20 +37,18 @@ func (st *Stream) Write(dst, p []byte) []byte {
 
 // Filter is Write for a stream that holds nothing back: what it returns is a
 // beginning of p, changed in place.
-func (st *Stream) Filter(p []byte) []byte {
-	switch {
-	case st.stopped:
-		return nil
-	case st.set == nil:
-		return p
-	}
-	return p[:st.pass(p, p)]
-}
+func (st *Stream) Filter(p []byte) []byte { return p[:st.pass(p, p)] }
 
 // pass looks at p, and in out, which is what was held and p, replaces matches.
 // It says how much of out may go, and holds the rest. Where nothing was held, out
 // may be p itself: nothing is read again that was replaced.
 func (st *Stream) pass(p, out []byte) int {
+	switch {
+	case st.stopped:
+		return 0
+	case st.set == nil:
+		return len(out)
+	}
 	end := st.scan(p, out, st.at-int64(len(st.held)))
 	st.at += int64(len(p))
 	st.held = append(st.held[:0], out[end:]...)
@@ -118,20 +110,22 @@ func (s *Set) skip(p []byte, i int) int {
 	for ; i+8 <= len(p); i += 8 {
 		w := binary.LittleEndian.Uint64(p[i:])
 		if pairs[uint16(w)]|pairs[uint16(w>>16)]|pairs[uint16(w>>32)]|pairs[uint16(w>>48)] != 0 {
-			for ; next < i+7; next++ {
-				if pairs[uint16(p[next])|uint16(p[next+1])<<8]&begins != 0 {
-					return next
-				}
+			if at := s.beginning(p, next, i+7); at < i+7 {
+				return at
 			}
 		}
 		next = i + 7
 	}
-	for ; next+1 < len(p); next++ {
-		if pairs[uint16(p[next])|uint16(p[next+1])<<8]&begins != 0 {
-			return next
-		}
+	return s.beginning(p, next, len(p)-1)
+}
+
+// beginning is the first index before end at which two bytes may begin a match,
+// or end.
+func (s *Set) beginning(p []byte, i, end int) int {
+	for i < end && s.pairs[uint16(p[i])|uint16(p[i+1])<<8]&begins == 0 {
+		i++
 	}
-	return next
+	return i
 }
 
 // track moves the threads from index exact to index to. No thread that the

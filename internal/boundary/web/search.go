@@ -33,11 +33,11 @@ type filter interface {
 	Flush(dst []byte) []byte   // at the stream's end
 }
 
-// plain is the filter of a stream without structure; it is inPlace, too.
-type plain struct{ *scrub.Stream }
-
 // inPlace is a filter that needs no second buffer while it holds nothing back.
 type inPlace interface{ Filter(p []byte) []byte }
+
+// plain is the filter of a stream without structure. It is inPlace, too.
+type plain struct{ *scrub.Stream }
 
 func (p plain) Write(dst, b []byte) ([]byte, error) { return p.Stream.Write(dst, b), nil }
 
