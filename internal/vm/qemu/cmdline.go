@@ -14,7 +14,12 @@ import (
 // emulation it holds the host's TSC frequency in kHz, of [TSCKHz]: the guest
 // reads the host's counter and has no other clock to calibrate it by.
 func Cmdline(accel sandbox.Accel, khz uint64) string {
-	const common = "panic=-1 quiet no_timer_check init_on_alloc=0 cryptomgr.notests audit=0 apparmor=0"
+	// Of Debian's security modules those that do something without a policy of
+	// a distribution's: each further one is asked at every system call, and
+	// where AppArmor is off SELinux takes its place. integrity has no hooks,
+	// but the kernel panics without it. The task's processes are in a cgroup of
+	// their own, where autogroups do nothing.
+	const common = "panic=-1 quiet no_timer_check init_on_alloc=0 cryptomgr.notests audit=0 lsm=landlock,yama,integrity noautogroup"
 	if accel != sandbox.AccelTCG {
 		return common
 	}
@@ -22,8 +27,10 @@ func Cmdline(accel sandbox.Accel, khz uint64) string {
 	// is no speculation to mitigate in translated code. Each setting of a
 	// timer wakes the VMM's main loop: with timers at the tick's resolution
 	// (4 ms), and grace periods that do not wait for one, a run of /bin/true
-	// takes an eighth less.
-	return fmt.Sprintf("%s mitigations=off highres=off rcupdate.rcu_expedited=1 tsc_early_khz=%d tsc=reliable", common, khz)
+	// takes an eighth less. Code that runs at every switch of tasks (psi) or
+	// only because time has passed (the agent's GODEBUG) has to be translated
+	// anew in every clone.
+	return fmt.Sprintf("%s mitigations=off highres=off rcupdate.rcu_expedited=1 psi=0 tsc_early_khz=%d tsc=reliable GODEBUG=asyncpreemptoff=1", common, khz)
 }
 
 // rdtsc reads the time stamp counter.
