@@ -9,18 +9,18 @@ import (
 )
 
 // Disks are the disks of every machine, in order: the template has only the
-// root, a clone its scratch too; the rest are placeholders of the largest size
-// there is, typed as they will be used, because a guest keeps what it
-// negotiated before the freeze.
+// root, a clone its scratch too; the rest are placeholders, typed as they will
+// be used, because a guest keeps what it negotiated before the freeze. That of
+// the scratch has the usual size: a clone need not learn another then.
 func Disks(root, scratch *os.File) []vm.Disk {
-	disk := func(serial string, readOnly bool, f *os.File) vm.Disk {
-		return vm.Disk{Serial: serial, ReadOnly: readOnly, File: f, MaxBytes: sandbox.MaxDiskBytes}
+	disk := func(serial string, readOnly bool, f *os.File, size int64) vm.Disk {
+		return vm.Disk{Serial: serial, ReadOnly: readOnly, File: f, PlaceholderBytes: size}
 	}
 	return []vm.Disk{
-		disk(api.DiskRoot, true, root),
-		disk(api.DiskScratch, false, scratch),
-		disk(api.DiskWorkspace, true, nil),
-		disk(api.DiskSpareRO, true, nil),
-		disk(api.DiskSpareRW, false, nil),
+		disk(api.DiskRoot, true, root, sandbox.MaxDiskBytes),
+		disk(api.DiskScratch, false, scratch, sandbox.DefaultDisk),
+		disk(api.DiskWorkspace, true, nil, sandbox.MaxDiskBytes),
+		disk(api.DiskSpareRO, true, nil, sandbox.MaxDiskBytes),
+		disk(api.DiskSpareRW, false, nil, sandbox.MaxDiskBytes),
 	}
 }

@@ -21,13 +21,13 @@ type Shape struct {
 }
 
 // Disk is one virtio-blk device. All machines have the same disks in the same
-// order with the same kinds; a device without a file is a placeholder of its
-// maximum size, so that a template's device set equals its clones'.
+// order with the same kinds; a device without a file is a placeholder, so that
+// a template's device set equals its clones'.
 type Disk struct {
-	Serial   string   // role, at most 20 bytes
-	ReadOnly bool     // negotiated with the guest: never differs between template and clone
-	File     *os.File // nil: placeholder
-	MaxBytes int64    // size of the placeholder; a file must not be larger
+	Serial           string   // role, at most 20 bytes
+	ReadOnly         bool     // negotiated with the guest: never differs between template and clone
+	File             *os.File // nil: placeholder
+	PlaceholderBytes int64    // size without a file; a guest that was frozen with it is told of another
 }
 
 // Config is a machine as data. The driver owns nothing of it: files stay the

@@ -10,6 +10,7 @@ package machine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -134,7 +135,7 @@ func (m *Machine) changeRoot() error {
 	if device == "" {
 		return fmt.Errorf("no disk has the serial %q", api.DiskScratch)
 	}
-	if err := mount(device, scratchDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV|unix.MS_NOSUID, "noinit_itable"); err != nil {
+	if err := mountScratch(device); err != nil {
 		return err
 	}
 	fd, err := unix.Open(scratchDir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -174,6 +175,18 @@ func (m *Machine) changeRoot() error {
 		return fmt.Errorf("change root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// mountScratch mounts the writable disk. Where that is larger than the
+// template's placeholder the driver may still be about to take notice of it.
+func mountScratch(device string) error {
+	const wait = time.Second
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		err := mount(device, scratchDir, "ext4", unix.MS_NOATIME|unix.MS_NODEV|unix.MS_NOSUID, "noinit_itable")
+		if !errors.Is(err, unix.EINVAL) || time.Since(began) > wait {
+			return err
+		}
+	}
 }
 
 func (m *Machine) mounts(id *api.Identity) error {

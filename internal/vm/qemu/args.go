@@ -107,7 +107,7 @@ func (p *plan) disk(i int, d vm.Disk) {
 		mode = "on"
 	}
 	if d.File == nil {
-		p.add("-blockdev", fmt.Sprintf("driver=null-co,node-name=%s,read-only=%s,size=%d,read-zeroes=on", node, mode, d.MaxBytes))
+		p.add("-blockdev", fmt.Sprintf("driver=null-co,node-name=%s,read-only=%s,size=%d,read-zeroes=on", node, mode, d.PlaceholderBytes))
 	} else {
 		// A set holds the descriptor itself: it is never opened again, so the
 		// file's mode and path do not matter. Set 0 is an ordinary number.

@@ -19,11 +19,11 @@ func TestArguments(t *testing.T) {
 	file := os.Stdin // only its presence matters
 	disks := func(f *os.File) []vm.Disk {
 		return []vm.Disk{
-			{Serial: "root", ReadOnly: true, File: f, MaxBytes: 1 << 36},
-			{Serial: "scratch", File: f, MaxBytes: 1 << 36},
-			{Serial: "workspace", ReadOnly: true, MaxBytes: 1 << 36},
-			{Serial: "spare-ro", ReadOnly: true, MaxBytes: 1 << 36},
-			{Serial: "spare-rw", MaxBytes: 1 << 36},
+			{Serial: "root", ReadOnly: true, File: f, PlaceholderBytes: 1 << 36},
+			{Serial: "scratch", File: f, PlaceholderBytes: 1 << 36},
+			{Serial: "workspace", ReadOnly: true, PlaceholderBytes: 1 << 36},
+			{Serial: "spare-ro", ReadOnly: true, PlaceholderBytes: 1 << 36},
+			{Serial: "spare-rw", PlaceholderBytes: 1 << 36},
 		}
 	}
 	small, large := vm.Shape{MemoryMiB: 256, VCPUs: 1}, vm.Shape{MemoryMiB: 8192, VCPUs: 4}
@@ -61,14 +61,14 @@ func TestArguments(t *testing.T) {
 
 func TestMachineIDIsTheDevicesNotTheirBacking(t *testing.T) {
 	shape := vm.Shape{MemoryMiB: 256, VCPUs: 1}
-	id := MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30}})
-	if got := MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30, File: os.Stdin}}); got != id {
+	id := MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, PlaceholderBytes: 1 << 30}})
+	if got := MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, PlaceholderBytes: 1 << 30, File: os.Stdin}}); got != id {
 		t.Error("a file changed the machine")
 	}
 	for what, got := range map[string]string{
-		"kind":  MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", MaxBytes: 1 << 30}}),
-		"accel": MachineID(shape, sandbox.AccelKVM, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30}}),
-		"shape": MachineID(vm.Shape{MemoryMiB: 512, VCPUs: 1}, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, MaxBytes: 1 << 30}}),
+		"kind":  MachineID(shape, sandbox.AccelTCG, []vm.Disk{{Serial: "root", PlaceholderBytes: 1 << 30}}),
+		"accel": MachineID(shape, sandbox.AccelKVM, []vm.Disk{{Serial: "root", ReadOnly: true, PlaceholderBytes: 1 << 30}}),
+		"shape": MachineID(vm.Shape{MemoryMiB: 512, VCPUs: 1}, sandbox.AccelTCG, []vm.Disk{{Serial: "root", ReadOnly: true, PlaceholderBytes: 1 << 30}}),
 	} {
 		if got == id {
 			t.Errorf("another %s is the same machine", what)

@@ -133,7 +133,8 @@ func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
 	if err := m.qmp.migrate(ctx, c.Restore, "migrate-incoming"); err != nil {
 		return err
 	}
-	// The guest still has the capacities of the template's placeholders.
+	// The guest still has the capacities of the template's placeholders, and
+	// may go on with them for a moment after it was told.
 	for i, d := range c.Disks {
 		if d.File == nil || d.ReadOnly {
 			continue
@@ -141,6 +142,9 @@ func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
 		info, err := d.File.Stat()
 		if err != nil {
 			return fmt.Errorf("size disk %s: %w", d.Serial, err)
+		}
+		if info.Size() == d.PlaceholderBytes {
+			continue // the guest's driver has work for each notice
 		}
 		size := map[string]any{"node-name": fmt.Sprintf("disk%d", i), "size": info.Size()}
 		if err := m.qmp.run(ctx, nil, "block_resize", size); err != nil {

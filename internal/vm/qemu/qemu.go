@@ -147,7 +147,7 @@ func validate(c vm.Config) error {
 	fault(c.Restore != nil && (c.Kernel != nil || c.Initrd != nil), "restore: a machine boots or is restored, not both")
 	for _, d := range c.Disks {
 		fault(d.Serial == "" || len(d.Serial) > 20 || strings.ContainsAny(d.Serial, ",="), "disk: serial must be 1 to 20 plain characters")
-		fault(d.File == nil && d.MaxBytes <= 0, "disk "+d.Serial+": a placeholder needs its size")
+		fault(d.File == nil && d.PlaceholderBytes <= 0, "disk "+d.Serial+": a placeholder needs its size")
 	}
 	return errors.Join(errs...)
 }

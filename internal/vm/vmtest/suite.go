@@ -50,9 +50,9 @@ func (fx Fixtures) config(t *testing.T) vm.Config {
 	return vm.Config{
 		Shape: vm.Shape{MemoryMiB: memoryMiB, VCPUs: 1}, Accel: fx.Accel,
 		Disks: []vm.Disk{
-			{Serial: api.DiskRoot, ReadOnly: true, MaxBytes: placeholder},
-			{Serial: api.DiskScratch, MaxBytes: placeholder},
-			{Serial: api.DiskWorkspace, ReadOnly: true, MaxBytes: placeholder},
+			{Serial: api.DiskRoot, ReadOnly: true, PlaceholderBytes: placeholder},
+			{Serial: api.DiskScratch, PlaceholderBytes: placeholder},
+			{Serial: api.DiskWorkspace, ReadOnly: true, PlaceholderBytes: placeholder},
 		},
 		Memory: memory(t), Confinement: fx.Confinement(t),
 	}
