@@ -2,6 +2,7 @@ package scratch
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -46,6 +47,8 @@ func TestNewMakesSoundAndDistinctDisks(t *testing.T) {
 	}
 }
 
+const offDefaultMount = 0x100 // in the superblock
+
 // checkPair makes two disks of one kind and looks at them from outside.
 func checkPair(t *testing.T, cache string, size int64, kind Kind) {
 	t.Helper()
@@ -65,11 +68,23 @@ func checkPair(t *testing.T, cache string, size int64, kind Kind) {
 		if err != nil {
 			t.Errorf("e2fsck of %d bytes: %v: %s", size, err, out)
 		}
-		for _, dir := range []string{"/", "/upper", "/work"} {
-			out, err := exec.Command("/usr/sbin/debugfs", "-R", "stat "+dir, path).CombinedOutput()
-			if err != nil || !regexp.MustCompile(`Mode: +0755 [^U]*User: +0 +Group: +0`).Match(bytes.ReplaceAll(out, []byte("\n"), []byte(" "))) {
-				t.Errorf("%s: %v, want it to be root's with mode 0755:\n%s", dir, err, out)
+		for name, want := range map[string]string{
+			"/": "directory Mode: +0755", "/upper": "directory Mode: +0755", "/work": "directory Mode: +0755",
+			"/upper/etc": "directory Mode: +0755", "/upper/etc/hostname": "regular Mode: +0644", "/upper/etc/hosts": "regular Mode: +0644",
+			"/upper/etc/machine-id": "regular Mode: +0444", "/upper/etc/resolv.conf": "regular Mode: +0644",
+		} {
+			out, err := exec.Command("/usr/sbin/debugfs", "-R", "stat "+name, path).CombinedOutput()
+			want = "Type: " + want + " [^U]*User: +0 +Group: +0 +"
+			if strings.Contains(want, "regular") {
+				want += "(Project: +0 +)?Size: 0 "
 			}
+			if err != nil || !regexp.MustCompile(want).Match(bytes.Join(bytes.Fields(out), []byte(" "))) {
+				t.Errorf("%s: %v, want %s:\n%s", name, err, want, out)
+			}
+		}
+		options := binary.LittleEndian.Uint32(superblock(t, path)[offDefaultMount:])
+		if want := uint32(mountXattrs | mountACLs); options&^mountNoBarrier != want || (options != want) != (kind == Disposable) {
+			t.Errorf("%s: default mount options %#x", kind, options)
 		}
 	}
 	if bytes.Equal(superblock(t, a)[offUUID:offUUID+16], superblock(t, b)[offUUID:offUUID+16]) {
@@ -103,7 +118,7 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	pristine := filepath.Join(cache, "ext4-v2-durable-67108864.img")
+	pristine := filepath.Join(cache, "ext4-v3-durable-67108864.img")
 	for want, content := range map[string]int64{"not whole": 5, "holds no ext4": MinBytes} {
 		if err := os.WriteFile(pristine, nil, 0o600); err != nil {
 			t.Fatal(err)

@@ -37,6 +37,11 @@ func (m *Machine) Freeze() error {
 			return errors.Join(err, eerr)
 		}
 	}
+	plain, err := plainEtc(imageDir)
+	if err != nil {
+		return err
+	}
+	m.ownEtc = !plain
 	if err := warm(imageDir); err != nil {
 		return err
 	}

@@ -43,6 +43,7 @@ type Machine struct {
 	mu       sync.Mutex // of starts: this process's own OOM score is lent to the child
 	scratch  *os.File   // its top, unreachable by name once the root was changed
 	baseline uint64     // bytes used on scratch before the task
+	ownEtc   bool       // the image's /etc is not what a scratch disk has ready
 	readOnly bool
 }
 
@@ -151,6 +152,11 @@ func (m *Machine) changeRoot() error {
 	for _, dir := range []string{"upper", "work"} {
 		if err := unix.Mkdirat(fd, dir, 0o755); err != nil && err != unix.EEXIST {
 			return fmt.Errorf("make %s/%s: %w", scratchDir, dir, err)
+		}
+	}
+	if m.ownEtc {
+		if err := dropPlanted(scratchDir); err != nil {
+			return err
 		}
 	}
 	layers := "lowerdir=" + imageDir + ",upperdir=" + scratchDir + "/upper,workdir=" + scratchDir + "/work"

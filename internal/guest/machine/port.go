@@ -29,17 +29,7 @@ func openPort(sys string) (*Port, error) {
 func (p *Port) Read(b []byte) (int, error) { return retry(unix.Read, p.fd, b) }
 
 // Write implements io.Writer.
-func (p *Port) Write(b []byte) (int, error) {
-	written := 0
-	for written < len(b) {
-		n, err := retry(unix.Write, p.fd, b[written:])
-		written += n
-		if err != nil {
-			return written, err
-		}
-	}
-	return written, nil
-}
+func (p *Port) Write(b []byte) (int, error) { return writeAll(p.fd, b) }
 
 // Close does nothing: the port is for the next host too.
 func (p *Port) Close() error { return nil }
@@ -74,6 +64,15 @@ func (p *Port) awaitConnection(tick <-chan time.Time) error {
 		}
 		<-tick
 	}
+}
+
+func writeAll(fd int, b []byte) (written int, err error) {
+	for written < len(b) && err == nil {
+		var n int
+		n, err = retry(unix.Write, fd, b[written:])
+		written += n
+	}
+	return written, err
 }
 
 func retry(call func(int, []byte) (int, error), fd int, b []byte) (int, error) {
