@@ -146,48 +146,63 @@ func number(s string) (uint32, bool) {
 
 // executable finds the file of a command: names with a slash as they are,
 // others along the process's own PATH.
+//
+// Most directories do not have it: no error is made of that, which would cost
+// more than the look, being the first error of many a clone.
 func (a *Agent) executable(name, dir, searched string) (string, error) {
 	if name == "" {
-		return "", &api.Error{Code: api.CodeNotFound, Message: `exec: "": executable file not found in $PATH`}
+		return "", notFound(name)
 	}
 	if strings.Contains(name, "/") {
 		full := name
 		if !path.IsAbs(full) {
 			full = path.Join(dir, full)
 		}
-		return full, a.checkExecutable(name, full)
+		if errno := a.refuses(full); errno != 0 {
+			return "", execError(name, errno)
+		}
+		return full, nil
 	}
-	var denied error
+	denied := syscall.Errno(0)
 	for d := range strings.SplitSeq(searched, ":") {
 		if !path.IsAbs(d) {
 			d = path.Join(dir, d) // "" is the working directory
 		}
 		full := path.Join(d, name)
-		err := a.checkExecutable(name, full)
-		if err == nil {
+		errno := a.refuses(full)
+		if errno == 0 {
 			return full, nil
 		}
-		if api.ErrorCode(err) == api.CodeNotExecutable {
-			denied = err
+		if codeOf(errno) == api.CodeNotExecutable {
+			denied = errno
 		}
 	}
-	if denied != nil {
-		return "", denied
+	if denied != 0 {
+		return "", execError(name, denied)
 	}
-	return "", &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
+	return "", notFound(name)
 }
 
-func (a *Agent) checkExecutable(name, full string) error {
-	info, err := os.Stat(a.path(full))
-	switch {
-	case err != nil:
-		return execError(name, err)
-	case info.IsDir():
-		return &api.Error{Code: api.CodeNotExecutable, Message: fmt.Sprintf("exec: %q: is a directory", name)}
-	case info.Mode()&0o111 == 0:
-		return execError(name, syscall.EACCES)
+func notFound(name string) error {
+	return &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("exec: %q: executable file not found in $PATH", name)}
+}
+
+// refuses says why a file cannot be executed, as far as a look at it tells.
+func (a *Agent) refuses(full string) syscall.Errno {
+	var stat syscall.Stat_t
+	err := syscall.EINTR
+	for err == syscall.EINTR {
+		err, _ = syscall.Stat(a.path(full), &stat).(syscall.Errno)
 	}
-	return nil
+	switch {
+	case err != 0:
+		return err
+	case stat.Mode&syscall.S_IFMT == syscall.S_IFDIR:
+		return syscall.EISDIR
+	case stat.Mode&0o111 == 0:
+		return syscall.EACCES
+	}
+	return 0
 }
 
 // execError classes an error of exec as Docker does: what is not there, or
@@ -195,15 +210,18 @@ func (a *Agent) checkExecutable(name, full string) error {
 func execError(name string, err error) *api.Error {
 	errno := syscall.EIO
 	errors.As(err, &errno)
-	code := api.CodeInternal
+	return &api.Error{Code: codeOf(errno), Message: fmt.Sprintf("exec: %q: %v", name, errno)}
+}
+
+func codeOf(errno syscall.Errno) api.Code {
 	switch errno {
 	case syscall.ENOENT, syscall.ENOTDIR:
-		code = api.CodeNotFound
+		return api.CodeNotFound
 	case syscall.EACCES, syscall.EPERM, syscall.ENOEXEC, syscall.EISDIR, syscall.ETXTBSY, syscall.ELOOP,
 		syscall.ELIBBAD, syscall.EINVAL, syscall.ENAMETOOLONG, syscall.E2BIG:
-		code = api.CodeNotExecutable
+		return api.CodeNotExecutable
 	case syscall.ENOSPC:
-		code = api.CodeNoSpace
+		return api.CodeNoSpace
 	}
-	return &api.Error{Code: code, Message: fmt.Sprintf("exec: %q: %v", name, errno)}
+	return api.CodeInternal
 }
