@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,9 @@ type Platform interface {
 	// Started wraps the start of a task process: fork is called with the
 	// descriptor of the task's cgroup, or -1.
 	Started(fork func(cgroup int) error) error
+	// Rehearse has run start a process of the agent's own, with a Started of
+	// its own, and wait for its end: nothing of it is counted as the task's.
+	Rehearse(run func(started func(fork func(cgroup int) error) error) error) error
 	// OOMKills counts task processes that the kernel killed for memory.
 	OOMKills() int64
 }
@@ -48,6 +52,7 @@ type Agent struct {
 	reaper   *reaper
 
 	mu       sync.Mutex
+	prepared bool // the root is changed; that is done once
 	tried    bool // identity was begun; it is begun once
 	ready    bool
 	env      []string
@@ -77,6 +82,8 @@ func (a *Agent) handle(ctx context.Context, s *wire.Stream) {
 		a.serveHello(ctx, s)
 	case api.OpFreeze:
 		answer(ctx, s, func(api.FreezeRequest) error { return a.platform.Freeze() })
+	case api.OpPrepare:
+		answer(ctx, s, a.prepare)
 	case api.OpIdentity:
 		answer(ctx, s, a.identity)
 	case api.OpClock:
@@ -124,19 +131,64 @@ func (a *Agent) serveHello(ctx context.Context, s *wire.Stream) {
 	s.Send(ctx, r)
 }
 
+// prepare does for a clone that waits for its task what the identity will need
+// and a start after it. Under emulation, what was done once goes faster.
+func (a *Agent) prepare(nobody api.Identity) error {
+	if err := a.performFor(nobody); err != nil {
+		return err
+	}
+	return a.rehearse()
+}
+
+func (a *Agent) performFor(nobody api.Identity) error {
+	a.mu.Lock()
+	defer a.mu.Unlock() // an identity waits for its end
+	if a.tried || a.prepared {
+		return &api.Error{Code: api.CodeNotReady, Message: "a clone is prepared once, before its identity"}
+	}
+	a.tried = true // where this fails no identity is taken
+	// Twice: to write a file again takes another way than to write a new one.
+	for _, steps := range [][]string{api.IdentitySteps, repeatable()} {
+		if err := a.perform(nobody, steps); err != nil {
+			return err
+		}
+	}
+	a.tried, a.prepared = false, true
+	return nil
+}
+
 // identity makes a clone what the host says, step by step.
 func (a *Agent) identity(id api.Identity) error {
 	a.mu.Lock()
-	tried := a.tried
+	tried, prepared := a.tried, a.prepared
 	a.tried = true
 	a.mu.Unlock()
 	if tried {
 		return &api.Error{Code: api.CodeNotReady, Message: "identity is given once"}
 	}
+	steps := api.IdentitySteps
+	if prepared {
+		steps = repeatable()
+	}
+	if err := a.perform(id, steps); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.env, a.hostname, a.ready = id.Env, id.Hostname, true
+	return nil
+}
+
+// repeatable are the steps that can be done again.
+func repeatable() []string {
+	return slices.DeleteFunc(slices.Clone(api.IdentitySteps), func(step string) bool { return step == "root" })
+}
+
+func (a *Agent) perform(id api.Identity, steps []string) error {
 	if id.Version != api.Version {
 		return &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("version %d, this agent speaks %d", id.Version, api.Version)}
 	}
-	for _, step := range api.IdentitySteps {
+	for _, step := range steps {
 		err := a.platform.Step(step, &id)
 		if id.FailStep == step {
 			err = fmt.Errorf("made to fail")
@@ -145,9 +197,6 @@ func (a *Agent) identity(id api.Identity) error {
 			return &api.Error{Code: api.CodeInternal, Step: step, Message: err.Error()}
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.env, a.hostname, a.ready = id.Env, id.Hostname, true
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,6 +42,9 @@ func (*bench) SetClock(time.Time) error       { return nil }
 func (*bench) Shutdown(context.Context) error { return nil }
 func (b *bench) OOMKills() int64              { return b.kills }
 func (*bench) Usage() (api.UsageReply, error) { return api.UsageReply{PIDs: 3}, nil }
+func (b *bench) Rehearse(func(func(func(int) error) error) error) error {
+	return b.Step("rehearsal", nil) // run would start this test again
+}
 func (b *bench) Started(f func(int) error) error {
 	b.limit.Lock()
 	defer b.limit.Unlock()
@@ -129,7 +133,7 @@ func TestExecStreamsAndCodes(t *testing.T) {
 		"environment": {sandbox.Process{Args: []string{"sh", "-c", "echo $SHARED $OVER $MINE $HOME $HOSTNAME"}, Env: []string{"OVER=process", "MINE=2"}},
 			"", result{out: "1 process 2 /root otter\n"}},
 		"umask":      {sh("umask"), "", result{out: "0022\n"}},
-		"background": {sh("sleep 1000 & echo started"), "", result{out: "started\n"}},
+		"background": {sh("sleep 20 & echo started"), "", result{out: "started\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := run(t, c, tc.process, tc.stdin)
@@ -350,6 +354,50 @@ func TestOrderOfOperations(t *testing.T) {
 	}
 	if u, err := c.Usage(t.Context()); err != nil || u.PIDs != 3 {
 		t.Fatalf("usage: %+v, %v", u, err)
+	}
+}
+
+// A clone that waited is prepared with an identity of nobody, and then is
+// whatever the next one says; only its root is not changed again.
+func TestPreparedThenIdentity(t *testing.T) {
+	b := &bench{}
+	c := connect(t, b, "/")
+	nobody := api.Identity{Version: api.Version, Hostname: "nobody", Env: []string{"OWN=nobody"}}
+	if err := c.Prepare(t.Context(), nobody); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Exec(t.Context(), sh("true")); api.ErrorCode(err) != api.CodeNotReady {
+		t.Errorf("exec of nobody: %v", err)
+	}
+	if err := c.Prepare(t.Context(), nobody); api.ErrorCode(err) != api.CodeNotReady {
+		t.Errorf("prepared again: %v", err)
+	}
+	if err := c.Identity(t.Context(), api.Identity{Version: api.Version, Hostname: "otter"}); err != nil {
+		t.Fatal(err)
+	}
+	again := slices.DeleteFunc(slices.Clone(api.IdentitySteps), func(step string) bool { return step == "root" })
+	want := slices.Concat(api.IdentitySteps, again, []string{"rehearsal"}, again)
+	if diff := cmp.Diff(want, b.steps); diff != "" {
+		t.Error(diff)
+	}
+	if got, err := run(t, c, sh(`echo "$HOSTNAME$OWN"`), ""); got.out != "otter\n" || err != nil {
+		t.Errorf("the task is %+v, %v", got, err)
+	}
+	if err := c.Prepare(t.Context(), nobody); api.ErrorCode(err) != api.CodeNotReady {
+		t.Errorf("prepared afterwards: %v", err)
+	}
+}
+
+func TestFailedPreparationLeavesTheAgentUseless(t *testing.T) {
+	for _, step := range api.IdentitySteps {
+		c := connect(t, &bench{}, "/")
+		err := c.Prepare(t.Context(), api.Identity{Version: api.Version, FailStep: step})
+		if e, ok := errors.AsType[*api.Error](err); !ok || e.Step != step {
+			t.Errorf("%s: got %v", step, err)
+		}
+		if err := c.Identity(t.Context(), api.Identity{Version: api.Version}); api.ErrorCode(err) != api.CodeNotReady {
+			t.Errorf("%s: identity after it: %v", step, err)
+		}
 	}
 }
 

@@ -46,7 +46,7 @@ func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) {
 		s.Send(ctx, api.ExecReply{Error: invalid(err)})
 		return
 	}
-	t, err := a.start(p)
+	t, err := a.start(p, a.platform.Started)
 	if err != nil {
 		s.Send(ctx, api.ExecReply{Error: refusal(err)})
 		return
@@ -165,8 +165,9 @@ func (a *Agent) exit(status syscall.WaitStatus) api.ExecExit {
 	return e
 }
 
-// start runs a process; an *api.Error says why it cannot.
-func (a *Agent) start(p sandbox.Process) (*task, error) {
+// start runs a process in the cgroup that wrap gives it; an *api.Error says why
+// it cannot.
+func (a *Agent) start(p sandbox.Process, wrap func(func(cgroup int) error) error) (*task, error) {
 	if len(p.Args) == 0 {
 		return nil, &api.Error{Code: api.CodeInvalid, Message: "no command given"}
 	}
@@ -201,7 +202,16 @@ func (a *Agent) start(p sandbox.Process) (*task, error) {
 		}
 	}()
 	if err == nil {
-		err = a.fork(t, file, p.Args, attr)
+		err = wrap(func(cgroup int) (err error) {
+			if cgroup >= 0 {
+				attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroup
+			}
+			t.pid, t.child, err = a.reaper.start(func() (int, error) { return syscall.ForkExec(file, p.Args, attr) })
+			if err != nil {
+				return execError(p.Args[0], err)
+			}
+			return nil
+		})
 	}
 	if err != nil {
 		t.close()
@@ -210,15 +220,17 @@ func (a *Agent) start(p sandbox.Process) (*task, error) {
 	return t, nil
 }
 
-func (a *Agent) fork(t *task, file string, args []string, attr *syscall.ProcAttr) error {
-	return a.platform.Started(func(cgroup int) (err error) {
-		if cgroup >= 0 {
-			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroup
-		}
-		t.pid, t.child, err = a.reaper.start(func() (int, error) { return syscall.ForkExec(file, args, attr) })
+// rehearse starts this program as a task would be started, and waits for its
+// end, which comes at once: see cmd/creel-guest.
+func (a *Agent) rehearse() error {
+	a.executable("sh", "/", defaultPath) // a look, for the kernel to have looked there
+	return a.platform.Rehearse(func(wrap func(func(cgroup int) error) error) error {
+		t, err := a.start(sandbox.Process{Args: []string{"/proc/self/exe"}}, wrap)
 		if err != nil {
-			return execError(args[0], err)
+			return err
 		}
+		defer t.close()
+		<-t.child.done
 		return nil
 	})
 }

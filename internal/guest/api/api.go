@@ -26,6 +26,7 @@ const Version = 1
 const (
 	OpHello    = "hello"    // HelloRequest → HelloReply
 	OpFreeze   = "freeze"   // FreezeRequest → Reply; the agent is ready to be frozen when it has answered
+	OpPrepare  = "prepare"  // Identity → Reply; of nobody: all that an identity needs is done once, and can be done again; before it, or never
 	OpIdentity = "identity" // Identity → Reply; makes a clone fresh; once, before anything else in a clone
 	OpExec     = "exec"     // sandbox.Process → ExecReply, streams, ExecControl, ExecExit
 	OpClock    = "clock"    // ClockRequest → Reply

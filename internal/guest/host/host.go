@@ -93,6 +93,13 @@ func (c *Client) Freeze(ctx context.Context) error {
 	}
 }
 
+// Prepare has a clone that waits for its task do all that an identity needs,
+// once, with one that is nobody's. It returns when the guest has answered or
+// the conversation has ended.
+func (c *Client) Prepare(ctx context.Context, nobody api.Identity) error {
+	return c.call(ctx, api.OpPrepare, nobody)
+}
+
 // Identity makes a clone what it is, once. An *api.Error in the chain names
 // the step that failed. When ctx ends first the client is closed.
 func (c *Client) Identity(ctx context.Context, id api.Identity) error {

@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +39,22 @@ func (m *Machine) prepareCgroup() error {
 	return err
 }
 
+// Rehearse implements the agent's Platform: the process is in a cgroup beside
+// the task's.
+func (m *Machine) Rehearse(run func(started func(fork func(cgroup int) error) error) error) error {
+	const dir = cgroupDir + "/rehearsal"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		err = run(func(fork func(cgroup int) error) error { return fork(int(f.Fd())) })
+		err = errors.Join(err, f.Close())
+	}
+	_, uerr := m.Usage()
+	return errors.Join(err, uerr, os.Remove(dir))
+}
+
 // limit sets what the task may use. Memory is always limited, so that a task
 // that wants too much is killed in its cgroup and the agent lives.
 func (m *Machine) limit(r sandbox.Resources) error {
@@ -55,7 +71,8 @@ func (m *Machine) limit(r sandbox.Resources) error {
 	if r.PIDs > 0 {
 		values = append(values, [2]string{"pids.max", strconv.FormatInt(r.PIDs, 10)})
 	}
-	if r.CPUs > 0 {
+	// As many as there are is no limit, and would cost a timer.
+	if r.CPUs > 0 && r.CPUs < float64(runtime.NumCPU()) {
 		values = append(values, [2]string{"cpu.max", fmt.Sprintf("%d %d", int64(r.CPUs*cpuPeriod), cpuPeriod)})
 	}
 	for _, v := range values {
@@ -84,10 +101,10 @@ func (m *Machine) readCgroup(file string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read %s: %w", file, err)
 	}
-	f := os.NewFile(uintptr(fd), file)
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
-	return string(bytes.TrimSpace(b)), err
+	defer unix.Close(fd)
+	content := make([]byte, 4<<10) // more than any of them has
+	n, err := unix.Read(fd, content)
+	return string(bytes.TrimSpace(content[:max(n, 0)])), err
 }
 
 // value is the number behind key in a flat keyed file, or the only number
