@@ -101,11 +101,13 @@ var arrows = map[string][]string{
 	"keeper/socket": {"guest/api", "guest/host", "keeper/rundir", "sandbox", "secret", "wire"},
 
 	// From the door to the keeper.
-	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "image", "keeper", "keeper/rundir", "keeper/socket",
-		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "template", "undo", "vm"},
+	"standby":        {"keeper/socket", "sandbox", "scratch"},
+	"engine/process": {"image", "sandbox"},
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/process", "image", "keeper", "keeper/rundir", "keeper/socket",
+		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
-	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "guest/api", "guest/host",
+	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
 		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "sandbox", "secret/store", "template", "vm"},
 	"cli/command":   {},
 	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel"},
@@ -114,7 +116,7 @@ var arrows = map[string][]string{
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
-		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "sandbox", "scratch", "secret/store", "template", "template/holder", "vm",
+		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},
 	"cmd/creel": {"app"},
 

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 
 	"creel/internal/audit"
 	"creel/internal/cli"
@@ -41,8 +42,9 @@ import (
 
 // First arguments of the processes that are re-execs of this program.
 const (
-	KeeperArg = "keeper"
-	HolderArg = "holder"
+	KeeperArg  = "keeper"
+	HolderArg  = "holder"
+	StandbyArg = "standby"
 )
 
 // self is this program, whatever path it was started by.
@@ -95,9 +97,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	eng, err := engine.New(engine.Options{
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers,
 		Secrets: secretsOf(cfg), Accel: choose,
-		Scratch: func(ctx context.Context, path string, size int64, kind scratch.Kind) error {
-			return scratch.New(ctx, filepath.Join(dir, "scratch"), path, size, kind)
-		},
+		Scratch: makeScratch(dir), Standby: standbyPool(cfg),
 		KeeperCommand: []string{self, KeeperArg}, Log: log,
 	})
 	if err != nil {
@@ -113,6 +113,13 @@ func open(logging cli.Logging) (*cli.App, error) {
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
 		},
 	}, nil
+}
+
+// makeScratch makes writable disks of the pristine ones of a state directory.
+func makeScratch(stateDir string) func(context.Context, string, int64, scratch.Kind) error {
+	return func(ctx context.Context, path string, size int64, kind scratch.Kind) error {
+		return scratch.New(ctx, filepath.Join(stateDir, "scratch"), path, size, kind)
+	}
 }
 
 // openSecrets opens the secrets alone: nothing else has to be in order to
@@ -217,9 +224,13 @@ func Main(ctx context.Context, version string, args []string) int {
 	switch {
 	case len(args) > 1 && args[1] == KeeperArg:
 		err = keeperMain(ctx)
+	case len(args) > 2 && args[1] == StandbyArg:
+		err = standbyMain(ctx, args[2])
 	case len(args) > 1 && args[1] == HolderArg:
 		err = template.HolderMain(ctx, args[2:])
 	default:
+		// A command is gone before it is worth collecting what it allocates.
+		debug.SetGCPercent(400)
 		// What the caller left open is not for keepers and holders: they
 		// outlive it, and somebody may wait for the end of a pipe.
 		if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	stdlog "log"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -26,12 +27,24 @@ const vmmDir = "vmm" // what the VMM's private root is mounted on, in its own na
 
 // keeperMain is a keeper process, from start to end.
 func keeperMain(ctx context.Context) error {
-	launch, conn, err := keeper.ReadLaunch()
+	launch, conn, err := keeper.ReadLaunch(keeper.Inherited)
 	if err != nil {
 		return err
 	}
+	return keep(ctx, launch, conn, nil)
+}
+
+// keeperLog is what a keeper has to say.
+func keeperLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+}
+
+// keep is the keeper of one run, with a clone that waited for it or, where
+// that is nil, with one that it starts.
+func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *keeper.Waiting) error {
+	defer launch.Lock.Close()
 	stdlog.SetOutput(io.Discard) // net/http tells it what a hostile upstream sends, as often as that likes
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := keeperLog()
 	dir, err := os.OpenRoot(launch.Dir)
 	if err != nil {
 		return fmt.Errorf("open sandbox directory: %w", err)
@@ -62,8 +75,12 @@ func keeperMain(ctx context.Context) error {
 			Level: launch.Config.Spec.Confinement, UID: launch.UID, GID: launch.UID,
 			Dir: filepath.Join(launch.SandboxDir, vmmDir),
 		},
-		Parts: func(ctx context.Context) (*keeper.Parts, error) { return openParts(ctx, launch, log) },
-		Audit: records, Dir: dir, Log: log, Network: network,
+		Parts: func(ctx context.Context) (*keeper.Parts, error) {
+			parts, _, err := openParts(ctx, launch.StateDir, launch.Config.Template, launch.SandboxDir)
+			return parts, err
+		},
+		Waiting: waiting,
+		Audit:   records, Dir: dir, Log: log, Network: network,
 		Confine: func() error {
 			achieved, err := confine.Self(confine.Options{
 				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir}, Internet: network.Dialer != nil,
@@ -118,23 +135,23 @@ func readOptional(file string) (string, error) {
 }
 
 // openParts gets the template's parts from its holder, and the sandbox's disk.
-func openParts(ctx context.Context, launch keeper.Launch, log *slog.Logger) (*keeper.Parts, error) {
-	templates, err := openTemplates(launch.StateDir, log)
+func openParts(ctx context.Context, stateDir, digest, sandboxDir string) (*keeper.Parts, template.Manifest, error) {
+	templates, err := openTemplates(stateDir, keeperLog())
 	if err != nil {
-		return nil, err
+		return nil, template.Manifest{}, err
 	}
-	m, err := templates.Inspect(ctx, launch.Config.Template)
+	m, err := templates.Inspect(ctx, digest)
 	if err != nil {
-		return nil, err
+		return nil, m, err
 	}
 	parts, err := templates.Open(ctx, m)
 	if err != nil {
-		return nil, err
+		return nil, m, err
 	}
-	disk, err := os.OpenFile(filepath.Join(launch.SandboxDir, engine.ScratchName), os.O_RDWR, 0)
+	disk, err := os.OpenFile(filepath.Join(sandboxDir, engine.ScratchName), os.O_RDWR, 0)
 	if err != nil {
 		parts.Close()
-		return nil, fmt.Errorf("open the writable disk: %w", err)
+		return nil, m, fmt.Errorf("open the writable disk: %w", err)
 	}
 	return &keeper.Parts{
 		Memory: parts.Memory, State: parts.State, Disks: template.Disks(parts.Root, disk),
@@ -142,5 +159,5 @@ func openParts(ctx context.Context, launch keeper.Launch, log *slog.Logger) (*ke
 			disk.Close()
 			return parts.Close()
 		},
-	}, nil
+	}, m, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"creel/internal/engine"
+	"creel/internal/engine/process"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -58,7 +59,7 @@ func newStop(env Env) *cobra.Command {
 			n := 0
 			if signal != "" {
 				var err error
-				if n, err = engine.ParseSignal(signal); err != nil {
+				if n, err = process.ParseSignal(signal); err != nil {
 					return err
 				}
 			}
@@ -88,7 +89,7 @@ func newKill(env Env) *cobra.Command {
 		Example: "  creel kill -s HUP web",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {
-			n, err := engine.ParseSignal(signal)
+			n, err := process.ParseSignal(signal)
 			if err != nil {
 				return err
 			}

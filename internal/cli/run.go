@@ -72,11 +72,17 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		return err
 	}
 	if spec.Keep {
-		return detach(ctx, env, sb)
+		if err := detach(ctx, env, sb); err != nil {
+			return err
+		}
+		return app.Engine.Standby(sb)
 	}
 	status, err := follow(ctx, env, sb)
 	if released := sb.Release(context.WithoutCancel(ctx)); err == nil {
 		err = released
+	}
+	if waits := app.Engine.Standby(sb); err == nil {
+		err = waits
 	}
 	if f.receipt != "" {
 		err = errors.Join(err, writeReceipt(ctx, app, sb, f.receipt))

@@ -143,7 +143,12 @@ func newTemplateRemove(env Env) *cobra.Command {
 			}
 			var errs []error
 			for _, ref := range args {
-				if err := app.Templates.Remove(c.Context(), ref); err != nil {
+				m, damaged := app.Templates.Inspect(c.Context(), ref)
+				err := app.Templates.Remove(c.Context(), ref)
+				if err == nil && damaged == nil {
+					err = app.Engine.EndStandby(m.Digest)
+				}
+				if err != nil {
 					errs = append(errs, err)
 					continue
 				}

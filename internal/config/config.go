@@ -38,6 +38,10 @@ type Config struct {
 	LogLevel        string // debug, info, warn or error
 	LogFormat       string // text or json
 	PruneAfter      time.Duration
+	// Standby is how many VMs wait for the next task, 0 to 16, and StandbyFor
+	// how long each.
+	Standby    int
+	StandbyFor time.Duration
 	// Mirrors are tried in order before a registry itself: registry → mirrors.
 	Mirrors map[string][]string
 	// ProxyCertificates is a file that a corporate proxy's certificates are verified
@@ -79,6 +83,9 @@ const (
 	durationPattern = `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$|^0$`
 )
 
+// maxStandby VMs can wait at once.
+const maxStandby = 16
+
 func settings(stateDir string) []setting {
 	return []setting{
 		{"stateDir", stateDir, "where images, templates and sandboxes lie", "^/", func(c *Config, v string) error {
@@ -100,6 +107,13 @@ func settings(stateDir string) []setting {
 		{"accel", "auto", "what executes guest code", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
 		{"confinement", "full", "how VMM processes are locked in", "^(full|reduced)$", choice(func(c *Config, v string) { c.Confinement = sandbox.Confinement(v) }, "full", "reduced")},
 		{"tier", "trusted", "the ceiling on what a task may ask for", "^(untrusted|restricted|trusted)$", choice(func(c *Config, v string) { c.Tier = v }, "untrusted", "restricted", "trusted")},
+		{"standby", "0", "how many VMs like the last task's wait for the next one, 0 to 16", "^(1?[0-9]|16)$", func(c *Config, v string) (err error) {
+			if c.Standby, err = strconv.Atoi(v); err != nil || c.Standby < 0 || c.Standby > maxStandby {
+				return fmt.Errorf("want a number from 0 to %d", maxStandby)
+			}
+			return nil
+		}},
+		{"standbyFor", "10m", "how long a VM waits for a task before it goes", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.StandbyFor })},
 		{"tiersFile", "", "the file that replaces those ceilings; empty is what `creel policy tiers` prints then", "^$|^/", pathSetter(func(c *Config) *string { return &c.TiersFile })},
 		{"secretsIdentity", "", "the file with the age identity that secrets are encrypted for; empty is one beside them, in the state directory", "^$|^/", pathSetter(func(c *Config) *string { return &c.SecretsIdentity })},
 		{"logLevel", "warn", "what Creel says about itself on standard error", "^(debug|info|warn|error)$", choice(func(c *Config, v string) { c.LogLevel = v }, "debug", "info", "warn", "error")},

@@ -18,6 +18,7 @@ import (
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
+	"creel/internal/standby"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -48,7 +49,7 @@ func admitting(t *testing.T) (e *Engine, dir string, asked *bool) {
 	asked = new(bool)
 	e, err = New(Options{
 		Dir: dir, Ledger: ledger, AuditDir: filepath.Join(dir, "audit"), Tiers: tier.Default(), Images: noImages{asked},
-		Log: slog.New(slog.DiscardHandler),
+		Standby: &standby.Pool{}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

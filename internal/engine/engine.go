@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/engine/process"
 	"creel/internal/image"
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
@@ -24,6 +25,7 @@ import (
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
+	"creel/internal/standby"
 	"creel/internal/template"
 	"creel/internal/undo"
 	"creel/internal/vm"
@@ -64,6 +66,7 @@ type Options struct {
 	AuditDir  string // the ledger's
 	Tiers     tier.Tiers
 	Secrets   Secrets
+	Standby   *standby.Pool
 	// Accel decides what executes guest code, and says why.
 	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
 	// Scratch makes an empty writable disk of size bytes at path.
@@ -142,12 +145,10 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	steps.Push("audit log", func() error {
 		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
 	})
-	kind := scratch.Disposable
-	if spec.Keep {
-		kind = scratch.Durable
-	}
-	if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), rec.Config.Spec.Resources.DiskBytes, kind); err != nil {
-		return nil, fmt.Errorf("make the writable disk: %w", err)
+	if rec.waited == nil {
+		if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), spec.Resources.DiskBytes, diskKind(spec)); err != nil {
+			return nil, fmt.Errorf("make the writable disk: %w", err)
+		}
 	}
 	sb, err := e.bringUp(ctx, rec, key, lock, n)
 	if err != nil {
@@ -181,11 +182,11 @@ func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(stri
 	if err != nil {
 		return Record{}, err
 	}
-	process, err := processFor(spec, img.Config)
+	task, err := process.For(spec, img.Config)
 	if err != nil {
 		return Record{}, err
 	}
-	stop, err := stopSignal(img.Config.StopSignal)
+	stop, err := process.StopSignal(img.Config.StopSignal)
 	if err != nil {
 		return Record{}, fmt.Errorf("image %s: %w", spec.Image, err)
 	}
@@ -201,7 +202,7 @@ func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(stri
 		Version: recordVersion, Created: time.Now(), ImageID: img.ID, auditDir: auditName,
 		PolicyDigest: syntax.Digest(syntax.Canonical(spec.Policy)),
 		Config: keeper.Config{
-			Spec: spec, Process: process, StopSignal: stop,
+			Spec: spec, Process: task, StopSignal: stop,
 			Template: m.Digest, Shape: shape, Accel: m.Accel,
 		},
 	}, nil

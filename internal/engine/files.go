@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 
 	"creel/internal/undo"
-
-	"golang.org/x/sys/unix"
 )
 
 // Files boots a helper clone with the disk of a kept sandbox that has ended,
@@ -20,12 +18,12 @@ func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
 	rec := f.Record
 	id := rec.Config.Spec.ID
 	dir := e.SandboxDir(id)
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
+	lock, err := e.claimSoon(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("open keeper lock: %w", err)
+		return nil, err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if lock == nil {
 		return nil, fmt.Errorf("sandbox %s is in use by another command; try again when it has ended", rec.Config.Spec.Name)
 	}
 	rec.Config.Helper = true

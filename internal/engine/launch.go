@@ -17,29 +17,34 @@ import (
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
 	"creel/internal/secret"
+	"creel/internal/standby"
 
 	"golang.org/x/sys/unix"
 )
 
-// keeperProcess is a keeper that this process has started.
+// keeperProcess is a keeper that this process has started, or that waited.
 type keeperProcess struct {
-	cmd     *exec.Cmd
-	conn    net.Conn // the launcher's connection to it
+	end     func() error // kills it
+	conn    net.Conn     // the launcher's connection to it
 	logPath string
 	done    chan struct{}
 }
 
-// launch starts the keeper: its configuration comes by pipe, and the launcher
+// launch starts the keeper, or makes one of the process that waits: its configuration comes by pipe, and the launcher
 // is its first client, by a connection that no path names. The keeper inherits
 // the lock that the launcher holds, so that there is no moment at which a
 // sandbox that is starting looks abandoned.
 func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
-	config, err := json.Marshal(keeper.Launch{
+	launch := keeper.Launch{
 		Version: socket.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
 		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key,
 		Ports: n.listed(), Config: rec.Config,
-	})
+	}
+	if rec.waited != nil {
+		launch.Environ = os.Environ() // it has that of another command
+	}
+	config, err := json.Marshal(launch)
 	if err != nil {
 		return nil, fmt.Errorf("encode keeper configuration: %w", err)
 	}
@@ -48,14 +53,18 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n netwo
 		return nil, err
 	}
 	defer theirs.Close()
-	kp := &keeperProcess{conn: ours, logPath: filepath.Join(dir, logName), done: make(chan struct{})}
+	kp := &keeperProcess{conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{})}
 	files, err := n.files()
 	if err != nil {
 		ours.Close()
 		return nil, err
 	}
 	defer closeAll(files)
-	if err := kp.start(e.opts.KeeperCommand, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
+	start := func(files []*os.File) error { return kp.start(e.opts.KeeperCommand, files) }
+	if rec.waited != nil {
+		start = func(files []*os.File) error { return kp.take(rec.waited, files) }
+	}
+	if err := kp.configure(start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
 		ours.Close()
 		return nil, err
 	}
@@ -69,12 +78,8 @@ type handed struct {
 	files  []*os.File // its connection, its lock, and the sockets of its ports
 }
 
-func (kp *keeperProcess) start(command []string, h handed) error {
-	log, err := os.OpenFile(kp.logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return fmt.Errorf("open keeper log: %w", err)
-	}
-	defer log.Close()
+// configure starts the keeper, with its files, and writes it what comes by pipe.
+func (kp *keeperProcess) configure(start func([]*os.File) error, h handed) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("make pipe: %w", err)
@@ -87,17 +92,11 @@ func (kp *keeperProcess) start(command []string, h handed) error {
 	}
 	defer secrets.Close()
 	defer values.Close()
-	kp.cmd = exec.Command(command[0], command[1:]...)
-	kp.cmd.Dir = "/"
-	kp.cmd.Stderr = log
-	kp.cmd.ExtraFiles = append([]*os.File{r, h.files[0], h.files[1], secrets}, h.files[2:]...) // keeper.Launch* descriptors
-	kp.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := kp.cmd.Start(); err != nil {
-		return fmt.Errorf("start keeper: %w", err)
+	if err := start(append([]*os.File{r, h.files[0], h.files[1], secrets}, h.files[2:]...)); err != nil { // as keeper.Handed has them
+		return err
 	}
 	secrets.Close()
 	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
-	go func() { kp.cmd.Wait(); close(kp.done) }()
 	_, err = w.Write(h.config)
 	w.Close()
 	if err == nil {
@@ -107,6 +106,36 @@ func (kp *keeperProcess) start(command []string, h handed) error {
 		kp.kill()
 		return kp.explain(fmt.Errorf("configure keeper: %w", err))
 	}
+	return nil
+}
+
+// start makes a new process the keeper.
+func (kp *keeperProcess) start(command []string, files []*os.File) error {
+	log, err := os.OpenFile(kp.logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open keeper log: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Dir = "/"
+	cmd.Stderr = log
+	cmd.ExtraFiles = files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start keeper: %w", err)
+	}
+	kp.end = cmd.Process.Kill
+	go func() { cmd.Wait(); close(kp.done) }()
+	return nil
+}
+
+// take makes a process that waited the keeper.
+func (kp *keeperProcess) take(t *standby.Taken, files []*os.File) error {
+	if err := t.Hand(files); err != nil {
+		return err
+	}
+	kp.end = t.Kill
+	go func() { t.Wait(); t.Close(); close(kp.done) }()
 	return nil
 }
 
@@ -129,7 +158,7 @@ func socketPair() (net.Conn, *os.File, error) {
 // kill ends the keeper, and with it its VMM, and waits until it has gone.
 func (kp *keeperProcess) kill() error {
 	kp.conn.Close()
-	kp.cmd.Process.Kill()
+	kp.end()
 	<-kp.done
 	return nil
 }

@@ -25,7 +25,7 @@ func (e *Engine) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
-	var errs []error
+	errs := []error{e.sweepStandby()}
 	for _, entry := range entries {
 		id, err := sandbox.ParseID(entry.Name())
 		if err != nil {

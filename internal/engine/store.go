@@ -14,6 +14,7 @@ import (
 
 	"creel/internal/keeper"
 	"creel/internal/sandbox"
+	"creel/internal/standby"
 	"creel/internal/undo"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +24,13 @@ import (
 // them all.
 const (
 	sandboxesName = "sandboxes"
+	StandbyName   = "standby"
 	namesName     = "names"
 	storeLockName = "lock"
 
 	recordName    = "record.json"
-	lockName      = "keeper.lock"
-	logName       = "keeper.log"
+	lockName      = standby.LockName
+	LogName       = "keeper.log"
 	auditName     = "audit"
 	keeperDirName = "run"
 	settledName   = "settled" // a kept sandbox's audit log has been closed
@@ -56,8 +58,9 @@ type Record struct {
 
 	PolicyDigest string `json:"policyDigest"` // of the canonical text of the Spec's policy
 
-	auditDir   string // of this run, in the sandbox's directory
-	madeUpName bool   // may be replaced until it is reserved
+	auditDir   string         // of this run, in the sandbox's directory
+	madeUpName bool           // may be replaced until it is reserved
+	waited     *standby.Taken // the VM that waited for it, or nil
 }
 
 // PrepareDir makes the state directory where absent, and refuses one that is
@@ -74,7 +77,7 @@ func PrepareDir(dir string) error {
 
 // New opens the engine's part of a prepared state directory.
 func New(o Options) (*Engine, error) {
-	for _, name := range []string{sandboxesName, namesName} {
+	for _, name := range []string{sandboxesName, StandbyName, namesName} {
 		if err := os.MkdirAll(filepath.Join(o.Dir, name), 0o700); err != nil {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
@@ -142,22 +145,18 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 		return nil, err
 	}
 	steps.Push("sandbox", func() error { return e.discard(id, rec.Config.Spec.Name) })
-	if rec.UID, err = e.freeUID(); err != nil {
+	if rec.waited, err = e.takeStandby(*rec); err != nil {
 		return nil, err
 	}
 	dir := e.SandboxDir(id)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make sandbox directory: %w", err)
+	var lock *os.File
+	if rec.waited != nil {
+		steps.Push("waiting VM", rec.waited.End)
+		rec.UID = rec.waited.UID
+		lock, err = os.Open(filepath.Join(dir, lockName)) // its process holds it
+	} else {
+		lock, err = e.makeDir(rec, dir)
 	}
-	if err := os.Mkdir(e.KeeperDir(id), 0o700); err != nil {
-		return nil, fmt.Errorf("make keeper directory: %w", err)
-	}
-	if rec.UID != 0 {
-		if err := os.Lchown(e.KeeperDir(id), rec.UID, rec.UID); err != nil {
-			return nil, fmt.Errorf("hand over keeper directory: %w", err)
-		}
-	}
-	lock, err := lockFile(filepath.Join(dir, lockName))
 	if err != nil {
 		return nil, err
 	}
@@ -166,6 +165,34 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 		return nil, err
 	}
 	return lock, nil
+}
+
+// makeDir makes a sandbox's directory, for a user that no other has, and takes
+// its lock. The store is locked.
+func (e *Engine) makeDir(rec *Record, dir string) (lock *os.File, err error) {
+	if rec.UID, err = e.freeUID(); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make sandbox directory: %w", err)
+	}
+	if err := e.makeKeeperDir(filepath.Join(dir, keeperDirName), rec.UID); err != nil {
+		return nil, err
+	}
+	return lockFile(filepath.Join(dir, lockName))
+}
+
+func (e *Engine) makeKeeperDir(dir string, uid int) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make keeper directory: %w", err)
+	}
+	if uid == 0 {
+		return nil
+	}
+	if err := os.Lchown(dir, uid, uid); err != nil {
+		return fmt.Errorf("hand over keeper directory: %w", err)
+	}
+	return nil
 }
 
 // writeRecord replaces a sandbox's record by rename. The store is locked.
@@ -235,12 +262,7 @@ func (e *Engine) freeNameOf(id sandbox.ID, name string) error {
 
 // discard takes back what [Engine.reserve] made.
 func (e *Engine) discard(id sandbox.ID, name string) error {
-	store, err := e.lockStore()
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	return errors.Join(e.freeNameOf(id, name), os.RemoveAll(e.SandboxDir(id)))
+	return e.locked(func() error { return errors.Join(e.freeNameOf(id, name), os.RemoveAll(e.SandboxDir(id))) })
 }
 
 // freeUID picks a user that no sandbox has. The store is locked.
@@ -255,6 +277,13 @@ func (e *Engine) freeUID() (int, error) {
 	taken := map[int]bool{}
 	for _, r := range recs {
 		taken[r.UID] = true
+	}
+	waiting, err := e.opts.Standby.UIDs()
+	if err != nil {
+		return 0, err
+	}
+	for _, uid := range waiting {
+		taken[uid] = true
 	}
 	for {
 		if uid := uidBase + rand.IntN(uidCount); !taken[uid] {
@@ -340,6 +369,16 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 // lockStore holds up every other process that makes or removes a sandbox.
 func (e *Engine) lockStore() (*os.File, error) {
 	return lockFile(filepath.Join(e.opts.Dir, storeLockName))
+}
+
+// locked calls do with the store locked.
+func (e *Engine) locked(do func() error) error {
+	store, err := e.lockStore()
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	return do()
 }
 
 // lockFile takes an exclusive lock, which lasts until the last descriptor of

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"creel/internal/guest/api"
-	"creel/internal/guest/host"
 )
 
 const (
@@ -23,11 +22,14 @@ const (
 func (r *Run) makeFresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.limit.identity)
 	defer cancel()
-	r.guest = host.New(r.machine.Control())
+	var err error
+	r.guest, err = r.clone.converse(ctx)
 	r.undo.Push("guest connection", r.guest.Close)
-	id := identity(r.cfg)
-	r.equip(&id)
-	err := r.guest.Identity(ctx, id)
+	if err == nil {
+		id := identity(r.cfg)
+		r.equip(&id)
+		err = r.guest.Identity(ctx, id)
+	}
 	switch {
 	case err == nil:
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):

@@ -60,6 +60,7 @@ type Deps struct {
 	Driver      vm.Driver
 	Confinement vm.Confinement // of the VMM
 	Parts       func(context.Context) (*Parts, error)
+	Waiting     *Waiting // a machine to use instead of starting one; or nil
 	Audit       audit.Recorder
 	Dir         *os.Root // the sandbox's directory
 	Network     Network
@@ -90,7 +91,8 @@ type Run struct {
 	limit deadlines
 	undo  undo.Stack
 
-	machine  vm.Machine
+	clone    *Waiting       // once it is restored
+	machine  vm.Machine     // its
 	edge     *boundary.Edge // nil until it is open
 	canaries []canary.Canary
 	notes    notes
@@ -170,8 +172,12 @@ type step struct {
 }
 
 func (r *Run) bringUp(ctx context.Context) error {
+	machine := "machine"
+	if r.deps.Waiting != nil {
+		machine = "standby" // is taken
+	}
 	for _, s := range []step{
-		{"machine", r.startMachine},
+		{machine, r.startMachine},
 		{"boundary", r.openBoundary},
 		{"confine", func(context.Context) error { return r.deps.Confine() }},
 		{"log", r.openLog}, // its file belongs to the user that goes on with it
@@ -204,24 +210,36 @@ func (r *Run) openLog(context.Context) error {
 }
 
 func (r *Run) startMachine(ctx context.Context) error {
+	w := r.deps.Waiting
+	if w == nil {
+		var err error
+		if w, err = r.restore(ctx); err != nil {
+			return err
+		}
+	}
+	r.undo.Push("template parts", w.parts.Close)
+	r.undo.Push("machine", w.machine.Close)
+	r.clone, r.machine = w, w.machine
+	r.mu.Lock()
+	r.status.VMMPID = w.machine.PID()
+	r.mu.Unlock()
+	return nil
+}
+
+// restore starts the clone.
+func (r *Run) restore(ctx context.Context) (*Waiting, error) {
 	parts, err := r.deps.Parts(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r.undo.Push("template parts", parts.Close)
 	m, err := r.deps.Driver.Start(ctx, vm.Config{
 		Shape: r.cfg.Shape, Accel: r.cfg.Accel, Disks: parts.Disks,
 		Memory: parts.Memory, Restore: parts.State, Confinement: r.deps.Confinement,
 	})
 	if err != nil {
-		return err
+		return nil, errors.Join(err, parts.Close())
 	}
-	r.machine = m
-	r.undo.Push("machine", m.Close)
-	r.mu.Lock()
-	r.status.VMMPID = m.PID()
-	r.mu.Unlock()
-	return nil
+	return &Waiting{machine: m, parts: parts}, nil
 }
 
 // end lets the run end: the task has ended, or reason says why it has not. The

@@ -30,31 +30,44 @@ type Launch struct {
 	Ports      []sandbox.Port   `json:"ports,omitempty"` // of the descriptors behind launchPortsFD, in order
 	Config     Config           `json:"config"`
 
+	// Environ is the launcher's, for a keeper that was there before it.
+	Environ []string `json:"environ,omitempty"`
+
+	Lock      *os.File        `json:"-"` // says that the sandbox is looked after, while it is open
 	Published []boundary.Port `json:"-"`
 	Grants    []secret.Grant  `json:"-"`
 }
 
-// Descriptors that a keeper is started with. The third holds its lock, and is
-// only kept open: the kernel gives the lock back when the keeper ends. Secrets
-// come by a pipe of their own; sockets of published ports follow.
+// Handed gives a keeper what its launcher has for it, by its place.
+type Handed func(place int) *os.File
+
+// Places of what a launcher hands over, in order. The lock is only kept open:
+// the kernel gives it back when the keeper ends. Secrets come by a pipe of
+// their own; sockets of published ports follow.
 const (
-	launchConfigFD = 3 + iota
-	launchConnFD
-	launchLockFD
-	launchSecretsFD
-	launchPortsFD
+	placeConfig = iota
+	placeConn
+	placeLock
+	placeSecrets
+	placePorts
 )
+
+// Inherited is [Handed] of a process that its launcher has started.
+func Inherited(place int) *os.File {
+	const first = 3
+	unix.CloseOnExec(first + place) // none is for the VMM or the holder
+	return os.NewFile(uintptr(first+place), fmt.Sprintf("launch %d", place))
+}
 
 const maxLaunchBytes = 4 << 20
 
 // ReadLaunch reads what the launcher handed over, and returns its connection.
-func ReadLaunch() (Launch, net.Conn, error) {
-	var l Launch
-	for fd := launchConfigFD; fd <= launchSecretsFD; fd++ {
-		unix.CloseOnExec(fd) // none of them is for the VMM or the holder
-	}
-	config := os.NewFile(launchConfigFD, "config")
+func ReadLaunch(handed Handed) (Launch, net.Conn, error) {
+	l := Launch{Lock: handed(placeLock)}
+	config, conn, secrets := handed(placeConfig), handed(placeConn), handed(placeSecrets)
 	defer config.Close()
+	defer conn.Close()
+	defer secrets.Close()
 	dec := json.NewDecoder(io.LimitReader(config, maxLaunchBytes))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&l); err != nil {
@@ -63,32 +76,26 @@ func ReadLaunch() (Launch, net.Conn, error) {
 	if l.Version != socket.Version {
 		return l, nil, fmt.Errorf("keeper configuration has version %d, this creel knows %d", l.Version, socket.Version)
 	}
-	secrets := os.NewFile(launchSecretsFD, "secrets")
-	defer secrets.Close()
 	var err error
 	if l.Grants, err = secret.ReadGrants(secrets); err != nil {
 		return l, nil, err
 	}
 	for i, p := range l.Ports {
-		port, err := inherit(launchPortsFD+i, p)
+		port, err := inherit(handed(placePorts+i), p)
 		if err != nil {
 			return l, nil, err
 		}
 		l.Published = append(l.Published, port)
 	}
-	f := os.NewFile(launchConnFD, "launcher")
-	defer f.Close()
-	conn, err := net.FileConn(f)
+	launcher, err := net.FileConn(conn)
 	if err != nil {
 		return l, nil, fmt.Errorf("use the launcher's connection: %w", err)
 	}
-	return l, conn, nil
+	return l, launcher, nil
 }
 
-// inherit makes a published port of a descriptor.
-func inherit(fd int, p sandbox.Port) (boundary.Port, error) {
-	unix.CloseOnExec(fd)
-	f := os.NewFile(uintptr(fd), p.String())
+// inherit makes a published port of what was handed over for it.
+func inherit(f *os.File, p sandbox.Port) (boundary.Port, error) {
 	defer f.Close()
 	out := boundary.Port{Guest: p.GuestPort}
 	var err error

@@ -1,4 +1,8 @@
-package engine
+// Package process says what a sandbox's first process is: a Spec and its
+// image's configuration, put together as Docker does, with the signal that
+// stops it. The package must not know images beyond their configuration, and
+// must not start anything.
+package process
 
 import (
 	"errors"
@@ -12,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processFor merges a Spec with its image's configuration as Docker does: an
+// For merges a Spec with its image's configuration as Docker does: an
 // entrypoint of the Spec discards the image's command, a command of the Spec
 // replaces it, and the Spec's variables win over the image's.
-func processFor(spec sandbox.Spec, cfg image.Config) (sandbox.Process, error) {
+func For(spec sandbox.Spec, cfg image.Config) (sandbox.Process, error) {
 	entrypoint, command := cfg.Entrypoint, cfg.Cmd
 	if spec.Entrypoint != nil {
 		entrypoint, command = spec.Entrypoint, nil
@@ -60,8 +64,8 @@ func mergeEnv(lists ...[]string) []string {
 	return out
 }
 
-// stopSignal reads "SIGTERM", "TERM" or "15"; empty is SIGTERM.
-func stopSignal(s string) (int, error) {
+// StopSignal reads "SIGTERM", "TERM" or "15"; empty is SIGTERM.
+func StopSignal(s string) (int, error) {
 	if s == "" {
 		return int(unix.SIGTERM), nil
 	}

@@ -1,0 +1,113 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"creel/internal/sandbox"
+	"creel/internal/scratch"
+	"creel/internal/standby"
+)
+
+// standbyKey says which waiting VM a run can use, and which is worth having
+// after it.
+func standbyKey(rec Record) (standby.Key, error) {
+	program, err := standby.Program()
+	spec := rec.Config.Spec
+	return standby.Key{
+		Template: rec.Config.Template, Disk: diskKind(spec), DiskBytes: spec.Resources.DiskBytes,
+		Confinement: spec.Confinement, Program: program,
+	}, err
+}
+
+func diskKind(spec sandbox.Spec) scratch.Kind {
+	if spec.Keep {
+		return scratch.Durable
+	}
+	return scratch.Disposable
+}
+
+// maxHandedPorts is how many descriptors beside a keeper's others can be handed
+// over a socket.
+const maxHandedPorts = 200
+
+// takeStandby takes a VM that waits for such a run, if there is one, and moves
+// it to the sandbox's directory. The store is locked.
+func (e *Engine) takeStandby(rec Record) (*standby.Taken, error) {
+	if e.opts.Standby.Size == 0 || len(rec.Config.Spec.Ports) > maxHandedPorts {
+		return nil, nil
+	}
+	key, err := standbyKey(rec)
+	if err != nil {
+		return nil, err
+	}
+	taken, err := e.opts.Standby.Take(key)
+	if err != nil || taken == nil {
+		return nil, err
+	}
+	if err := taken.Move(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
+		return nil, errors.Join(err, taken.End())
+	}
+	return taken, nil
+}
+
+// Standby starts one more VM that waits, for another task like s, where the
+// configuration wants some to and there are not enough. It does not wait for
+// it, and is called when s needs the machine no more.
+func (e *Engine) Standby(s *Sandbox) error {
+	if e.opts.Standby.Size == 0 {
+		return nil
+	}
+	key, err := standbyKey(s.Record)
+	if err != nil {
+		return err
+	}
+	return e.opts.Standby.Fill(key)
+}
+
+// MakeStandby makes a place, with its disk, for a VM that this process will
+// start, and which will wait there.
+func (e *Engine) MakeStandby(ctx context.Context, key standby.Key) (*standby.Place, error) {
+	place, err := e.makePlace(key)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(
+		e.makeKeeperDir(filepath.Join(place.Dir, keeperDirName), place.UID),
+		e.opts.Scratch(ctx, filepath.Join(place.Dir, ScratchName), key.DiskBytes, key.Disk),
+	)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make a place for a waiting VM: %w", err), os.RemoveAll(place.Dir))
+	}
+	return place, nil
+}
+
+func (e *Engine) makePlace(key standby.Key) (*standby.Place, error) {
+	store, err := e.lockStore()
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	uid, err := e.freeUID()
+	if err != nil {
+		return nil, err
+	}
+	return e.opts.Standby.Make(key, uid, e.lockStore)
+}
+
+// sweepStandby removes what killed waiting processes left, and ends those that
+// the configuration does not want any more.
+func (e *Engine) sweepStandby() error {
+	if e.opts.Standby.Empty() {
+		return nil
+	}
+	return e.locked(func() error { return e.opts.Standby.Sweep(e.opts.Standby.Size) })
+}
+
+// EndStandby ends the VMs that wait as clones of a template.
+func (e *Engine) EndStandby(template string) error {
+	return e.locked(func() error { return e.opts.Standby.End(template) })
+}
