@@ -32,14 +32,16 @@ func TestConfinementFromOutside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() {
+		t.Cleanup(func() {
 			if err := theirs.Close(); err != nil {
 				t.Error(err)
 			}
-		}()
+		})
 		importBusybox(t, theirs)
 		before := runTwice(t, theirs)
 		checkConfined(t, theirs)
+		checkConfined(t, standingBy(t, theirs))
+		noneWaits(t, theirs)
 		checkReduced(t, theirs)
 		theirs.Clean(t, before)
 	})
@@ -58,7 +60,7 @@ func runTwice(t *testing.T, r *rig.Rig) []string {
 }
 
 func imageOf(r *rig.Rig) string {
-	if r == shared {
+	if r.State == shared.State {
 		return "debian"
 	}
 	return "busybox"

@@ -26,6 +26,7 @@ func (r *Rig) Cmd(args ...string) *exec.Cmd {
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + r.Home, "CREEL_STATE_DIR=" + r.State, "CREEL_CONFIG=" + r.Home + "/none.yaml",
 	}
+	cmd.Env = append(cmd.Env, r.env...)
 	cmd.Dir = r.Home
 	cmd.ExtraFiles = slices.Repeat([]*os.File{r.careless}, 8) // more than Creel itself hands on
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: r.user}

@@ -22,7 +22,9 @@ const (
 	Keeper Kind = "keeper"
 	Holder Kind = "holder"
 	Stage  Kind = "stage"
-	VMM    Kind = "VMM"
+	// Standby is one whose VM waits for a task, and the keeper that it becomes.
+	Standby Kind = "standby"
+	VMM     Kind = "VMM"
 )
 
 // Process is one that descends from the test.
@@ -110,6 +112,8 @@ func kindOf(args []string) Kind {
 		return Keeper
 	case args[1] == "holder":
 		return Holder
+	case args[1] == "standby":
+		return Standby
 	case args[1] == "vmm-stage":
 		return Stage
 	}

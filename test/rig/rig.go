@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,14 @@ type Rig struct {
 	user     *syscall.Credential // nil: this process's own
 	dir      string              // all of the above lies in it
 	careless *os.File            // left open to every command, as callers do
+	env      []string            // of every command, beside what all have
+}
+
+// With is the same rig, whose commands have another variable.
+func (r *Rig) With(entry string) *Rig {
+	other := *r
+	other.env = append(slices.Clone(r.env), entry)
+	return &other
 }
 
 // Lack says why no machine can be booted here, or is empty.
