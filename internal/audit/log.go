@@ -64,7 +64,9 @@ type Log struct {
 	sealer chain.Sealer
 	tree   chain.Tree
 	size   int64
+	end    int64 // of the file: from size to here it has zeros
 	max    int64
+	bare   bool  // no more zeros: there was no room for them
 	broken error // set once the file cannot be trusted any more
 }
 
@@ -119,12 +121,12 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 	if got.fault != "" {
 		return nil, fmt.Errorf("read sandbox log: %s", got.fault)
 	}
-	l.tree, l.size = got.tree, got.end
+	l.tree, l.size, l.end = got.tree, got.end, got.end
+	if err := f.Truncate(l.size); err != nil { // torn, or zeros
+		return nil, fmt.Errorf("cut end of sandbox log: %w", err)
+	}
 	if len(got.torn) == 0 {
 		return l, nil
-	}
-	if err := f.Truncate(l.size); err != nil {
-		return nil, fmt.Errorf("cut torn end of sandbox log: %w", err)
 	}
 	e, err := Event{Kind: KindRecovered, Sandbox: key.Sandbox, Data: describeTorn(got.torn, "")}.encode()
 	if err == nil {
@@ -136,10 +138,14 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 	return l, nil
 }
 
-// Close records that the log ends here and closes its file.
+// Close records that the log ends here, cuts the zeros off behind that, and
+// closes its file.
 func (l *Log) Close() error {
 	err := l.Append(context.Background(), Event{Kind: KindClosed})
 	l.batch.Close()
+	if l.end > l.size {
+		err = errors.Join(err, l.file.Truncate(l.size))
+	}
 	return errors.Join(err, l.file.Close())
 }
 
@@ -162,7 +168,7 @@ func (l *Log) write(entries []chain.Entry) (string, error) {
 	if int64(len(c.Bytes)) > room {
 		return "", fmt.Errorf("%w of %d bytes", ErrQuota, l.max)
 	}
-	trusted, err := appendDurable(l.file, l.size, c.Bytes)
+	trusted, err := l.appendDurable(c.Bytes)
 	if err != nil {
 		err = fmt.Errorf("write sandbox log: %w", err)
 		if !trusted {
@@ -183,8 +189,8 @@ func (l *Log) unchanged() error {
 	if st.Nlink == 0 {
 		return errors.New("the sandbox's audit log was deleted while it is in use")
 	}
-	if st.Size != l.size {
-		return fmt.Errorf("the sandbox's audit log has %d bytes instead of %d: something else has changed it", st.Size, l.size)
+	if st.Size != l.end {
+		return fmt.Errorf("the sandbox's audit log has %d bytes instead of %d: something else has changed it", st.Size, l.end)
 	}
 	return nil
 }
@@ -249,12 +255,16 @@ type logState struct {
 
 // readLog checks a log from its start against its opening, and calls meets,
 // unless it is nil, with each head of it.
-func readLog(ctx context.Context, f io.ReaderAt, o Opened, meets func(Head, string) error) (logState, error) {
+func readLog(ctx context.Context, f *os.File, o Opened, meets func(Head, string) error) (logState, error) {
 	key, err := chain.Verifier(o.Key)
 	if err != nil {
 		return logState{}, err
 	}
 	var st logState
+	written, err := Written(f)
+	if err != nil {
+		return st, err
+	}
 	var last Kind
 	s := chain.Scanner{Origin: o.Log, Sealed: meets, Record: func(r Record) error {
 		last = r.Kind
@@ -266,14 +276,14 @@ func readLog(ctx context.Context, f io.ReaderAt, o Opened, meets func(Head, stri
 		}
 		return nil
 	}}
-	err = s.Scan(ctx, io.NewSectionReader(f, 0, 1<<62))
+	err = s.Scan(ctx, io.NewSectionReader(f, 0, written))
 	if ctx.Err() != nil {
 		return st, ctx.Err()
 	}
 	st.head, st.tree, st.end = s.Last, s.Committed, s.End
 	st.ended = err == nil && last == KindClosed
 	if err != nil {
-		tail, readErr := io.ReadAll(io.NewSectionReader(f, s.End, chain.MaxTorn+1))
+		tail, readErr := io.ReadAll(io.NewSectionReader(f, s.End, min(written-s.End, chain.MaxTorn+1)))
 		switch {
 		case readErr != nil:
 			return st, readErr

@@ -238,7 +238,9 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 		if err := writeFile(filepath.Join(l.dir, about.File), st.torn); err != nil {
 			return closed, err
 		}
-		if err := tmp.Truncate(st.end); err != nil {
+	}
+	if closed.Fault == "" {
+		if err := tmp.Truncate(st.end); err != nil { // what was torn, and zeros
 			return closed, err
 		}
 	}

@@ -290,17 +290,22 @@ func (v *verification) closedLog(o *openLog, c Closed) error {
 	}
 	defer f.Close()
 	st, err := v.log(f, o)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	switch {
 	case c.Fault != "":
 		if st.head != *c.Head { // it cannot be said what else of it is as it was
 			v.fault(where, "what is sound of it is not what was when it was closed")
 		}
 	case st.fault != "":
 		v.fault(where, "%s", st.fault)
-	case len(st.torn) > 0:
-		v.fault(where, "has %d bytes at its end that no checkpoint covers", len(st.torn))
+	case info.Size() > st.end: // torn, or zeros
+		v.fault(where, "has %d bytes at its end that no checkpoint covers", info.Size()-st.end)
 	case st.head.Size < c.Head.Size:
 		v.fault(where, "has %d lines under its last checkpoint, but was closed with %d: its end was cut off, or the closing claims too much", st.head.Size, c.Head.Size)
 	case st.head != *c.Head || st.ended != c.Ended:

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +141,32 @@ func TestIsName(t *testing.T) {
 	} {
 		if IsName(name) != want {
 			t.Errorf("%q: %v", name, !want)
+		}
+	}
+}
+
+func TestTornIsOneCommit(t *testing.T) {
+	data := sample(t, 2)
+	lines := slices.Collect(bytes.Lines(data))
+	record, checkpoint := lines[len(lines)-2], lines[len(lines)-1]
+	holed := bytes.Clone(record)
+	clear(holed[10:40])
+	for name, c := range map[string]struct {
+		tail [][]byte
+		want bool
+	}{
+		"a record":                             {[][]byte{record}, true},
+		"a commit":                             {[][]byte{record, checkpoint}, false},
+		"a commit without its newline":         {[][]byte{record, checkpoint[:len(checkpoint)-1]}, true},
+		"a commit with a hole":                 {[][]byte{holed, checkpoint}, true},
+		"a commit with a hole, and more":       {[][]byte{holed, checkpoint, record}, false},
+		"a commit with a hole, and a second":   {[][]byte{holed, checkpoint, record, checkpoint}, false},
+		"a commit with other bytes, no hole":   {[][]byte{record[5:], checkpoint}, false},
+		"zeros where the beginning was":        {[][]byte{make([]byte, 100), record[5:], checkpoint}, true},
+		"more than a crash leaves, zeros only": {[][]byte{make([]byte, MaxTorn+1)}, false},
+	} {
+		if got := Torn(bytes.Join(c.tail, nil)); got != c.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

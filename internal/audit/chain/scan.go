@@ -150,14 +150,20 @@ func (s *Scanner) agree(l Line) (Head, error) {
 }
 
 // Torn reports whether tail, which follows the last checkpoint that agrees with
-// its lines, can be what a crash left of one commit: it is short, and no line
-// of it is a checkpoint.
+// its lines, can be what a crash left of one commit: it is short, and no line of
+// it is a checkpoint. The last one may be where something else of the commit is
+// missing: its end, or blocks that have zeros in their place. Who changes a log so
+// could as well cut its last commit off.
 func Torn(tail []byte) bool {
 	if len(tail) > MaxTorn {
 		return false
 	}
+	missing := bytes.IndexByte(tail, 0) >= 0 || !bytes.HasSuffix(tail, []byte("\n"))
+	seen := 0
 	for raw := range bytes.Lines(tail) {
-		if l, err := Parse(bytes.TrimSuffix(raw, []byte("\n"))); err == nil && l.Checkpoint != "" {
+		seen += len(raw)
+		l, err := Parse(bytes.TrimSuffix(raw, []byte("\n")))
+		if err == nil && l.Checkpoint != "" && !(missing && seen == len(tail)) {
 			return false
 		}
 	}

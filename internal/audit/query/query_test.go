@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -188,6 +189,63 @@ func TestFollowSeesWhatComesLater(t *testing.T) {
 	}
 	if paths, err := audit.Segments(h.dir); err != nil || len(paths) < 2 {
 		t.Errorf("segments %v %v: want more than one", paths, err)
+	}
+}
+
+// TestZerosOfAnOpenLogAreNoRecords to who follows it; a hole in it is none of
+// them.
+func TestZerosOfAnOpenLogAreNoRecords(t *testing.T) {
+	h := newHome(t)
+	l, dir := h.open("aa")
+	path := filepath.Join(dir, audit.LogName)
+	filler := strings.Repeat("x", 40<<10)
+	grow := func() {
+		h.add(l, audit.Event{Kind: audit.KindExec, Sandbox: "aa", Data: map[string]string{"x": filler}})
+	}
+	for range 10 {
+		grow()
+	}
+	if data, err := os.ReadFile(path); err != nil || data[len(data)-1] != 0 {
+		t.Fatalf("no zeros at the end of %d bytes: %v", len(data), err)
+	}
+	if n := len(h.all(Filter{Kinds: []audit.Kind{audit.KindExec}})); n != 10 {
+		t.Errorf("%d records", n)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	got := 0
+	for r, err := range Records(ctx, h.dir, Filter{Kinds: []audit.Kind{audit.KindExec, audit.KindClosed, KindUnreadable}, Follow: true}) {
+		if err != nil {
+			t.Fatalf("after %d records: %v", got, err)
+		}
+		if r.Kind == audit.KindClosed {
+			break
+		}
+		switch got++; {
+		case r.Kind == KindUnreadable:
+			t.Fatalf("%s", r.Data)
+		case got >= 10 && got < 50:
+			grow()
+		case got == 50:
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got != 50 {
+		t.Errorf("%d records came", got)
+	}
+
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[bytes.Index(data, []byte(`{"v":1,"seq":4,`))] = 0
+	if err := os.WriteFile(path, append(data, make([]byte, 5000)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(h.all(Filter{Kinds: []audit.Kind{KindUnreadable}})); n != 1 {
+		t.Errorf("%d records of what cannot be read", n)
 	}
 }
 

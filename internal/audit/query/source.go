@@ -28,7 +28,9 @@ type source struct {
 	path   string
 	reader *bufio.Reader
 	spill  []byte
+	live   bool  // file is a log that its keeper may be writing
 	offset int64 // after the last commit that was read
+	end    int64 // of what is to be read, as far as is known
 
 	ready  []audit.Record // of the commit that was read last
 	last   time.Time      // of the record that was read last
@@ -146,8 +148,9 @@ func (s *source) advance() error {
 
 func (s *source) use(f *os.File, path string) {
 	s.close()
-	s.file, s.path, s.offset = f, path, 0
-	s.reader = bufio.NewReaderSize(f, 32<<10)
+	s.file, s.path, s.offset, s.end = f, path, 0, 0
+	s.live = s.origin != "" && filepath.Base(path) == audit.LogName
+	s.reader = bufio.NewReaderSize(strings.NewReader(""), 32<<10) // commit looks how far it goes
 }
 
 // commit reads up to the next checkpoint. Where there is none yet it goes back
@@ -158,7 +161,11 @@ func (s *source) commit() (bool, error) {
 	for {
 		raw, err := chain.ReadLine(s.reader, &s.spill)
 		if errors.Is(err, io.EOF) {
-			return false, s.back()
+			if more, err := s.back(); err != nil || !more {
+				return false, err
+			}
+			records, size = nil, 0
+			continue
 		}
 		if err != nil {
 			return false, err
@@ -167,7 +174,7 @@ func (s *source) commit() (bool, error) {
 		l, err := chain.Parse(raw)
 		if err != nil || size > 2*chain.MaxTorn {
 			// A crash's end, before it is set aside, looks like this too.
-			if back := s.back(); back != nil || s.origin == "" && size <= chain.MaxTorn {
+			if _, back := s.back(); back != nil || s.origin == "" && size <= chain.MaxTorn {
 				return false, back
 			}
 			return false, errors.Join(err, errors.New("lines without a checkpoint"))
@@ -183,12 +190,31 @@ func (s *source) commit() (bool, error) {
 	}
 }
 
-func (s *source) back() error {
-	if _, err := s.file.Seek(s.offset, io.SeekStart); err != nil {
-		return err
+// back goes back to the end of the last commit, and reports whether there is
+// more behind it than there was. Of a log that is not closed, zeros at its end
+// are left out.
+func (s *source) back() (more bool, err error) {
+	end, err := s.look()
+	if err != nil {
+		return false, err
 	}
-	s.reader.Reset(s.file)
-	return nil
+	more, s.end = end > s.end, end
+	s.reader.Reset(io.NewSectionReader(s.file, s.offset, max(end-s.offset, 0)))
+	return more, nil
+}
+
+// look is how far the file is to be read.
+func (s *source) look() (int64, error) {
+	if !s.live {
+		return 1 << 62, nil
+	}
+	if s.end == s.offset && s.offset > 0 { // a whole look has found no more before
+		var next [1]byte
+		if n, err := s.file.ReadAt(next[:], s.offset); n == 0 && err == io.EOF || n == 1 && next[0] == 0 {
+			return s.end, nil
+		}
+	}
+	return audit.Written(s.file)
 }
 
 func (s *source) close() {

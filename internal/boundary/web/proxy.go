@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
 	"strconv"
@@ -23,6 +24,7 @@ type exchange struct {
 	pass *Pass
 	w    http.ResponseWriter
 	body *requestBody // nil: there is none
+	from *upstream    // nil: without TLS
 
 	cancel context.CancelFunc
 
@@ -73,7 +75,8 @@ func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request)
 		// An upstream may answer before it has read everything.
 		http.NewResponseController(w).EnableFullDuplex()
 	}
-	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
+	ctx := httptrace.WithClientTrace(context.WithValue(r.Context(), exchangeKey{}, x), &httptrace.ClientTrace{GotConn: x.sentBy})
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	x.cancel = cancel
 	r = r.WithContext(ctx)
@@ -82,6 +85,14 @@ func serve(proxy *httputil.ReverseProxy, w http.ResponseWriter, r *http.Request)
 		r.Body = x.body
 	}
 	proxy.ServeHTTP(x.w, r)
+}
+
+// sentBy notes the connection that a request takes.
+func (x *exchange) sentBy(got httptrace.GotConnInfo) {
+	x.from = nil
+	if t, ok := got.Conn.(*tls.Conn); ok {
+		x.from, _ = t.NetConn().(*upstream)
+	}
 }
 
 // misdirected refuses what does not name the destination that the connection
@@ -185,6 +196,10 @@ func modifyResponse(res *http.Response) error {
 		res.Header.Del("Content-Length") // with a length, HTTP/1 has no trailers
 	}
 	body := &responseBody{Closer: res.Body, from: res.Body, x: x, res: res}
+	if x.from != nil && res.ProtoMajor == 1 && res.ContentLength >= largeBody && !bodiless(res) {
+		x.from.expect(res.ContentLength, x.link.buffers)
+		body.from = eager{res.Body, x.from}
+	}
 	res.Body = body
 	if x.pass.Values.Empty() {
 		return nil

@@ -161,7 +161,7 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn, site *Site, config *tls
 	defer s.conns.Done()
 	site.transport = site.newTransport()
 	defer site.transport.CloseIdleConnections()
-	c := &conn{nc, &link{site: site, buffers: &s.buffers, done: make(chan struct{})}}
+	c := &conn{Conn: nc, link: &link{site: site, buffers: &s.buffers, done: make(chan struct{})}}
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	served, err := c.prepare(ctx, config)
 	if err != nil {
@@ -241,7 +241,16 @@ func (l *link) wait() {
 // conn is a guest's connection on its way through the server.
 type conn struct {
 	net.Conn
-	link *link
+	link  *link
+	under *gathering // of TLS and HTTP/1
+}
+
+// Write implements [net.Conn].
+func (c *conn) Write(p []byte) (int, error) {
+	if c.under == nil || len(p) <= plainRecord {
+		return c.Conn.Write(p)
+	}
+	return c.under.writeTo(c.Conn, p)
 }
 
 // Close implements [net.Conn].
@@ -273,6 +282,8 @@ func (c *conn) prepare(ctx context.Context, config *tls.Config) (net.Conn, error
 		c.Conn = c.link.strict
 		return c, nil
 	}
+	under := &gathering{Conn: c.Conn, buffers: c.link.buffers}
+	c.Conn = under
 	t := tls.Server(c, config)
 	ctx, cancel := context.WithTimeout(ctx, headerTimeout)
 	defer cancel()
@@ -283,7 +294,7 @@ func (c *conn) prepare(ctx context.Context, config *tls.Config) (net.Conn, error
 		return t, nil
 	}
 	c.link.strict = framing.NewConn(t)
-	return &conn{c.link.strict, c.link}, nil
+	return &conn{c.link.strict, c.link, under}, nil
 }
 
 // listener hands the server what Serve was given.
@@ -308,7 +319,13 @@ func (s *Site) newTransport() *http.Transport {
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(s.TLS)
 	return &http.Transport{
-		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return s.Dial(ctx) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			c, err := s.Dial(ctx)
+			if err == nil && s.TLS {
+				c = &upstream{Conn: c}
+			}
+			return c, err
+		},
 		TLSClientConfig: &tls.Config{RootCAs: s.Roots, ServerName: s.Host, MinVersion: tls.VersionTLS12},
 		Protocols:       protocols, DisableCompression: true, MaxConnsPerHost: maxUpstreamConns,
 		MaxIdleConnsPerHost: maxUpstreamConns, IdleConnTimeout: idleTimeout,
@@ -327,7 +344,7 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 // buffers are those that bodies are copied and searched with.
 type buffers struct{ pool sync.Pool }
 
-const bufferSize = 32 << 10
+const bufferSize = 64 << 10
 
 func (b *buffers) Get() []byte {
 	if p, ok := b.pool.Get().(*[]byte); ok {
