@@ -28,7 +28,7 @@ import (
 type bench struct{}
 
 func (bench) Kernel() string                                         { return "6.1-test" }
-func (bench) Freeze() error                                          { return nil }
+func (bench) Freeze(api.FreezeRequest) error                         { return nil }
 func (bench) Step(string, *api.Identity) error                       { return nil }
 func (bench) SetClock(time.Time) error                               { return nil }
 func (bench) Usage() (api.UsageReply, error)                         { return api.UsageReply{MemoryPeakBytes: 1}, nil }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/guest/api"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template/content"
@@ -175,7 +176,7 @@ func (b *build) bootAndFreeze(ctx context.Context) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeDeadline)
 	defer cancel()
-	if err := guest.Freeze(ctx); err != nil {
+	if err := guest.Freeze(ctx, api.FreezeRequest{Clock: true}); err != nil {
 		return fmt.Errorf("freeze: %w", err)
 	}
 	if err := freezer.Snapshot(ctx, b.state); err != nil {

@@ -33,7 +33,7 @@ const (
 // Guest is the agent in a machine that is being made a template.
 type Guest interface {
 	Hello(ctx context.Context) (api.HelloReply, error)
-	Freeze(ctx context.Context) error
+	Freeze(ctx context.Context, req api.FreezeRequest) error
 	Close() error
 }
 

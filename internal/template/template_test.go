@@ -205,7 +205,7 @@ func (g *fakeGuest) Hello(ctx context.Context) (api.HelloReply, error) {
 	return api.HelloReply{Version: api.Version, Kernel: "1-fake"}, nil
 }
 
-func (g *fakeGuest) Freeze(ctx context.Context) error {
+func (g *fakeGuest) Freeze(ctx context.Context, _ api.FreezeRequest) error {
 	if g.freeze != nil {
 		return g.freeze(ctx)
 	}

@@ -161,7 +161,7 @@ func makeReady(ctx context.Context, guest *host.Client, booted bool) error {
 		if _, err := guest.Hello(ctx); err != nil {
 			return err
 		}
-		if err := guest.Freeze(ctx); err != nil { // mounts the root
+		if err := guest.Freeze(ctx, api.FreezeRequest{}); err != nil { // mounts the root
 			return err
 		}
 	}

@@ -57,6 +57,15 @@ func TestSiblingsShareNoMark(t *testing.T) {
 	}
 }
 
+// A clone does not begin with a makeshift clock, which ticks.
+func TestClockSourceIsFinal(t *testing.T) {
+	r := machines(t)
+	got := r.Must(t, "run", "-q", "debian", "cat", "/sys/devices/system/clocksource/clocksource0/current_clocksource")
+	if got != "tsc\n" && got != "kvm-clock\n" {
+		t.Errorf("its clock source is %q", got)
+	}
+}
+
 func TestClockIsTheHosts(t *testing.T) {
 	r := machines(t)
 	name := background(t, r, "debian", "python3", "-c", "import time; print(time.time(), flush=True); time.sleep(1000)")

@@ -28,7 +28,7 @@ type Platform interface {
 	// Kernel is the kernel's release.
 	Kernel() string
 	// Freeze mounts what a template has mounted and settles the guest.
-	Freeze() error
+	Freeze(req api.FreezeRequest) error
 	// Step performs one of [api.IdentitySteps].
 	Step(name string, id *api.Identity) error
 	SetClock(now time.Time) error
@@ -81,7 +81,7 @@ func (a *Agent) handle(ctx context.Context, s *wire.Stream) {
 	case api.OpHello:
 		a.serveHello(ctx, s)
 	case api.OpFreeze:
-		answer(ctx, s, func(api.FreezeRequest) error { return a.platform.Freeze() })
+		answer(ctx, s, a.platform.Freeze)
 	case api.OpPrepare:
 		answer(ctx, s, a.prepare)
 	case api.OpIdentity:

@@ -37,7 +37,7 @@ type bench struct {
 }
 
 func (*bench) Kernel() string                 { return "6.1-test" }
-func (*bench) Freeze() error                  { return nil }
+func (*bench) Freeze(api.FreezeRequest) error { return nil }
 func (*bench) SetClock(time.Time) error       { return nil }
 func (*bench) Shutdown(context.Context) error { return nil }
 func (b *bench) OOMKills() int64              { return b.kills }
@@ -340,7 +340,7 @@ func TestOrderOfOperations(t *testing.T) {
 	if _, err := c.Usage(t.Context()); api.ErrorCode(err) != api.CodeNotReady {
 		t.Fatalf("usage before identity: %v", err)
 	}
-	if err := errors.Join(c.Freeze(t.Context()), c.Clock(t.Context(), time.Now())); err != nil {
+	if err := errors.Join(c.Freeze(t.Context(), api.FreezeRequest{}), c.Clock(t.Context(), time.Now())); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Identity(t.Context(), api.Identity{Version: api.Version}); err != nil {

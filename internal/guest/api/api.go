@@ -114,7 +114,12 @@ type HelloReply struct {
 }
 
 // FreezeRequest mounts what a template has mounted and settles the guest.
-type FreezeRequest struct{}
+type FreezeRequest struct {
+	// Clock waits, for a few seconds at most, until the kernel has chosen its
+	// clock for good, which it does a second after its boot: else each clone
+	// would do so, and tick until then.
+	Clock bool `json:"clock,omitempty"`
+}
 
 // Identity makes a clone fresh, before the first instruction of task code.
 // The agent performs the steps in the order of [IdentitySteps] and stops at

@@ -69,9 +69,9 @@ func (c *Client) Hello(ctx context.Context) (api.HelloReply, error) {
 
 // Freeze makes the guest ready for a snapshot. When it has returned nothing is
 // under way in either direction. When ctx ends first the client is closed.
-func (c *Client) Freeze(ctx context.Context) error {
+func (c *Client) Freeze(ctx context.Context, req api.FreezeRequest) error {
 	defer c.closeAfter(ctx)()
-	s, err := c.conn.Open(ctx, api.OpFreeze, api.FreezeRequest{})
+	s, err := c.conn.Open(ctx, api.OpFreeze, req)
 	if err != nil {
 		return fmt.Errorf("guest: %w", err)
 	}

@@ -41,7 +41,7 @@ func TestNonsenseIsRefused(t *testing.T) {
 	}
 	stat := func(c *Client) error { _, err := c.Stat(t.Context(), "/"); return err }
 	hello := func(c *Client) error { _, err := c.Hello(t.Context()); return err }
-	freeze := func(c *Client) error { return c.Freeze(t.Context()) }
+	freeze := func(c *Client) error { return c.Freeze(t.Context(), api.FreezeRequest{}) }
 	for name, tc := range map[string]struct {
 		says []any
 		do   func(*Client) error

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +18,10 @@ import (
 	"creel/internal/sandbox"
 )
 
-const maxWarm = 4 << 20 // bytes read of one file
+const (
+	maxWarm   = 4 << 20 // bytes read of one file
+	clockWait = 5 * time.Second
+)
 
 // warmed are files that the first processes of most tasks read. They are read
 // into the page cache, which is part of the template; nothing of them runs.
@@ -27,7 +32,10 @@ var warmed = []string{
 }
 
 // Freeze implements the agent's Platform.
-func (m *Machine) Freeze() error {
+func (m *Machine) Freeze(req api.FreezeRequest) error {
+	if req.Clock {
+		awaitClock()
+	}
 	if err := m.findDisks(); err != nil {
 		return err
 	}
@@ -74,6 +82,24 @@ func (m *Machine) tune() error {
 		}
 	}
 	return nil
+}
+
+// awaitClock returns when the kernel has a clock source that is more than a
+// makeshift. One that never gets a better one works, too.
+func awaitClock() {
+	const file = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+	for range int(clockWait / portPoll) {
+		name, err := os.ReadFile(file)
+		switch string(bytes.TrimSpace(name)) {
+		case "tsc-early", "jiffies", "refined-jiffies":
+		default:
+			return
+		}
+		if err != nil {
+			return
+		}
+		time.Sleep(portPoll)
+	}
 }
 
 // warmCodecs makes package json learn the messages of a clone's first moments:
