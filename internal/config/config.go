@@ -107,7 +107,7 @@ func settings(stateDir string) []setting {
 		{"accel", "auto", "what executes guest code", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
 		{"confinement", "full", "how VMM processes are locked in", "^(full|reduced)$", choice(func(c *Config, v string) { c.Confinement = sandbox.Confinement(v) }, "full", "reduced")},
 		{"tier", "trusted", "the ceiling on what a task may ask for", "^(untrusted|restricted|trusted)$", choice(func(c *Config, v string) { c.Tier = v }, "untrusted", "restricted", "trusted")},
-		{"standby", "0", "how many VMs like the last task's wait for the next one, 0 to 16", "^(1?[0-9]|16)$", func(c *Config, v string) (err error) {
+		{"standby", "0", "how many VMs like the last task's wait for the next one, 0 to 16", "^([0-9]|1[0-6])$", func(c *Config, v string) (err error) {
 			if c.Standby, err = strconv.Atoi(v); err != nil || c.Standby < 0 || c.Standby > maxStandby {
 				return fmt.Errorf("want a number from 0 to %d", maxStandby)
 			}
