@@ -18,12 +18,20 @@ import (
 	"time"
 
 	"creel/internal/confine"
+	"creel/test/bench/network"
 )
 
 func main() {
 	// The VMMs that the bench starts itself are locked in by a stage of it.
 	if len(os.Args) > 1 && os.Args[1] == confine.StageArg {
 		confine.StageMain()
+	}
+	if len(os.Args) > 1 && os.Args[1] == network.ProxyArg {
+		if err := network.ProxyMain(); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: proxy: %v\n", err)
+			os.Exit(1)
+		}
+		return
 	}
 	// Children ask for a signal when the thread that started them ends.
 	runtime.LockOSThread()

@@ -21,12 +21,15 @@ func (r *rig) networkRows() (all []row) {
 	bench := &network.Bench{
 		Ends: &r.ends, State: r.state, Peers: r.peers, Image: r.image,
 		Creel: func(ctx context.Context, args ...string) *exec.Cmd { return r.creelIn(ctx, r.state, args...) },
-		Log: func(ctx context.Context) (*audit.Log, error) {
-			logs, err := r.logs(ctx, 1)
+		Record: func(ctx context.Context) (string, audit.SandboxKey, error) {
+			ledger, dir, err := r.ledger()
 			if err != nil {
-				return nil, err
+				return "", audit.SandboxKey{}, err
 			}
-			return logs[0], nil
+			sub := filepath.Join(dir, "edge")
+			key, err := ledger.OpenSandbox(ctx, "bench", sub)
+			key.MaxBytes = 1 << 40 // as for the rows of records
+			return sub, key, err
 		},
 		Machine: r.bootable,
 		Ready:   func(ctx context.Context, guest *host.Client) error { return makeReady(ctx, guest, true) },

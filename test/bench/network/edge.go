@@ -6,26 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"log"
-	"log/slog"
 	"net"
-	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
-
-	"creel/internal/boundary"
-	"creel/internal/boundary/credential"
-	"creel/internal/boundary/egress"
-	"creel/internal/boundary/intercept"
-	"creel/internal/policy/syntax"
-	"creel/internal/secret"
 )
 
 // edgeHost is what is asked for at every proxy, and edgeKey the secret that
@@ -78,121 +64,24 @@ func (b *Bench) beside(other func(context.Context) (*peer, error), measure func(
 	}
 }
 
-// withEdge is a sandbox's edge on a listener in place of a card, with its
-// record on disk, a secret that is put in, and responses that are searched.
+// withEdge is a sandbox's edge, in a process of its own as a keeper is.
 func (b *Bench) withEdge(ctx context.Context) (*peer, error) {
 	if b.edge != nil {
 		return b.edge, nil
 	}
-	s, err := b.serve(ctx)
-	if err != nil {
-		return nil, err
+	dir, key, err := b.Record(ctx)
+	if err == nil {
+		b.edge, err = b.proxy(ctx, "edge", order{Edge: true, LogDir: dir, LogKey: key})
 	}
-	edge, err := b.openEdge(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	b.Ends.Push("edge", edge.Close)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	var serving sync.WaitGroup
-	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	serving.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			serving.Go(func() { edge.Carry(ctx, edgeHost, uint16(s.secure), c) })
-		}
-	})
-	b.Ends.Push("edge's connections", func() error {
-		err := l.Close()
-		stop()
-		serving.Wait()
-		return err
-	})
-	b.edge = &peer{"edge", l.Addr().String(), trusting(edge.CA()), s.secure}
-	return b.edge, nil
+	return b.edge, err
 }
 
-func (b *Bench) openEdge(ctx context.Context, s *served) (*boundary.Edge, error) {
-	p, _, err := syntax.Parse(fmt.Appendf(nil, edgePolicy, s.secure), syntax.Inputs{
-		File: func(string) ([]byte, error) { return []byte(s.authority.PEM()), nil },
-	})
-	if err != nil {
-		return nil, err
+// withoutMore is Go's reverse proxy, in a process of its own.
+func (b *Bench) withoutMore(ctx context.Context) (p *peer, err error) {
+	if b.bareProxy == nil {
+		b.bareProxy, err = b.proxy(ctx, "bare ReverseProxy", order{})
 	}
-	key, err := secret.NewValue(edgeKey)
-	if err != nil {
-		return nil, err
-	}
-	wallet, err := credential.New([]secret.Grant{{Name: "bench-key", Value: key, Binding: secret.Binding{
-		Hosts: []string{edgeHost}, Use: secret.Use{As: secret.AsBearer},
-	}}}, nil)
-	if err != nil {
-		return nil, err
-	}
-	dialer, err := egress.New(egress.Config{})
-	if err != nil {
-		return nil, err
-	}
-	record, err := b.Log(ctx)
-	if err != nil {
-		return nil, err
-	}
-	card, unused := net.Pipe() // nothing is ever sent
-	b.Ends.Push("card", unused.Close)
-	return boundary.Open(ctx, boundary.Config{
-		Sandbox: "bench", Network: card, Rules: boundary.Rules{Policy: p}, Dialer: dialer, Wallet: wallet,
-		Audit: record, Log: slog.New(slog.DiscardHandler),
-	})
-}
-
-// withoutMore is Go's reverse proxy with the same TLS on both sides, which puts
-// the header in and does nothing else.
-func (b *Bench) withoutMore(ctx context.Context) (*peer, error) {
-	if b.bareProxy != nil {
-		return b.bareProxy, nil
-	}
-	s, err := b.serve(ctx)
-	if err != nil {
-		return nil, err
-	}
-	authority, err := intercept.New("bench", time.Now())
-	if err != nil {
-		return nil, err
-	}
-	upstream := &url.URL{Scheme: "https", Host: fmt.Sprintf("127.0.0.1:%d", s.secure)}
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(p *httputil.ProxyRequest) {
-			p.SetURL(upstream)
-			p.Out.Header.Set("Authorization", "Bearer "+edgeKey)
-		},
-		// HTTP/2 to the upstream, as by default, and as the edge speaks it.
-		Transport: &http.Transport{
-			TLSClientConfig: trusting(s.authority.PEM()), ForceAttemptHTTP2: true, MaxIdleConnsPerHost: crowd, DisableCompression: true,
-		},
-		ErrorLog: log.New(io.Discard, "", 0),
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	config := authority.Config(edgeHost)
-	config.NextProtos = []string{"http/1.1"}
-	server := &http.Server{Handler: proxy}
-	done := make(chan struct{})
-	go func() { server.Serve(tls.NewListener(l, config)); close(done) }()
-	b.Ends.Push("bare proxy", func() error {
-		err := server.Close()
-		<-done
-		return err
-	})
-	b.bareProxy = &peer{"bare ReverseProxy", l.Addr().String(), trusting(authority.PEM()), s.secure}
-	return b.bareProxy, nil
+	return b.bareProxy, err
 }
 
 // trusting is a client's configuration that trusts one authority.

@@ -78,10 +78,10 @@ type Bench struct {
 	State string      // Creel's state directory
 	Peers string      // where Debian's passt and mitmproxy were unpacked
 
-	Image   func(context.Context) error                      // takes the image in
-	Creel   func(context.Context, ...string) *exec.Cmd       // one command of Creel
-	Log     func(context.Context) (*audit.Log, error)        // a record on a disk
-	Machine func(context.Context) (vm.Config, string, error) // what the same machine boots from, and the VMM
+	Image   func(context.Context) error                                         // takes the image in
+	Creel   func(context.Context, ...string) *exec.Cmd                          // one command of Creel
+	Record  func(context.Context) (dir string, key audit.SandboxKey, err error) // a sandbox's, on a disk
+	Machine func(context.Context) (vm.Config, string, error)                    // what the same machine boots from, and the VMM
 
 	Ready func(context.Context, *host.Client) error // makes one that boots ready
 
