@@ -47,6 +47,7 @@ func standbyMain(ctx context.Context, text string) error {
 	if err != nil {
 		return err
 	}
+	defer place.Close() // only now: it holds the lock of the sandbox that this becomes
 	if err := logTo(filepath.Join(place.Dir, engine.LogName)); err != nil {
 		return err
 	}

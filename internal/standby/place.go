@@ -21,7 +21,7 @@ type Place struct {
 	Dir string
 	UID int
 
-	lock     *os.File // held as long as this process lives
+	lock     *os.File // of the place, and of the sandbox that it becomes
 	listener *net.UnixListener
 	store    func() (*os.File, error) // takes the store's lock
 }
@@ -80,6 +80,10 @@ func (p *Pool) makeRoom(key Key) error {
 	}
 	return ErrEnough
 }
+
+// Close gives up the lock: nobody looks after the place, or the sandbox that it
+// has become, any more. Until then the caller keeps hold of p.
+func (p *Place) Close() error { return p.lock.Close() }
 
 // Listen lets the VM be taken from now on. One whose place was taken away
 // meanwhile is not wanted any more.

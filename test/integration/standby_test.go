@@ -107,6 +107,30 @@ func TestStandbyIsConfined(t *testing.T) {
 	r.Clean(t, before)
 }
 
+// The keeper of a VM that waited holds its sandbox's lock as long as the task
+// runs, also when it has collected its garbage, a second after its start.
+func TestStandbyIsLookedAfter(t *testing.T) {
+	r := machines(t)
+	before := r.Snapshot(t)
+	w := standingBy(t, r)
+	run := w.Start(t, "run", "-q", "-i", "--name", "long", "debian", "sh", "-c", "echo begun; sleep 4; echo goes on; read x")
+	for _, want := range []string{"begun", "goes on"} {
+		if line := run.Line(); line != want {
+			t.Fatalf("it says %q, want %q", line, want)
+		}
+		if state := r.Inspect(t, "long").Status.State; state != "running" {
+			t.Fatalf("it is %s", state)
+		}
+	}
+	if !waited(t, r, "long") {
+		t.Error("it did not take the VM that waited")
+	}
+	run.Stdin.Close()
+	run.Wait()
+	noneWaits(t, r)
+	r.Clean(t, before)
+}
+
 // A detached task that is kept takes one with a disk that outlives its VM.
 func TestStandbyOfAKeptSandbox(t *testing.T) {
 	r := machines(t)
