@@ -103,7 +103,9 @@ var arrows = map[string][]string{
 	// From the door to the keeper.
 	"standby":        {"keeper/socket", "sandbox", "scratch"},
 	"engine/process": {"image", "sandbox"},
-	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/process", "image", "keeper", "keeper/rundir", "keeper/socket",
+	"engine/names":   {},
+	"engine/remains": {},
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/names", "engine/process", "engine/remains", "image", "keeper", "keeper/rundir", "keeper/socket",
 		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},

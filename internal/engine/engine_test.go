@@ -329,6 +329,37 @@ func TestPrepareDir(t *testing.T) {
 	}
 }
 
+// What a command leaves of names that was killed between two steps is removed by
+// the next one, and nothing else is.
+func TestAbandonedNamesAreRemoved(t *testing.T) {
+	e := engineIn(t.TempDir(), &ledger{})
+	rec := recordNamed("otter", true)
+	lock, err := e.reserve(&rec, &undo.Stack{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	other := recordNamed("starting", false)
+	if err := os.Mkdir(e.SandboxDir(other.Config.Spec.ID), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, id := range map[string]string{
+		"gone": string(sandbox.NewID()), "gone.1234": string(sandbox.NewID()), "empty.1234": "",
+		"renamed": string(rec.Config.Spec.ID), "starting": string(other.Config.Spec.ID),
+	} {
+		if err := os.WriteFile(e.namePath(name), []byte(id), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(filepath.Join(e.opts.Dir, namesName))
+	if err != nil || len(left) != 1 || left[0].Name() != "otter" {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
 // Between the record and the keeper's socket a sandbox is there and nobody
 // answers yet.
 func TestConnectToOneThatStarts(t *testing.T) {

@@ -35,7 +35,22 @@ func (e *Engine) Reconcile(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("sandbox %s: %w", id.Short(), err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, e.sweepNames())...)
+}
+
+// sweepNames removes abandoned names, which stand in nobody's way.
+func (e *Engine) sweepNames() error {
+	if files, err := e.abandonedNames(); err != nil || len(files) == 0 {
+		return err
+	}
+	return e.locked(func() error {
+		files, err := e.abandonedNames()
+		errs := []error{err}
+		for _, file := range files {
+			errs = append(errs, os.Remove(file))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"creel/internal/engine/names"
 	"creel/internal/keeper"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
@@ -247,6 +248,31 @@ func (e *Engine) nameOwner(name string) (sandbox.ID, bool) {
 	}
 	_, err = os.Stat(e.SandboxDir(owner))
 	return owner, err == nil
+}
+
+// freeName makes up a name that was not taken a moment ago; reserve decides.
+func (e *Engine) freeName() string {
+	return names.New(func(name string) bool { _, err := os.Stat(e.namePath(name)); return err == nil })
+}
+
+// abandonedNames are files of names that a killed command left: no sandbox has
+// them. With the store locked none is about to.
+func (e *Engine) abandonedNames() (files []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, namesName))
+	if err != nil {
+		return nil, fmt.Errorf("list names: %w", err)
+	}
+	for _, entry := range entries {
+		owner, taken := e.nameOwner(entry.Name())
+		if taken {
+			rec, err := e.record(owner)
+			taken = err == nil && rec.Config.Spec.Name == entry.Name() || err != nil && !errors.Is(err, fs.ErrNotExist)
+		}
+		if !taken {
+			files = append(files, e.namePath(entry.Name()))
+		}
+	}
+	return files, nil
 }
 
 // freeNameOf frees a name where id has it. The store is locked.
