@@ -102,8 +102,7 @@ func become(ctx context.Context, files []*os.File, key standby.Key, waiting *kee
 
 // wait starts the clone that waits.
 func wait(ctx context.Context, stateDir string, key standby.Key, place *standby.Place) (*keeper.Waiting, error) {
-	log := keeperLog()
-	driver, err := qemu.New(qemu.Options{Logger: log})
+	driver, err := qemu.New(qemu.Options{Logger: keeperLog()})
 	if err != nil {
 		return nil, err
 	}
@@ -115,14 +114,14 @@ func wait(ctx context.Context, stateDir string, key standby.Key, place *standby.
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the VMM's directory: %w", err)
 	}
-	machine, err := driver.Start(ctx, vm.Config{
-		Shape: m.Shape, Accel: m.Accel, Disks: parts.Disks, Memory: parts.Memory, Restore: parts.State,
+	w, err := keeper.Restore(ctx, driver, vm.Config{
+		Shape: m.Shape, Accel: m.Accel,
 		Confinement: vm.Confinement{Level: key.Confinement, UID: place.UID, GID: place.UID, Dir: dir},
-	})
-	if err != nil {
-		return nil, errors.Join(err, parts.Close())
+	}, parts)
+	if err == nil {
+		w.Prepare()
 	}
-	return keeper.Prepare(machine, parts), nil
+	return w, err
 }
 
 // logTo makes a file this process's standard error.

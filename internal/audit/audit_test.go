@@ -54,8 +54,8 @@ func (h *home) append(kind Kind, n int) {
 	}
 }
 
-// run writes a whole log of n events and returns its directory.
-func (h *home) run(id string, n int, closeIt bool) string {
+// open begins a log and returns its directory.
+func (h *home) open(id string) (*Log, string) {
 	h.t.Helper()
 	dir := filepath.Join(h.t.TempDir(), "log")
 	key, err := h.ledger.OpenSandbox(h.t.Context(), id, dir)
@@ -66,6 +66,13 @@ func (h *home) run(id string, n int, closeIt bool) string {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	return l, dir
+}
+
+// run writes a whole log of n events and returns its directory.
+func (h *home) run(id string, n int, closeIt bool) string {
+	h.t.Helper()
+	l, dir := h.open(id)
 	for i := range n {
 		if err := l.Append(h.t.Context(), Event{Kind: KindExec, Sandbox: id, Data: map[string]int{"i": i}}); err != nil {
 			h.t.Fatal(err)

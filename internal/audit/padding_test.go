@@ -23,15 +23,7 @@ func event(id string) Event {
 // padded is an open log that has grown so far that zeros follow its commits.
 func (h *home) padded(id string) (*Log, string) {
 	h.t.Helper()
-	dir := filepath.Join(h.t.TempDir(), "log")
-	key, err := h.ledger.OpenSandbox(h.t.Context(), id, dir)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	l, err := OpenLog(dir, key)
-	if err != nil {
-		h.t.Fatal(err)
-	}
+	l, dir := h.open(id)
 	for l.size < padFrom {
 		if l.end != l.size {
 			h.t.Fatalf("%d zeros behind %d bytes", l.end-l.size, l.size)

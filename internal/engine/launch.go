@@ -30,10 +30,11 @@ type keeperProcess struct {
 	done    chan struct{}
 }
 
-// launch starts the keeper, or makes one of the process that waits: its configuration comes by pipe, and the launcher
-// is its first client, by a connection that no path names. The keeper inherits
-// the lock that the launcher holds, so that there is no moment at which a
-// sandbox that is starting looks abandoned.
+// launch starts the keeper, or makes one of the process that waits: its
+// configuration comes by pipe, and the launcher is its first client, by a
+// connection that no path names. A keeper that is started inherits the lock that
+// the launcher holds, and one that waited has it already, so that there is no
+// moment at which a sandbox that is starting looks abandoned.
 func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	launch := keeper.Launch{

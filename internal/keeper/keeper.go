@@ -212,8 +212,12 @@ func (r *Run) openLog(context.Context) error {
 func (r *Run) startMachine(ctx context.Context) error {
 	w := r.deps.Waiting
 	if w == nil {
-		var err error
-		if w, err = r.restore(ctx); err != nil {
+		parts, err := r.deps.Parts(ctx)
+		if err != nil {
+			return err
+		}
+		c := vm.Config{Shape: r.cfg.Shape, Accel: r.cfg.Accel, Confinement: r.deps.Confinement}
+		if w, err = Restore(ctx, r.deps.Driver, c, parts); err != nil {
 			return err
 		}
 	}
@@ -224,22 +228,6 @@ func (r *Run) startMachine(ctx context.Context) error {
 	r.status.VMMPID = w.machine.PID()
 	r.mu.Unlock()
 	return nil
-}
-
-// restore starts the clone.
-func (r *Run) restore(ctx context.Context) (*Waiting, error) {
-	parts, err := r.deps.Parts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	m, err := r.deps.Driver.Start(ctx, vm.Config{
-		Shape: r.cfg.Shape, Accel: r.cfg.Accel, Disks: parts.Disks,
-		Memory: parts.Memory, Restore: parts.State, Confinement: r.deps.Confinement,
-	})
-	if err != nil {
-		return nil, errors.Join(err, parts.Close())
-	}
-	return &Waiting{machine: m, parts: parts}, nil
 }
 
 // end lets the run end: the task has ended, or reason says why it has not. The

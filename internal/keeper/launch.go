@@ -27,7 +27,7 @@ type Launch struct {
 	OwnerUID   int              `json:"ownerUid"`   // who may connect, beside root
 	AuditDir   string           `json:"auditDir"`   // of this run's log, in SandboxDir
 	AuditKey   audit.SandboxKey `json:"auditKey"`
-	Ports      []sandbox.Port   `json:"ports,omitempty"` // of the descriptors behind launchPortsFD, in order
+	Ports      []sandbox.Port   `json:"ports,omitempty"` // whose sockets are handed over, in order
 	Config     Config           `json:"config"`
 
 	// Environ is the launcher's, for a keeper that was there before it.

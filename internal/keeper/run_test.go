@@ -27,15 +27,15 @@ import (
 // bench is a real agent's platform without a machine.
 type bench struct{}
 
-func (bench) Kernel() string                                         { return "6.1-test" }
-func (bench) Freeze(api.FreezeRequest) error                         { return nil }
-func (bench) Step(string, *api.Identity) error                       { return nil }
-func (bench) SetClock(time.Time) error                               { return nil }
-func (bench) Usage() (api.UsageReply, error)                         { return api.UsageReply{MemoryPeakBytes: 1}, nil }
-func (bench) Shutdown(context.Context) error                         { return nil }
-func (bench) Started(f func(int) error) error                        { return f(-1) }
-func (bench) Rehearse(func(func(func(int) error) error) error) error { return nil }
-func (bench) OOMKills() int64                                        { return 0 }
+func (bench) Kernel() string                   { return "6.1-test" }
+func (bench) Freeze(api.FreezeRequest) error   { return nil }
+func (bench) Step(string, *api.Identity) error { return nil }
+func (bench) SetClock(time.Time) error         { return nil }
+func (bench) Usage() (api.UsageReply, error)   { return api.UsageReply{MemoryPeakBytes: 1}, nil }
+func (bench) Shutdown(context.Context) error   { return nil }
+func (bench) Started(f func(int) error) error  { return f(-1) }
+func (bench) Rehearse(func(int) error) error   { return nil }
+func (bench) OOMKills() int64                  { return 0 }
 
 // attach joins the streams and collects what they say.
 func attach(t *testing.T, c *socket.Client, req socket.AttachRequest) (stdin io.WriteCloser, output func() (string, string)) {

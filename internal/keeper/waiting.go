@@ -23,15 +23,25 @@ type Waiting struct {
 	prepared chan error
 }
 
+// Restore starts a clone from the parts of a template, which go with it, and at
+// once where it cannot be started. Of c they are what is missing.
+func Restore(ctx context.Context, driver vm.Driver, c vm.Config, parts *Parts) (*Waiting, error) {
+	c.Memory, c.Restore, c.Disks = parts.Memory, parts.State, parts.Disks
+	m, err := driver.Start(ctx, c)
+	if err != nil {
+		return nil, errors.Join(err, parts.Close())
+	}
+	return &Waiting{machine: m, parts: parts}, nil
+}
+
 // Prepare has the guest do what its identity will need. It does not wait for
-// it.
-func Prepare(machine vm.Machine, parts *Parts) *Waiting {
-	port := &unheard{Conn: machine.Control(), heard: make(chan struct{})}
-	w := &Waiting{machine: machine, parts: parts, guest: host.New(port), listen: port.listen, prepared: make(chan error, 1)}
+// it. Close is for clones that are prepared.
+func (w *Waiting) Prepare() {
+	port := &unheard{Conn: w.machine.Control(), heard: make(chan struct{})}
+	w.guest, w.listen, w.prepared = host.New(port), port.listen, make(chan error, 1)
 	go func() { // ends with the conversation
 		w.prepared <- w.guest.Prepare(context.Background(), identity(Config{Spec: sandbox.Spec{Hostname: "nobody"}}))
 	}()
-	return w
 }
 
 // Done is closed when the machine has ended.

@@ -16,12 +16,12 @@ import (
 // waitsFor makes a rig's machine one that waited, and was prepared or not.
 func waitsFor(t *testing.T, guest *script, confine func(*Waiting) error) options {
 	return options{args: []string{"exit", "0"}, guest: guest, with: func(r *rig, _ *Config, d *Deps) {
-		m, err := r.driver.Start(t.Context(), vm.Config{})
+		parts, _ := d.Parts(t.Context())
+		w, err := Restore(t.Context(), r.driver, vm.Config{}, parts)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.parts.Add(1)
-		w := Prepare(m, &Parts{Close: func() error { r.parts.Add(-1); return nil }})
+		w.Prepare()
 		d.Waiting, d.Driver = w, nil // nothing else is started
 		if confine != nil {
 			d.Confine = func() error { return confine(w) }

@@ -191,9 +191,6 @@ func (t *Taken) Close() error { return errors.Join(t.conn.Close(), t.process.Clo
 // Fill starts a process in which one more VM like this will wait, where there
 // are not enough. It does not wait for it.
 func (p *Pool) Fill(key Key) error {
-	if p.Size == 0 {
-		return nil
-	}
 	text, err := json.Marshal(key)
 	if err != nil {
 		return fmt.Errorf("encode what is to wait: %w", err)

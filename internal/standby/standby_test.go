@@ -187,8 +187,9 @@ func TestWhoWaitsForNothingGoes(t *testing.T) {
 	}
 }
 
-// Whoever comes at the last moment holds the store's lock, and is served.
-func TestTheLastMoment(t *testing.T) {
+// listening is a place of this process.
+func listening(t *testing.T) (*Pool, *Place) {
+	t.Helper()
 	pool := &Pool{Dir: t.TempDir(), Size: 1}
 	place, err := pool.Make(key, 0, func() (*os.File, error) { return os.Open("/dev/null") })
 	if err != nil {
@@ -197,6 +198,13 @@ func TestTheLastMoment(t *testing.T) {
 	if err := place.Listen(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { place.Close() })
+	return pool, place
+}
+
+// Whoever comes at the last moment holds the store's lock, and is served.
+func TestTheLastMoment(t *testing.T) {
+	pool, place := listening(t)
 	taken, err := connect(place.Dir)
 	if err != nil {
 		t.Fatal(err)
@@ -271,14 +279,7 @@ func TestSweep(t *testing.T) {
 
 // A launcher's message is checked, though it comes from the same user.
 func TestNonsenseIsRefused(t *testing.T) {
-	pool := &Pool{Dir: t.TempDir(), Size: 1}
-	place, err := pool.Make(key, 0, func() (*os.File, error) { return os.Open("/dev/null") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := place.Listen(); err != nil {
-		t.Fatal(err)
-	}
+	_, place := listening(t)
 	for name, rights := range map[string][]byte{"none": nil, "too few": unix.UnixRights(0)} {
 		taken, err := connect(place.Dir)
 		if err != nil {

@@ -93,14 +93,11 @@ func (r *rig) awaitStandby(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		pause := 10 * time.Millisecond
 		if len(found) > 0 {
-			pause = prepares
-		}
-		time.Sleep(pause)
-		if len(found) > 0 {
+			time.Sleep(prepares)
 			return nil
 		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	return ctx.Err()
 }

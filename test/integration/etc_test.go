@@ -2,13 +2,11 @@ package integration
 
 import (
 	"bytes"
-	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"creel/internal/image/imagetest"
-	"creel/test/images"
 	"creel/test/rig"
 )
 
@@ -31,14 +29,7 @@ mine
 // place, links are replaced, and the image's /etc stays what it is.
 func TestIdentityInAnOddEtc(t *testing.T) {
 	r := machines(t)
-	base, err := images.Debian(rig.Context(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	lowest, err := os.ReadFile(base)
-	if err != nil {
-		t.Fatal(err)
-	}
+	lowest := debianLayer(t)
 	private := imagetest.Dir("etc/")
 	private.Mode = 0o700
 	target := []imagetest.File{imagetest.Dir("elsewhere/"), imagetest.Reg("elsewhere/target", "mine\n", 0o644)}

@@ -70,6 +70,20 @@ func (s *screen) await(text string) {
 // lines of the text, without the last one's end.
 func lines(text string) []string { return strings.Split(strings.TrimSuffix(text, "\n"), "\n") }
 
+// debianLayer is the layer that images of tests stand on.
+func debianLayer(t *testing.T) []byte {
+	t.Helper()
+	base, err := images.Debian(rig.Context(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, err := os.ReadFile(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
 // importBusybox takes the smallest image in.
 func importBusybox(t *testing.T, r *rig.Rig) {
 	t.Helper()

@@ -14,7 +14,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"creel/internal/image/imagetest"
-	"creel/test/images"
 	"creel/test/rig"
 )
 
@@ -113,14 +112,7 @@ func wantListing() []string {
 // the image's configuration counts.
 func TestImageArrivesWhole(t *testing.T) {
 	r := machines(t)
-	base, err := images.Debian(rig.Context(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	lowest, err := os.ReadFile(base)
-	if err != nil {
-		t.Fatal(err)
-	}
+	lowest := debianLayer(t)
 	img := imagetest.Image{
 		Name: "whole:v1",
 		Config: v1.Config{

@@ -25,6 +25,14 @@ func standingBy(t *testing.T, r *rig.Rig) *rig.Rig {
 	return w
 }
 
+// leavingNothing is standingBy for a test whose end leaves nothing.
+func leavingNothing(t *testing.T, r *rig.Rig) *rig.Rig {
+	t.Helper()
+	before := r.Snapshot(t)
+	t.Cleanup(func() { r.Clean(t, before) }) // once none waits
+	return standingBy(t, r)
+}
+
 // awaitStandby waits until a VM waits for a task.
 func awaitStandby(t *testing.T, w *rig.Rig) {
 	t.Helper()
@@ -58,8 +66,7 @@ func waited(t *testing.T, r *rig.Rig, ref string) bool {
 // A task in a VM that waited is like any other: itself, and its own.
 func TestStandby(t *testing.T) {
 	r := machines(t)
-	before := r.Snapshot(t)
-	w := standingBy(t, r)
+	w := leavingNothing(t, r)
 	owner := map[string]int{}
 	for i := range 3 {
 		name := fmt.Sprintf("waited-%d", i)
@@ -94,25 +101,19 @@ func TestStandby(t *testing.T) {
 	if got := w.Run(t, "run", "-q", "--name", "other-disk", "--disk", "128m", "debian", "echo", "cold"); got.Out != "cold\n" {
 		t.Errorf("of another disk: %+v", got)
 	}
-	noneWaits(t, r)
-	r.Clean(t, before)
 }
 
 func TestStandbyIsConfined(t *testing.T) {
 	r := machines(t)
-	before := r.Snapshot(t)
-	w := standingBy(t, r)
+	w := leavingNothing(t, r)
 	checkConfined(t, w)
-	noneWaits(t, r)
-	r.Clean(t, before)
 }
 
 // The keeper of a VM that waited holds its sandbox's lock as long as the task
 // runs, also when it has collected its garbage, a second after its start.
 func TestStandbyIsLookedAfter(t *testing.T) {
 	r := machines(t)
-	before := r.Snapshot(t)
-	w := standingBy(t, r)
+	w := leavingNothing(t, r)
 	run := w.Start(t, "run", "-q", "-i", "--name", "long", "debian", "sh", "-c", "echo begun; sleep 4; echo goes on; read x")
 	for _, want := range []string{"begun", "goes on"} {
 		if line := run.Line(); line != want {
@@ -127,15 +128,12 @@ func TestStandbyIsLookedAfter(t *testing.T) {
 	}
 	run.Stdin.Close()
 	run.Wait()
-	noneWaits(t, r)
-	r.Clean(t, before)
 }
 
 // A detached task that is kept takes one with a disk that outlives its VM.
 func TestStandbyOfAKeptSandbox(t *testing.T) {
 	r := machines(t)
-	before := r.Snapshot(t)
-	w := standingBy(t, r)
+	w := leavingNothing(t, r)
 	for i := range 2 {
 		name := fmt.Sprintf("kept-%d", i)
 		t.Cleanup(func() { r.Run(t, "rm", "-f", name) })
@@ -153,8 +151,6 @@ func TestStandbyOfAKeptSandbox(t *testing.T) {
 		w.Must(t, "rm", name)
 		awaitStandby(t, w)
 	}
-	noneWaits(t, r)
-	r.Clean(t, before)
 }
 
 // Whoever dies, whenever: the next run goes on without it, and nothing is left.

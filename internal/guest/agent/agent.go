@@ -38,9 +38,9 @@ type Platform interface {
 	// Started wraps the start of a task process: fork is called with the
 	// descriptor of the task's cgroup, or -1.
 	Started(fork func(cgroup int) error) error
-	// Rehearse has run start a process of the agent's own, with a Started of
-	// its own, and wait for its end: nothing of it is counted as the task's.
-	Rehearse(run func(started func(fork func(cgroup int) error) error) error) error
+	// Rehearse has run start a process of the agent's own and wait for its end,
+	// in a cgroup of which nothing is counted as the task's.
+	Rehearse(run func(cgroup int) error) error
 	// OOMKills counts task processes that the kernel killed for memory.
 	OOMKills() int64
 }

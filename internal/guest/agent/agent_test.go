@@ -42,7 +42,7 @@ func (*bench) SetClock(time.Time) error       { return nil }
 func (*bench) Shutdown(context.Context) error { return nil }
 func (b *bench) OOMKills() int64              { return b.kills }
 func (*bench) Usage() (api.UsageReply, error) { return api.UsageReply{PIDs: 3}, nil }
-func (b *bench) Rehearse(func(func(func(int) error) error) error) error {
+func (b *bench) Rehearse(func(int) error) error {
 	return b.Step("rehearsal", nil) // run would start this test again
 }
 func (b *bench) Started(f func(int) error) error {

@@ -224,8 +224,8 @@ func (a *Agent) start(p sandbox.Process, wrap func(func(cgroup int) error) error
 // end, which comes at once: see cmd/creel-guest.
 func (a *Agent) rehearse() error {
 	a.executable("sh", "/", defaultPath) // a look, for the kernel to have looked there
-	return a.platform.Rehearse(func(wrap func(func(cgroup int) error) error) error {
-		t, err := a.start(sandbox.Process{Args: []string{"/proc/self/exe"}}, wrap)
+	return a.platform.Rehearse(func(cgroup int) error {
+		t, err := a.start(sandbox.Process{Args: []string{"/proc/self/exe"}}, func(fork func(int) error) error { return fork(cgroup) })
 		if err != nil {
 			return err
 		}

@@ -41,15 +41,14 @@ func (m *Machine) prepareCgroup() error {
 
 // Rehearse implements the agent's Platform: the process is in a cgroup beside
 // the task's.
-func (m *Machine) Rehearse(run func(started func(fork func(cgroup int) error) error) error) error {
+func (m *Machine) Rehearse(run func(cgroup int) error) error {
 	const dir = cgroupDir + "/rehearsal"
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
 	f, err := os.Open(dir)
 	if err == nil {
-		err = run(func(fork func(cgroup int) error) error { return fork(int(f.Fd())) })
-		err = errors.Join(err, f.Close())
+		err = errors.Join(run(int(f.Fd())), f.Close())
 	}
 	_, uerr := m.Usage()
 	return errors.Join(err, uerr, os.Remove(dir))
