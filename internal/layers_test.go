@@ -1,5 +1,5 @@
-// Package internal holds only this test: who may import whom, and how large
-// anything may grow. A new package, or a new arrow between two, is one line in
+// Package internal holds only this test: who may import whom. It also prints
+// what has grown large. A new package, or a new arrow between two, is one line in
 // [arrows]; that line is what a reviewer looks at. The test must not know what
 // the packages do.
 package internal
@@ -140,11 +140,13 @@ var arrows = map[string][]string{
 	"scripts/sbom":    {},
 }
 
+// From these sizes on TestSizes prints a name. They are not limits: code is cut
+// where its subject changes, not where a number says so.
 const (
-	maxFunctionLines = 80
-	maxFileLines     = 600
-	maxPackageLines  = 2000 // without tests
-	maxParameters    = 5    // without the receiver
+	largeFunction = 80   // lines
+	largeFile     = 600  // lines
+	largePackage  = 2000 // lines, without tests
+	manyArguments = 5    // without the receiver
 )
 
 // goPackage is the parsed code of one directory, without its tests.
@@ -206,6 +208,8 @@ func TestPackageComments(t *testing.T) {
 	}
 }
 
+// TestSizes prints the tail: what somebody should look at with a seam in mind.
+// It fails on nothing.
 func TestSizes(t *testing.T) {
 	packages, fset := parseAll(t)
 	for _, p := range packages {
@@ -213,29 +217,29 @@ func TestSizes(t *testing.T) {
 		for file, syntax := range p.files {
 			lines := fset.File(syntax.Pos()).LineCount() - 1
 			total += lines
-			if lines > maxFileLines {
-				t.Errorf("%s has %d lines, more than %d", file, lines, maxFileLines)
+			if lines > largeFile {
+				t.Logf("%s has %d lines", file, lines)
 			}
 			for _, d := range syntax.Decls {
 				if f, ok := d.(*ast.FuncDecl); ok {
-					checkFunction(t, fset, f)
+					printFunction(t, fset, f)
 				}
 			}
 		}
-		if total > maxPackageLines {
-			t.Errorf("package %s has %d lines, more than %d", p.name, total, maxPackageLines)
+		if total > largePackage {
+			t.Logf("package %s has %d lines", p.name, total)
 		}
 	}
 }
 
-func checkFunction(t *testing.T, fset *token.FileSet, f *ast.FuncDecl) {
+func printFunction(t *testing.T, fset *token.FileSet, f *ast.FuncDecl) {
 	t.Helper()
 	begin := fset.Position(f.Pos())
-	if lines := fset.Position(f.End()).Line - begin.Line + 1; lines > maxFunctionLines {
-		t.Errorf("%s: %s has %d lines, more than %d", begin, f.Name.Name, lines, maxFunctionLines)
+	if lines := fset.Position(f.End()).Line - begin.Line + 1; lines > largeFunction {
+		t.Logf("%s: %s has %d lines", begin, f.Name.Name, lines)
 	}
-	if n := f.Type.Params.NumFields(); n > maxParameters {
-		t.Errorf("%s: %s has %d parameters, more than %d", begin, f.Name.Name, n, maxParameters)
+	if n := f.Type.Params.NumFields(); n > manyArguments {
+		t.Logf("%s: %s has %d parameters", begin, f.Name.Name, n)
 	}
 }
 
