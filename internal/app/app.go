@@ -87,6 +87,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
+	ledger.MaxLog = cfg.AuditQuota
 	templates, err := openTemplates(dir, log)
 	if err != nil {
 		return nil, err

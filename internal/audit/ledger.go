@@ -21,6 +21,10 @@ type Ledger struct {
 	recorder
 	dir string
 
+	// MaxLog is the quota of logs that are opened from now on, at least
+	// MinMaxLog; 0: DefaultMaxLog.
+	MaxLog int64
+
 	mu     sync.Mutex // around every use of the file by this process
 	lock   *os.File   // around every use of it by any process
 	key    keyPair

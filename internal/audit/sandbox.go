@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return SandboxKey{}, fmt.Errorf("open sandbox log: %w", err)
 	}
-	key, err := newSandboxKey(id)
+	key, err := newSandboxKey(id, cmp.Or(l.MaxLog, DefaultMaxLog))
 	if err != nil {
 		return SandboxKey{}, err
 	}

@@ -75,8 +75,7 @@ func pour(to io.WriteCloser, from io.Reader) {
 	to.Close()
 }
 
-// control passes a client's signals and sizes on until the client is gone. A
-// signal that cannot be recorded is not sent, and is the last.
+// control passes a client's signals and sizes on until the client is gone.
 func (r *Run) control(ctx context.Context, s *wire.Stream, x *host.Exec) {
 	for {
 		var c api.ExecControl
@@ -89,10 +88,7 @@ func (r *Run) control(ctx context.Context, s *wire.Stream, x *host.Exec) {
 		if c.Signal <= 0 {
 			continue
 		}
-		if err := r.recordSignal(ctx, c.Signal, x); err != nil {
-			r.deps.Log.Error("a signal was not sent", "err", err)
-			return
-		}
+		r.tellSignal(c.Signal, x)
 		x.Signal(ctx, c.Signal)
 	}
 }
