@@ -81,6 +81,9 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
+
+	patience time.Duration // with a keeper that is told to end its run
+	leaves   time.Duration // that a keeper may take to go once its task has ended
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the

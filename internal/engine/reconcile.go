@@ -110,7 +110,7 @@ const keeperLeaves = 10 * time.Second
 // claimSoon is claim for a sandbox whose task has ended: its keeper tells its
 // clients before it goes.
 func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*os.File, error) {
-	ctx, cancel := context.WithTimeout(ctx, keeperLeaves)
+	ctx, cancel := context.WithTimeout(ctx, e.leaves)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -33,6 +33,10 @@ type Admitted struct {
 	Faults []string `json:"faults,omitempty"`
 }
 
+// NoPolicy is the digest of the policy that allows nothing. It may be in force
+// without having been admitted: to take everything away needs no record first.
+const NoPolicy = "sha256:09bfcc6a14b83e2192b8673677725c84883ee9cd0c70e45c9ec09daa8f2b2847"
+
 // Template is what the run is cloned from.
 type Template struct {
 	Image    string `json:"image"`    // digest

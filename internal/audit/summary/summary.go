@@ -173,6 +173,7 @@ func (t *teller) logs(r audit.Record) error {
 func (t *teller) policy(p event.Policy) {
 	o := &t.out
 	_, admitted := t.admitted[p.Policy]
+	admitted = admitted || p.Policy == event.NoPolicy
 	switch first := p.Policy == o.Policies[0]; {
 	case !admitted || p.Generation == 1 && !first:
 		o.Contradictions = append(o.Contradictions, fmt.Sprintf("policy %.71q was in force, but not admitted", p.Policy))
