@@ -162,9 +162,13 @@ func TestARecycledNumberEndsNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	now, err := identify(other.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, p := range map[string]instance{
-		"started later":   {other.Process.Pid, real.Start - 1, real.Boot},
-		"of another boot": {other.Process.Pid, must(identify(other.Process.Pid)).Start, "00000000-0000-0000-0000-000000000000"},
+		"started later":   {other.Process.Pid, now.Start - 1000, now.Boot},
+		"of another boot": {other.Process.Pid, now.Start, "00000000-0000-0000-0000-000000000000"},
 	} {
 		if err := noteKeeper(dir, p); err != nil {
 			t.Fatal(err)
@@ -189,11 +193,4 @@ func TestARecycledNumberEndsNobody(t *testing.T) {
 	if err := e.Remove(t.Context(), f, true); err != nil {
 		t.Error(err)
 	}
-}
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }
