@@ -109,7 +109,7 @@ var arrows = map[string][]string{
 		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
-	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
+	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
 		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "sandbox", "secret/store", "template", "vm"},
 	"cli/command":   {},
 	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel"},

@@ -83,9 +83,12 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger, err := audit.OpenLedger(auditDir(dir))
+	ledger, err := audit.PrepareLedger(auditDir(dir))
 	if err != nil {
 		return nil, err
+	}
+	if err := ledger.Check(); err != nil { // who stops or lists sandboxes does not need it
+		log.Warn("nothing can be put on record, so nothing is done that needs it", "err", err)
 	}
 	ledger.MaxLog = cfg.AuditQuota
 	templates, err := openTemplates(dir, log)
@@ -107,7 +110,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
 		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
-		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() },
+		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() }, PruneAudit: ledger.Prune,
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
 			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"creel/internal/audit"
 	"creel/internal/cli/auditcmd"
 	"creel/internal/cli/command"
 	"creel/internal/cli/hostcmd"
@@ -38,6 +39,7 @@ type App struct {
 	Doctor     doctor.Deps
 	Tiers      []byte                      // the file that is in force
 	RotateKey  func(context.Context) error // of the audit record
+	PruneAudit func(context.Context, audit.PruneOptions) (audit.PruneResult, error)
 }
 
 // Streams are a command's standard streams.
@@ -192,6 +194,13 @@ func auditEnv(env Env) auditcmd.Env {
 				return err
 			}
 			return app.RotateKey(ctx)
+		},
+		Prune: func(ctx context.Context, o audit.PruneOptions) (audit.PruneResult, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return audit.PruneResult{}, err
+			}
+			return app.PruneAudit(ctx, o)
 		},
 		Receipt: func(ctx context.Context, ref string) ([]byte, error) {
 			app, err := env.Open(ctx)

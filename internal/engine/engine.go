@@ -51,6 +51,10 @@ type Ledger interface {
 	OpenSandbox(ctx context.Context, id, dir string) (audit.SandboxKey, error)
 	// CloseSandbox puts the log's final root on the ledger.
 	CloseSandbox(ctx context.Context, id, dir string) error
+	// SetAside keeps a log that could not be closed, and CloseAside closes those
+	// that were kept so.
+	SetAside(id, dir string) error
+	CloseAside(ctx context.Context) error
 	// Checkpoint is the ledger's last one; Signer signs receipts.
 	Checkpoint() (string, error)
 	PublicKey() (string, error)

@@ -91,6 +91,16 @@ func (l *ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	return l.Ledger.CloseSandbox(ctx, id, dir)
 }
 
+func (l *ledger) CloseAside(ctx context.Context) error {
+	l.mu.Lock()
+	full := l.full
+	l.mu.Unlock()
+	if full != nil {
+		return full
+	}
+	return l.Ledger.CloseAside(ctx)
+}
+
 func engineIn(dir string, l *ledger) *Engine {
 	at := filepath.Join(dir, "audit")
 	var err error

@@ -25,7 +25,7 @@ func (e *Engine) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
-	errs := []error{e.sweepStandby()}
+	errs := []error{e.sweepStandby(), e.opts.Ledger.CloseAside(ctx)}
 	for _, entry := range entries {
 		id, err := sandbox.ParseID(entry.Name())
 		if err != nil {
