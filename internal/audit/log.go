@@ -202,13 +202,16 @@ func (l *Log) unchanged() error {
 // looking at what it does.
 const (
 	classGuest    = iota // what a guest brings about
+	classDenied          // what it was denied, which comes at a bounded rate
 	classOperator        // what the operator does in a sandbox
 	classControl         // what takes rights away, and alerts, which are bounded
 	classEnd             // how the run ended
 )
 
-// classes of the kinds that are not a guest's; package event names the others.
+// classes of kinds; package event names those that have no constant here, and
+// what is not named is a guest's.
 var classes = map[Kind]int{
+	"name": classDenied, "denied": classDenied, "budget": classDenied, "dropped": classDenied,
 	KindStarted: classOperator, KindExec: classOperator, KindCopy: classOperator, "copied": classOperator,
 	KindSignal: classControl, "policy": classControl, "secrets": classControl, "alert": classControl, "step": classControl,
 	KindExit: classEnd, KindCleanup: classEnd, KindClosed: classEnd,

@@ -114,6 +114,23 @@ func TestRemovalThatWouldDestroyTheLogIsRefused(t *testing.T) {
 	wantWhole(t, e, l, 0, 1)
 }
 
+// What a killed command left is removed whether or not that can be recorded: it
+// may hold the room.
+func TestReconcileOnAFullDisk(t *testing.T) {
+	dir, l := t.TempDir(), &ledger{}
+	e := engineIn(dir, l)
+	cmd, _ := hold(t, dir, "otter")
+	cmd.Process.Kill()
+	cmd.Wait()
+	l.fill(unix.ENOSPC)
+	if err := e.Reconcile(t.Context()); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("error %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, sandboxesName)); err != nil || len(left) != 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
 // On a file system that is really full, the same: a sandbox that holds the room
 // gives it back and is closed at once; where something else holds it, later.
 func TestRemovalOnAFullDisk(t *testing.T) {

@@ -86,6 +86,21 @@ func TestDigestOfNoPolicy(t *testing.T) {
 	}
 }
 
+// After everything was taken away the same may be given again, or taken away
+// once more: the keeper knows whether it has a network.
+func TestPolicyAfterNone(t *testing.T) {
+	for name, text := range map[string]string{"none": "", "some": policyOf(t, "a.test")} {
+		t.Run(name, func(t *testing.T) {
+			e := engineIn(t.TempDir(), &ledger{})
+			e.opts.Tiers = tier.Default()
+			k, f := startKeeper(t, e, modest("trusted"))
+			if err := e.SetPolicy(t.Context(), f, text, func(string) {}); err != nil || !slices.Contains(k.asked, socket.OpPolicy) {
+				t.Errorf("error %v, asked %v", err, k.asked)
+			}
+		})
+	}
+}
+
 // To take rights away needs no record, no tier's consent and no secret's value.
 // To give some does.
 func TestPolicyThatTakesAwayNeedsNoRecord(t *testing.T) {

@@ -70,10 +70,15 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	about := event.Lost{Reason: "its keeper and its launcher ended without releasing it"}
-	if err := e.opts.Ledger.Append(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about}); err != nil {
-		return err
+	record := func() error {
+		return e.opts.Ledger.Append(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about})
 	}
-	return e.remove(ctx, id)
+	lost := record()
+	removed := e.remove(ctx, id)
+	if lost != nil {
+		lost = record() // the removal may have made room for it
+	}
+	return errors.Join(lost, removed)
 }
 
 // claim takes the lock of a sandbox that nobody looks after; nil says that

@@ -144,7 +144,7 @@ func TestFullQuota(t *testing.T) {
 			}})
 			id := string(r.run.cfg.Spec.ID)
 			for _, size := range []int{4 << 10, 0} { // to the last byte
-				guest := audit.Event{Kind: event.KindName, Data: event.Destination{Host: strings.Repeat("x", size)}}
+				guest := audit.Event{Kind: event.KindLookup, Data: event.Destination{Host: strings.Repeat("x", size)}}
 				for err = nil; err == nil; {
 					err = log.Append(t.Context(), guest)
 				}
