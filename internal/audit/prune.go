@@ -56,6 +56,9 @@ const pruneAtOnce = 256
 // it was removed, which is on record before: a verifier tells it from a log that
 // is missing. What a prune that was killed has left is removed as well.
 func (l *Ledger) Prune(ctx context.Context, o PruneOptions) (out PruneResult, err error) {
+	if err := l.Check(); err != nil { // nothing is held against a ledger that is not what it was
+		return out, err
+	}
 	err = l.closing(func() error {
 		logs, err := l.closedLogs(ctx)
 		if err != nil {

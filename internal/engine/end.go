@@ -93,7 +93,7 @@ func (p instance) open() (*os.File, error) {
 func noteKeeper(dir string, p instance) error {
 	data, err := json.Marshal(p)
 	if err == nil {
-		err = replaceFile(filepath.Join(dir, processName), data)
+		err = os.WriteFile(filepath.Join(dir, processName), data, 0o600) // a reboot makes it worthless
 	}
 	if err != nil {
 		return fmt.Errorf("note the keeper's process: %w", err)

@@ -132,3 +132,87 @@ func TestRemoveEndsAKeeperThatDoesNotAnswer(t *testing.T) {
 		t.Errorf("signals on record: %+v", signals)
 	}
 }
+
+// fullDisk is a rig whose state directory is a small file system of its own, but
+// for what is made once. Fill takes all the room that is left.
+func fullDisk(t *testing.T) (r *rig.Rig, fill func() (free func())) {
+	t.Helper()
+	whole := machines(t)
+	state := filepath.Join(t.TempDir(), "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", state, "tmpfs", 0, "size=96m,mode=0700"); err != nil {
+		t.Skipf("a small file system cannot be mounted: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(state, unix.MNT_DETACH) })
+	whole.Must(t, "run", "-q", "debian", "true") // its template and disk are there from then on
+	for _, dir := range []string{"images", "kernels", "templates", "scratch", "accel.json"} {
+		if err := os.Symlink(filepath.Join(whole.State, dir), filepath.Join(state, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := whole.With("CREEL_STATE_DIR=" + state)
+	other.State = state
+	return other, func() func() {
+		ballast := filepath.Join(state, "ballast")
+		f, err := os.Create(ballast)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for err == nil {
+			_, err = f.Write(make([]byte, 4<<10))
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		return func() { os.Remove(ballast) }
+	}
+}
+
+// With the host's disk full, runs are ended and rights taken away all the same,
+// and the record is whole once there is room.
+func TestFullDisk(t *testing.T) {
+	r, fill := fullDisk(t)
+	w := newWorld(t)
+	policy := w.policy(t, "rules:\n  - {allow: web.example.com, ports: 80, upstream: PLAIN}\n")
+	none, more := w.policy(t, "rules: []\n"), w.policy(t, "rules:\n  - {allow: web.example.com, ports: 80, upstream: PLAIN}\n  - {allow: more.example.com, ports: 80, upstream: PLAIN}\n")
+	r.Must(t, "secret", "set", "key", "--from", "env:HOME", "--host", "web.example.com", "--as", "bearer")
+	start := func(name string) {
+		r.Must(t, "run", "-d", "--name", name, "--policy", policy, "debian", "sleep", "10000")
+		t.Cleanup(func() { r.Run(t, "rm", "-f", name) })
+	}
+	for _, name := range []string{"stopped", "killed", "removed"} {
+		start(name)
+	}
+	free := fill()
+	if got := r.Run(t, "policy", "set", "stopped", more); got.Code == 0 {
+		t.Errorf("more is allowed without a record: %+v", got)
+	}
+	if got := r.Run(t, "policy", "set", "stopped", none); got.Code == 0 || !strings.Contains(got.Err, "is in force") {
+		t.Errorf("policy set: %+v", got)
+	}
+	if got := r.Run(t, "run", "-q", "debian", "true"); got.Code == 0 {
+		t.Errorf("a task was run without a record: %+v", got)
+	}
+	r.Must(t, "secret", "rm", "key")
+	r.Must(t, "pause", "killed")
+	r.Must(t, "stop", "-t", "20", "stopped")
+	r.Must(t, "kill", "killed")
+	if got := r.Run(t, "rm", "-f", "removed"); r.Run(t, "inspect", "removed").Code == 0 {
+		t.Errorf("rm -f: %+v", got)
+	}
+	if got := r.Run(t, "audit", "verify"); got.Code != 0 {
+		t.Errorf("the record on a full disk: %+v", got)
+	}
+	free()
+	r.Must(t, "wait", "killed")
+	if got := r.Must(t, "ps", "-a"); strings.Contains(got, "Up") {
+		t.Errorf("something runs: %s", got)
+	}
+	r.Must(t, "rm", "stopped", "killed")
+	if got := r.Must(t, "audit", "verify"); !strings.Contains(got, "3 logs closed") || !strings.Contains(got, " 0 open") {
+		t.Errorf("the record in the end: %s", got)
+	}
+}

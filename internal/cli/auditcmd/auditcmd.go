@@ -207,7 +207,9 @@ func newPrune(env Env) *cobra.Command {
 			}
 			o.Before = time.Now().Add(-age)
 			pruned, err := env.Prune(c.Context(), o)
-			printPruned(env, pruned, o.DryRun)
+			if err == nil || len(pruned.Logs) > 0 {
+				printPruned(env, pruned, o.DryRun)
+			}
 			if err == nil && len(pruned.Damaged) > 0 {
 				err = fmt.Errorf("%d logs are not as the ledger has them and stay; see `creel audit verify`", len(pruned.Damaged))
 			}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -73,6 +74,7 @@ func signed(t *testing.T, l *audit.Ledger) []byte {
 
 func TestCommands(t *testing.T) {
 	l, dir := ledgerIn(t)
+	closedLog(t, l, "cc33")
 	add(t, l, audit.KindAdmitted, "aa11", map[string]any{"name": "web", "tier": "trusted", "image": "debian"})
 	add(t, l, "connection", "aa11", map[string]any{"host": "api.example.com", "decision": "deny"})
 	add(t, l, event.KindConnection, "aa11", event.Connection{Destination: event.Destination{Host: "git.example.com", Port: 22, Protocol: "tcp",
@@ -118,7 +120,7 @@ func TestCommands(t *testing.T) {
 		{"audit query --since 1h --until 2000-01-01T00:00:00Z", 0, nil, []string{"admitted"}},
 		{"audit query --kind exec --json", 0, []string{`"kind":"exec","sandbox":"bb22"`}, []string{"admitted"}},
 		{"audit tail -n 1", 0, []string{"exec"}, []string{"admitted"}},
-		{"audit export --kind admitted", 0, []string{`"v":1,"seq":2`}, []string{"bb22"}},
+		{"audit export --kind admitted", 0, []string{`"v":1,"seq":6`}, []string{"bb22"}},
 		{"audit verify", 0, []string{"verified: the record is whole", "1 keys"}, nil},
 		{"audit verify --expect " + good, 0, []string{"verified"}, nil},
 		{"audit verify --expect " + foreign, 1, []string{"is not signed by"}, nil},
@@ -135,6 +137,14 @@ func TestCommands(t *testing.T) {
 		{"receipt verify " + foreign, 1, []string{"is not signed by"}, nil},
 		{"receipt verify " + foreign + " --key " + otherFile, 0, []string{"verified"}, nil},
 		{"receipt web", 0, []string{"the receipt of web"}, nil},
+		{"audit prune", 0, []string{"freed 0B"}, []string{"pruned"}},
+		{"audit prune --older-than soon", 1, []string{"--older-than", "want a time such as 90d"}, nil},
+		{"audit prune --keep -1", 1, []string{"want 0 or more"}, nil},
+		{"audit prune --older-than 0 --dry-run", 0, []string{"would prune creel/log/cc33/", "would free"}, []string{"freed"}},
+		{"audit verify", 0, []string{"1 logs closed"}, []string{"pruned"}},
+		{"audit prune --older-than 0", 0, []string{"pruned creel/log/cc33/", "freed"}, nil},
+		{"audit verify", 0, []string{"1 of the closed logs were pruned, on record", "verified"}, nil},
+		{"audit query --kind pruned", 0, []string{"cc33", "head=3 lines"}, nil},
 		{"audit key rotate", 0, []string{"creel/ledger/"}, nil},
 		{"audit verify --expect " + file("checkpoint", []byte(checkpointOf(t, l))), 0, []string{"2 keys"}, nil},
 	} {
@@ -142,6 +152,7 @@ func TestCommands(t *testing.T) {
 		env := Env{
 			Streams: command.Streams{Out: &text, Err: &text}, Dir: func() (string, error) { return dir, nil },
 			Rotate:  func(context.Context) error { return l.RotateKey() },
+			Prune:   l.Prune,
 			Receipt: func(_ context.Context, ref string) ([]byte, error) { return []byte("the receipt of " + ref), nil },
 		}
 		root := &cobra.Command{Use: "creel", SilenceErrors: true, SilenceUsage: true}
@@ -165,6 +176,23 @@ func TestCommands(t *testing.T) {
 				t.Errorf("%s: %q is in\n%s", c.args, never, &text)
 			}
 		}
+	}
+}
+
+// closedLog is of a run that has ended.
+func closedLog(t *testing.T, l *audit.Ledger, id string) {
+	t.Helper()
+	dir := t.TempDir()
+	key, err := l.OpenSandbox(t.Context(), id, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := audit.OpenLog(dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(log.Close(), l.CloseSandbox(t.Context(), id, dir)); err != nil {
+		t.Fatal(err)
 	}
 }
 
