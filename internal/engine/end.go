@@ -102,45 +102,44 @@ func noteKeeper(dir string, p instance) error {
 }
 
 // endKeeper ends a sandbox's keeper from outside, and all that it has started.
+// The caller tries the sandbox's lock to see whether that was all.
 func (e *Engine) endKeeper(ctx context.Context, rec Record) error {
 	id := rec.Config.Spec.ID
-	data, err := os.ReadFile(filepath.Join(e.SandboxDir(id), processName))
+	err := errors.Join(endFamily(e.SandboxDir(id)), e.endUser(rec.UID))
+	about := audit.Event{Kind: audit.KindSignal, Sandbox: string(id), Data: event.Signal{Signal: int(unix.SIGKILL), Target: "keeper"}}
+	if recorded := e.opts.Ledger.Append(context.WithoutCancel(ctx), about); recorded != nil {
+		e.opts.Log.Warn("that the keeper was ended is not on record", "sandbox", id.Short(), "err", recorded)
+	}
+	return err
+}
+
+// endFamily ends the keeper of the sandbox in dir, and what it has started. If a
+// holder is among that, the next run starts another.
+func endFamily(dir string) error {
+	data, err := os.ReadFile(filepath.Join(dir, processName))
 	if err != nil {
-		return fmt.Errorf("find the keeper's process: %w", err)
+		return fmt.Errorf("find the keeper's process: %w; find it by its open file %s, and end it", err, filepath.Join(dir, lockName))
 	}
 	var keeper instance
 	if err := json.Unmarshal(data, &keeper); err != nil {
 		return fmt.Errorf("read %s: %w", processName, err)
 	}
 	main, err := keeper.open()
-	if err != nil && !errors.Is(err, errGone) {
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	var family []*os.File
-	if main != nil {
-		send(main, unix.SIGSTOP) // it starts no more of them
-		family = append(descendants(keeper.PID), main)
-	}
-	defer func() {
-		for _, f := range family {
-			f.Close()
-		}
-	}()
+	errs := []error{send(main, unix.SIGSTOP)} // it starts no more of them
+	family := append(descendants(keeper.PID), main)
 	for _, f := range family {
-		send(f, unix.SIGKILL)
+		errs = append(errs, send(f, unix.SIGKILL))
 	}
 	for _, f := range family {
-		err = errors.Join(err, awaitProcess(f, killGrace))
+		errs = append(errs, awaitProcess(f, killGrace), f.Close())
 	}
-	if errors.Is(err, errGone) {
-		err = nil
-	}
-	err = errors.Join(err, e.endUser(rec.UID))
-	about := audit.Event{Kind: audit.KindSignal, Sandbox: string(id), Data: event.Signal{Signal: int(unix.SIGKILL), Target: "keeper"}}
-	if recorded := e.opts.Ledger.Append(context.WithoutCancel(ctx), about); recorded != nil {
-		e.opts.Log.Warn("that the keeper was ended is not on record", "sandbox", id.Short(), "err", recorded)
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 // send sends a signal to the process that f holds; one that has ended needs

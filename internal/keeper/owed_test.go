@@ -49,6 +49,7 @@ func TestTakingAwayNeedsNoRecord(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			r, c := started(t, options{args: way.args, limit: quickly})
+			defer time.AfterFunc(20*time.Second, r.stop).Stop() // one that does not end fails, and does not hang
 			before := len(r.audit.kinds())
 			r.audit.failAll(true)
 			if err := way.do(t.Context(), r, c); err != nil {
