@@ -29,9 +29,12 @@ var arrows = map[string][]string{
 	"policy":  {},
 	"confine": {"sandbox"},
 	"scratch": {},
-	"archive": {},
+	"archive": {"printable"},
 	"kernel":  {"undo"},
 	"secret":  {},
+
+	// What is safe to show.
+	"printable": {},
 
 	// Where secrets come from. Its lock is the one between processes.
 	"secret/store": {"policy", "secret", "template/lock", "undo"},
@@ -66,7 +69,7 @@ var arrows = map[string][]string{
 	// Both ends of the control port.
 	"guest/api":       {"sandbox"},
 	"guest/agent":     {"guest/api", "sandbox", "wire"},
-	"guest/host":      {"guest/api", "sandbox", "wire"},
+	"guest/host":      {"guest/api", "printable", "sandbox", "wire"},
 	"guest/blob":      {},
 	"guest/machine":   {"guest/api", "sandbox"},
 	"cmd/creel-guest": {"guest/agent", "guest/api", "guest/machine"},
@@ -110,15 +113,15 @@ var arrows = map[string][]string{
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
 	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
-		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "sandbox", "secret/store", "template", "vm"},
-	"cli/command":   {},
-	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel"},
-	"cli/imagecmd":  {"cli/command", "image", "image/registry"},
+		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "printable", "sandbox", "secret/store", "template", "vm"},
+	"cli/command":   {"printable"},
+	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel", "printable"},
+	"cli/imagecmd":  {"cli/command", "image", "image/registry", "printable"},
 	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
-	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
+	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command", "printable"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
-		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
+		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "printable", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},
 	"cmd/creel": {"app"},
 
