@@ -141,3 +141,25 @@ func TestRawIsRaw(t *testing.T) {
 		t.Errorf("an error of the raw stream was lost: %v", err)
 	}
 }
+
+// What comes between the end of the task and the end of its streams is dropped:
+// a task that waits to be read would never end.
+func TestCarryDropsWhatStillComes(t *testing.T) {
+	stdout, task := io.Pipe()
+	gaveUp := make(chan bool, 1)
+	done := make(chan error)
+	go func() {
+		done <- carry(outputs{&fails{0, syscall.ENOSPC}, io.Discard}, stdout, nil, func() { gaveUp <- true })
+	}()
+	io.WriteString(task, "first")
+	<-gaveUp
+	for range 100 {
+		if _, err := io.WriteString(task, "still on its way"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	task.Close()
+	if err := <-done; !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+}

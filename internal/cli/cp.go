@@ -26,6 +26,12 @@ func newCopy(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cp SANDBOX:PATH DEST|-  or  creel cp SOURCE|- SANDBOX:PATH",
 		Short: "Copy files between a sandbox and here; also one that has ended but is kept",
+		Long: "Copy files between a sandbox and here, by the rules of `docker cp`; also from and to a sandbox\n" +
+			"that has ended but is kept.\n\n" +
+			"What comes out of a sandbox is put in its place once all of it has come, and replaces nothing but\n" +
+			"what has the name that was asked for. It may be files, directories and links that stay inside what\n" +
+			"is copied; anything else is refused. The files are yours, with the modes that your umask leaves.\n" +
+			"With - the archive is passed on as the sandbox made it: look at it before you unpack it.",
 		Example: "  creel cp web:/etc/hostname .\n  creel cp ./src web:/work\n" +
 			"  creel cp web:/work - | tar t",
 		Args: cobra.ExactArgs(2),
