@@ -211,6 +211,34 @@ func TestPackageComments(t *testing.T) {
 	}
 }
 
+// printers are the packages that may use the standard streams themselves: they
+// hand them out, or are programs of their own. Everybody else writes to what it
+// was given, which makes text of others safe to show and keeps errors.
+var printers = []string{"app", "vm/accel", "vm/vmtest/guest", "cmd/creel-guest"}
+
+func TestStandardStreamsAreHandedOut(t *testing.T) {
+	packages, fset := parseAll(t)
+	for _, p := range packages {
+		if slices.Contains(printers, p.name) || strings.HasPrefix(p.name, "test/") || strings.HasPrefix(p.name, "scripts/") {
+			continue
+		}
+		for _, syntax := range p.files {
+			ast.Inspect(syntax, func(n ast.Node) bool {
+				use, ok := n.(*ast.SelectorExpr)
+				if !ok {
+					return true
+				}
+				of, ok := use.X.(*ast.Ident)
+				name := use.Sel.Name
+				if ok && (of.Name == "os" && (name == "Stdout" || name == "Stderr") || of.Name == "fmt" && strings.HasPrefix(name, "Print")) {
+					t.Errorf("%s: %s.%s: write to the streams of the command instead", fset.Position(use.Pos()), of.Name, name)
+				}
+				return true
+			})
+		}
+	}
+}
+
 // TestSizes prints the tail: what somebody should look at with a seam in mind.
 // It fails on nothing.
 func TestSizes(t *testing.T) {
