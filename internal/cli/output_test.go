@@ -115,7 +115,7 @@ func TestHostileStatusIsSafeToShow(t *testing.T) {
 	for _, status := range []sandbox.Status{
 		{ID: id, State: sandbox.StateExited, Error: hostile, Ports: []sandbox.Port{{HostIP: hostile, HostPort: 1, GuestPort: 1, Proto: hostile}},
 			Denials: []sandbox.Denial{{Target: hostile, Reason: hostile, Hint: hostile}}, Denied: 1},
-		{ID: id, State: sandbox.StateLost, Error: hostile},
+		{ID: id, State: sandbox.StateLost, Error: strings.Repeat(hostile, 1000)},
 		{ID: id, State: sandbox.State(hostile), Error: hostile, Accel: hostile},
 	} {
 		write(filepath.Join(dir, "record.json"), record)
@@ -137,6 +137,9 @@ func TestHostileStatusIsSafeToShow(t *testing.T) {
 			}
 			if args[0] == "ps" && !strings.Contains(out.String(), "evil") {
 				t.Errorf("creel %q shows %q, which is not of this sandbox", args, out.String())
+			}
+			if args[0] == "ps" && len(args) < 4 && out.Len() > 4<<10 {
+				t.Errorf("creel %q fills the screen with %d bytes", args, out.Len())
 			}
 			if len(args) == 2 && args[0] == "ps" && strings.Contains(out.String(), "\nforged") {
 				t.Errorf("creel %q has a forged row: %q", args, out.String())
