@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -160,6 +161,37 @@ func TestCarryDropsWhatStillComes(t *testing.T) {
 	}
 	task.Close()
 	if err := <-done; !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// An archive of a sandbox would steer the terminal that it is written to.
+func TestArchiveIsNotForATerminal(t *testing.T) {
+	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("there are no pseudo-terminals: %v", err)
+	}
+	defer terminal.Close()
+	out := command.NewOutput(terminal)
+	if !command.IsTerminal(out) || !command.IsTerminal(command.Raw(out)) || command.IsTerminal(command.NewOutput(io.Discard)) {
+		t.Error("a terminal is not known for one, or something else is")
+	}
+	k := hostileKeeper(t, func(io.Writer) { t.Error("the sandbox was asked for its archive") })
+	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: out}}, k, "/out", "-"); err == nil || !strings.Contains(err.Error(), "not for a terminal") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// To a pipe it goes as it is, and an error of writing it is one.
+func TestArchiveGoesOutAsItIs(t *testing.T) {
+	archive := tarball(t, tar.Header{Name: "out\x1b", Typeflag: tar.TypeFifo})
+	k := hostileKeeper(t, func(w io.Writer) { w.Write(archive) })
+	var b bytes.Buffer
+	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: command.NewOutput(&b)}}, k, "/out", "-"); err != nil || !bytes.Equal(b.Bytes(), archive) {
+		t.Errorf("%d bytes of %d, %v", b.Len(), len(archive), err)
+	}
+	full := command.NewOutput(&fails{100, syscall.ENOSPC})
+	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: full}}, k, "/out", "-"); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("got %v", err)
 	}
 }
