@@ -13,8 +13,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 
 	"creel/internal/audit"
 	"creel/internal/cli"
@@ -29,6 +31,7 @@ import (
 	"creel/internal/image/registry"
 	"creel/internal/kernel"
 	"creel/internal/policy/tier"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/secret/store"
@@ -70,7 +73,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), os.Stderr)
+	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), printable.NewWriter(os.Stderr))
 	dir := cfg.StateDir
 	if err := engine.PrepareDir(dir); err != nil {
 		return nil, err
@@ -241,6 +244,8 @@ func Main(ctx context.Context, version string, args []string) int {
 			fmt.Fprintf(os.Stderr, "creel: keep inherited files to this process: %v\n", err)
 			return 1
 		}
+		// With a reader that is gone, writing is an error like any other.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		var logging cli.Logging
 		return cli.Main(ctx, cli.Env{
 			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},

@@ -201,7 +201,8 @@ func newTop(env Env) *cobra.Command {
 				options = []string{"-ef"}
 			}
 			p := sandbox.Process{Args: append([]string{"ps"}, options...)}
-			err := execIn(c.Context(), env, args[0], p)
+			// A person reads this as a table of Creel's: it is made safe to show.
+			err := execIn(c.Context(), env, outputs{env.Out, env.Err}, args[0], p)
 			if exit, ok := errors.AsType[*ExitError](err); ok && exit.Code == sandbox.ExitNotFound {
 				return &ExitError{Code: 1, Err: errors.New("the image has no ps; install procps in it")}
 			}

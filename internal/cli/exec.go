@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"creel/internal/guest/host"
 	"creel/internal/keeper/socket"
@@ -25,7 +24,7 @@ func newExec(env Env) *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			p.Args = args[1:]
 			p.Env = vars
-			return creelFailed(execIn(c.Context(), env, args[0], p))
+			return creelFailed(execIn(c.Context(), env, rawOf(env), args[0], p))
 		},
 	}
 	fs := c.Flags()
@@ -39,7 +38,7 @@ func newExec(env Env) *cobra.Command {
 }
 
 // execIn runs p beside a sandbox's task; what p leaves open is as the task's.
-func execIn(ctx context.Context, env Env, ref string, p sandbox.Process) error {
+func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Process) error {
 	if p.TTY && !term.IsTerminal(int(env.In.Fd())) {
 		return errors.New("-t needs a terminal on standard input; leave it out")
 	}
@@ -68,11 +67,11 @@ func execIn(ctx context.Context, env Env, ref string, p sandbox.Process) error {
 			return &ExitError{Code: codeOf(err), Err: err}
 		}
 		defer x.Close()
-		return followExec(ctx, env, x, p)
+		return followExec(ctx, env, to, x, p)
 	})
 }
 
-func followExec(ctx context.Context, env Env, x *host.Exec, p sandbox.Process) error {
+func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbox.Process) error {
 	restore, err := rawTerminal(env, p.TTY)
 	if err != nil {
 		return err
@@ -81,11 +80,10 @@ func followExec(ctx context.Context, env Env, x *host.Exec, p sandbox.Process) e
 	if p.Interactive {
 		go func() { io.Copy(x.Stdin(), env.In); x.Stdin().Close() }()
 	}
-	var out sync.WaitGroup
-	out.Go(func() { io.Copy(env.Out, x.Stdout()) })
-	out.Go(func() { io.Copy(env.Err, x.Stderr()) })
 	defer forward(ctx, env, x, p.TTY)()
-	out.Wait()
+	if err := carry(to, x.Stdout(), x.Stderr(), func() { x.Close() }); err != nil {
+		return err // the process lost its streams, and is no longer followed
+	}
 	exit, err := x.Wait(ctx)
 	if err != nil {
 		return fmt.Errorf("wait for the process: %w", err)
@@ -137,20 +135,12 @@ func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, s
 		go func() { io.Copy(att.Stdin, env.In); att.Stdin.Close() }()
 	}
 	defer forward(ctx, env, k, spec.TTY && stdin)()
-	copyOut(env, att, spec.TTY)
+	if err := carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() { att.Close() }); err != nil {
+		return err // the task goes on
+	}
 	status, err := k.Wait(ctx)
 	if err != nil {
 		return err
 	}
 	return outcome(status, spec)
-}
-
-// copyOut carries the task's output until it is complete.
-func copyOut(env Env, att *socket.Attachment, tty bool) {
-	var out sync.WaitGroup
-	out.Go(func() { io.Copy(env.Out, att.Stdout) })
-	if !tty {
-		out.Go(func() { io.Copy(env.Err, att.Stderr) })
-	}
-	out.Wait()
 }

@@ -64,8 +64,8 @@ func newPSRow(f engine.Found, long bool) psRow {
 	id, words := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
 	if long {
 		id = string(spec.ID)
-	} else if runes := []rune(words); len(runes) > 30 {
-		words = string(runes[:29]) + "…"
+	} else {
+		words = cut(words, 30)
 	}
 	return psRow{
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
@@ -73,6 +73,18 @@ func newPSRow(f engine.Found, long bool) psRow {
 		State: string(f.Status.State), Status: describe(f.Status), Labels: spec.Labels,
 		Ports: formatPorts(f.Status.Ports), Denied: f.Status.Denied,
 	}
+}
+
+// maxReason bounds what a keeper that was taken over can fill a table with;
+// `creel inspect` has all.
+const maxReason = 200
+
+// cut is a text of at most that many characters.
+func cut(s string, most int) string {
+	if runes := []rune(s); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return s
 }
 
 // describe is the state in words, as Docker has them.
@@ -87,7 +99,7 @@ func describe(s sandbox.Status) string {
 	case sandbox.StateExited:
 		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
 	case sandbox.StateLost:
-		return "Lost: " + s.Error
+		return "Lost: " + cut(s.Error, maxReason)
 	default:
 		return "Created"
 	}

@@ -18,6 +18,7 @@ import (
 	"creel/internal/audit/query"
 	"creel/internal/audit/receipt"
 	"creel/internal/cli/command"
+	"creel/internal/printable"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -133,7 +134,7 @@ func newVerify(env Env) *cobra.Command {
 
 func printReport(env Env, r audit.Report) error {
 	for _, f := range r.Faults {
-		fmt.Fprintf(env.Out, "FAULT %s\n", f)
+		fmt.Fprintf(env.Out, "FAULT %s\n", printable.Line(fmt.Sprint(f)))
 	}
 	fmt.Fprintf(env.Out, "%d records up to line %d of the ledger, %d keys, %d logs closed (%d of killed keepers), %d open\n",
 		r.Records, r.Ledger.Size, r.Keys, r.Closed, r.Killed, r.Open)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"creel/internal/audit/event"
 	"creel/internal/audit/receipt"
 	"creel/internal/cli/command"
+	"creel/internal/printable"
 
 	"github.com/spf13/cobra"
 )
@@ -237,5 +239,35 @@ func TestTailFollows(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil || lines.Scan() {
 		t.Errorf("ended with %v and %q", err, lines.Text())
+	}
+}
+
+// A record's texts come from guests and upstreams: each stays in its cell.
+func TestHostileRecordStaysInItsRow(t *testing.T) {
+	hostile := "evil\x1b[2J\u009b\u202e\tcell\nrow"
+	data, err := json.Marshal(map[string]any{"host": hostile, "port": 1, "reason": hostile, hostile: hostile, "args": []string{hostile}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := audit.Record{Kind: audit.Kind(hostile), Sandbox: "0\x1b[2J\n", Data: data}
+	for name, show := range map[string]func(io.Writer) error{
+		"tail": func(w io.Writer) error { return tailing{out: w}.print(r) },
+		"table": func(w io.Writer) error {
+			table := command.Table(w, "TIME", "SANDBOX", "KIND", "WHAT")
+			command.Row(table, cells(r)...)
+			return table.Flush()
+		},
+	} {
+		var b strings.Builder
+		if err := show(&b); err != nil {
+			t.Fatal(err)
+		}
+		rows := strings.Count(b.String(), "\n")
+		if want := map[string]int{"tail": 1, "table": 2}[name]; rows != want || !strings.Contains(b.String(), "evil") {
+			t.Errorf("%s has %d rows: %q", name, rows, b.String())
+		}
+		if text := strings.ReplaceAll(b.String(), "\n", ""); !printable.Safe(text) {
+			t.Errorf("%s shows %q", name, text)
+		}
 	}
 }

@@ -41,7 +41,9 @@ func PrintEach[T any](w io.Writer, values []T, format string) error {
 		if err := t.Execute(w, v); err != nil {
 			return fmt.Errorf("--format: %w", err)
 		}
-		fmt.Fprintln(w)
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"creel/internal/guest/api"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 	"creel/internal/wire"
 )
@@ -214,7 +215,7 @@ func refusal(op string, e *api.Error, err error) error {
 	if e == nil {
 		return nil
 	}
-	clean := &api.Error{Code: api.CodeInternal, Message: printable(e.Message)}
+	clean := &api.Error{Code: api.CodeInternal, Message: printable.Line(e.Message[:min(len(e.Message), maxText)])}
 	switch e.Code {
 	case api.CodeInvalid, api.CodeNotFound, api.CodeNotExecutable, api.CodeNotReady, api.CodeNoSpace:
 		clean.Code = e.Code
@@ -235,17 +236,6 @@ func bounded(op string, texts ...string) error {
 		}
 	}
 	return nil
-}
-
-// printable drops what could steer a terminal.
-func printable(s string) string {
-	s = s[:min(len(s), maxText)]
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\ufffd' {
-			return -1
-		}
-		return r
-	}, s)
 }
 
 // Exec starts a process in the guest. An *api.Error in the chain says why it
