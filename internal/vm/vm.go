@@ -35,6 +35,7 @@ type Disk struct {
 type Config struct {
 	Shape Shape
 	Accel sandbox.Accel // kvm or tcg, never auto
+	CPU   string        // model that the guest sees, the same in template and clone; "": the driver's default
 	Disks []Disk
 
 	// Memory backs the guest's RAM; its size is Shape.MemoryMiB. Where Restore

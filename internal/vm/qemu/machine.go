@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,8 @@ import (
 const (
 	maxLastWords = 4 << 10  // of the VMM's stderr, the end of it
 	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
+
+	internalError = "internal-error" // QEMU's word for the state
 )
 
 // machine is a running VMM.
@@ -36,8 +39,10 @@ type machine struct {
 
 	mu     sync.Mutex
 	closed bool
-	reason string // of the SHUTDOWN event
+	reason string // of the SHUTDOWN event, or internalError
 	err    error  // valid once done is closed
+
+	asking sync.WaitGroup // askWhyStopped
 
 	closeOnce sync.Once
 	closeErr  error
@@ -113,7 +118,8 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 	if err = theirs.Unwind(); err != nil {
 		return nil, err
 	}
-	m.qmp = newQMP(conns[0], m.onEvent)
+	m.qmp = newQMP(conns[0])
+	go m.qmp.read(m.onEvent)
 	m.control, m.share, m.network = conns[1], conns[2], conns[3]
 	if err = m.bringUp(ctx, c); err != nil {
 		return nil, err
@@ -128,6 +134,9 @@ func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
 		return err
 	}
 	if c.Restore == nil {
+		// The guest runs already, and what happened before that command was
+		// answered is not reported.
+		m.asking.Go(m.askWhyStopped)
 		return nil
 	}
 	if err := m.qmp.migrate(ctx, c.Restore, "migrate-incoming"); err != nil {
@@ -192,6 +201,7 @@ func (m *machine) Close() error {
 		<-m.done
 		m.closeErr = errors.Join(m.closeErr, m.stack.Unwind())
 		<-m.qmp.closed
+		m.asking.Wait()
 	})
 	return m.closeErr
 }
@@ -210,6 +220,8 @@ func (m *machine) watch() {
 	case m.reason == "guest-shutdown" && state != nil && state.Success():
 	case m.reason == "guest-reset":
 		m.err = errors.New("the guest's kernel gave up")
+	case m.reason == internalError:
+		m.err = m.withLastWords(errors.New("KVM could not go on with the guest (internal error); use --accel=tcg if it happens again"))
 	default:
 		m.err = m.withLastWords(fmt.Errorf("the VMM ended: %v", state))
 	}
@@ -217,11 +229,35 @@ func (m *machine) watch() {
 }
 
 func (m *machine) onEvent(e event) {
-	if e.Name == "SHUTDOWN" {
+	switch e.Name {
+	case "SHUTDOWN":
 		m.mu.Lock()
 		m.reason = e.Data.Reason
 		m.mu.Unlock()
+	case "STOP":
+		m.asking.Go(m.askWhyStopped)
 	}
+}
+
+// askWhyStopped ends a machine whose virtual CPUs were stopped by an internal
+// error of KVM: the VMM stays for a debugger that never comes. Asked for are the
+// stops of Pause and Snapshot, whose states are others.
+func (m *machine) askWhyStopped() {
+	// The wait ends with the VMM at the latest.
+	answer, err := m.qmp.ask(context.Background(), nil, "query-status", nil)
+	if err != nil {
+		return // it has ended
+	}
+	var status struct {
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(answer, &status); err != nil || status.Status != internalError {
+		return
+	}
+	m.mu.Lock()
+	m.reason = internalError
+	m.mu.Unlock()
+	m.process.Kill() // fails for one that has ended
 }
 
 // Snapshot implements [vm.Snapshotter].

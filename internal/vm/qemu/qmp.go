@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +29,7 @@ type qmp struct {
 	events  chan event
 	closed  chan struct{} // reading has ended
 
-	mu sync.Mutex // one command at a time
+	turn chan struct{} // holds something while a command is under way
 }
 
 type reply struct {
@@ -48,13 +47,15 @@ type event struct {
 	} `json:"data"`
 }
 
-// newQMP starts reading. onEvent sees each event, in the reader's goroutine.
-func newQMP(conn *net.UnixConn, onEvent func(event)) *qmp {
-	q := &qmp{conn: conn, replies: make(chan reply, 1), events: make(chan event, maxQMPEvents), closed: make(chan struct{})}
-	go q.read(onEvent)
-	return q
+// newQMP makes a client; its owner has read run in a goroutine.
+func newQMP(conn *net.UnixConn) *qmp {
+	return &qmp{
+		conn: conn, replies: make(chan reply, 1), events: make(chan event, maxQMPEvents),
+		closed: make(chan struct{}), turn: make(chan struct{}, 1),
+	}
 }
 
+// read reads until the VMM's end is closed. onEvent sees each event.
 func (q *qmp) read(onEvent func(event)) {
 	defer close(q.closed)
 	lines := bufio.NewScanner(q.conn)
@@ -98,35 +99,45 @@ func (q *qmp) keep(e event) {
 	}
 }
 
-// run executes a command; file, where not nil, goes along with it. A command
-// whose ctx ends leaves the connection unusable: the caller closes the machine.
+// run executes a command whose answer does not matter.
 func (q *qmp) run(ctx context.Context, file *os.File, command string, arguments any) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
+	_, err := q.ask(ctx, file, command, arguments)
+	return err
+}
+
+// ask executes a command; file, where not nil, goes along with it. A command
+// whose ctx ends leaves the connection unusable: the caller closes the machine.
+func (q *qmp) ask(ctx context.Context, file *os.File, command string, arguments any) (json.RawMessage, error) {
+	select {
+	case q.turn <- struct{}{}:
+		defer func() { <-q.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s: %w", command, ctx.Err())
+	}
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
 	}{command, arguments})
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", command, err)
+		return nil, fmt.Errorf("encode %s: %w", command, err)
 	}
 	var rights []byte
 	if file != nil {
 		rights = unix.UnixRights(int(file.Fd()))
 	}
 	if _, _, err := q.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
-		return fmt.Errorf("%s: %w", command, err)
+		return nil, fmt.Errorf("%s: %w", command, err)
 	}
 	select {
 	case r := <-q.replies:
 		if r.Error != nil {
-			return fmt.Errorf("%s: %q", command, r.Error.Desc)
+			return nil, fmt.Errorf("%s: %q", command, r.Error.Desc)
 		}
-		return nil
+		return r.Return, nil
 	case <-q.closed:
-		return fmt.Errorf("%s: %w", command, errQMPClosed)
+		return nil, fmt.Errorf("%s: %w", command, errQMPClosed)
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", command, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", command, ctx.Err())
 	}
 }
 
