@@ -39,7 +39,7 @@ type VMM struct {
 	// VMM's own mount namespace only. Unused at the reduced level.
 	Dir string
 
-	KVM          bool  // /dev/kvm is there for it
+	KVM          bool  // /dev/kvm is there for it, and its user may open it if that can be arranged
 	MaxFileBytes int64 // no file that it writes can grow beyond this
 }
 
@@ -192,7 +192,7 @@ func (v *VMM) conduct(link *os.File, probe bool) error {
 	}
 	if v.KVM {
 		var st unix.Stat_t
-		if err := unix.Stat("/dev/kvm", &st); err != nil {
+		if err := unix.Stat(kvmPath, &st); err != nil {
 			return fmt.Errorf("find the group of /dev/kvm: %w", err)
 		}
 		if st.Gid != 0 {
