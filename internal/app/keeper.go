@@ -54,7 +54,7 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 		return err
 	}
 	defer records.Close()
-	driver, err := qemu.New(qemu.Options{Logger: log})
+	driver, err := qemu.New(qemu.Options{})
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func openParts(ctx context.Context, stateDir, digest, sandboxDir string) (*keepe
 		return nil, m, fmt.Errorf("open the writable disk: %w", err)
 	}
 	return &keeper.Parts{
-		Memory: parts.Memory, State: parts.State, Disks: template.Disks(parts.Root, disk),
+		Memory: parts.Memory, State: parts.State, CPU: m.CPU, Disks: template.Disks(parts.Root, disk),
 		Close: func() error {
 			disk.Close()
 			return parts.Close()

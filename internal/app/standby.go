@@ -102,7 +102,7 @@ func become(ctx context.Context, files []*os.File, key standby.Key, waiting *kee
 
 // wait starts the clone that waits.
 func wait(ctx context.Context, stateDir string, key standby.Key, place *standby.Place) (*keeper.Waiting, error) {
-	driver, err := qemu.New(qemu.Options{Logger: keeperLog()})
+	driver, err := qemu.New(qemu.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ import (
 	"creel/internal/template"
 	"creel/internal/undo"
 	"creel/internal/vm"
+	"creel/internal/vm/accel"
 
 	"golang.org/x/mod/sumdb/note"
 )
@@ -42,6 +43,14 @@ type Images interface {
 // Templates finds a template, or builds it.
 type Templates interface {
 	For(ctx context.Context, req template.Request, progress func(string)) (template.Manifest, bool, error)
+}
+
+// Accelerators decides what executes the code of the guest that a template
+// would be booted with.
+type Accelerators interface {
+	Choose(ctx context.Context, want sandbox.Accel, level sandbox.Confinement) (accel.Choice, error)
+	// Learn remembers whether a template came up under KVM.
+	Learn(ctx context.Context, c accel.Choice, failure error) error
 }
 
 // Ledger is the installation's audit ledger.
@@ -67,8 +76,7 @@ type Options struct {
 	Tiers     tier.Tiers
 	Secrets   Secrets
 	Standby   *standby.Pool
-	// Accel decides what executes guest code, and says why.
-	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
+	Accel     Accelerators
 	// Scratch makes an empty writable disk of size bytes at path.
 	Scratch func(ctx context.Context, path string, size int64, kind scratch.Kind) error
 	// KeeperCommand is the command line that becomes a keeper.
@@ -216,25 +224,51 @@ type TemplateWish struct {
 }
 
 // Template finds or builds the template of an image. Where the accelerator was
-// left to Creel and the template does not boot under KVM in time, it is built
-// for emulation, and progress says so.
+// left to Creel and the template does not come up under KVM, it is built for
+// emulation; progress says so, and later ones of the same guest kernel are
+// emulated at once. KVM that was insisted on has its try wherever it opens.
 func (e *Engine) Template(ctx context.Context, img image.Image, want TemplateWish, progress func(string)) (template.Manifest, error) {
-	accel, _, err := e.opts.Accel(ctx, want.Accel)
+	choice, err := e.opts.Accel.Choose(ctx, want.Accel, want.Confinement)
 	if err != nil {
 		return template.Manifest{}, err
+	}
+	if choice.Doubt != "" {
+		progress("warning: KVM does not look usable here, and is used as asked: " + choice.Doubt)
 	}
 	fs, err := e.opts.Images.RootFS(ctx, img)
 	if err != nil {
 		return template.Manifest{}, err
 	}
-	req := template.Request{Image: img.ID, RootFS: template.RootFS(fs), Shape: want.Shape, Accel: accel, Confinement: want.Confinement}
-	m, _, err := e.opts.Templates.For(ctx, req, progress)
-	if errors.Is(err, template.ErrDeadline) && want.Accel == sandbox.AccelAuto && accel == sandbox.AccelKVM {
-		progress("the template did not boot under KVM in time; using emulation, which is slower")
-		req.Accel = sandbox.AccelTCG
-		m, _, err = e.opts.Templates.For(ctx, req, progress)
+	req := template.Request{Image: img.ID, RootFS: template.RootFS(fs), Shape: want.Shape, Accel: choice.Accel, Confinement: want.Confinement}
+	m, built, err := e.opts.Templates.For(ctx, req, progress)
+	switch {
+	case err == nil && built && choice.Doubt != "":
+		e.learn(ctx, choice, nil)
+	case errors.Is(err, template.ErrDeadline) && choice.Accel == sandbox.AccelKVM && want.Accel == sandbox.AccelAuto:
+		return e.emulate(ctx, req, choice, err, progress)
+	case errors.Is(err, template.ErrDeadline) && choice.Doubt != "":
+		return m, fmt.Errorf("%w; use --accel=tcg, which emulates", err)
 	}
 	return m, err
+}
+
+// emulate builds a template for emulation that did not come up under KVM. Only
+// where it does come up then KVM was to blame.
+func (e *Engine) emulate(ctx context.Context, req template.Request, choice accel.Choice, failure error, progress func(string)) (template.Manifest, error) {
+	progress("the template did not come up under KVM; using emulation, which is slower (`creel doctor` says more)")
+	req.Accel = sandbox.AccelTCG
+	m, _, err := e.opts.Templates.For(ctx, req, progress)
+	if err == nil {
+		e.learn(ctx, choice, failure)
+	}
+	return m, err
+}
+
+// learn keeps what a boot has shown. Without it the next run only takes longer.
+func (e *Engine) learn(ctx context.Context, choice accel.Choice, failure error) {
+	if err := e.opts.Accel.Learn(ctx, choice, failure); err != nil {
+		e.opts.Log.Warn("what was learned of KVM could not be kept", "err", err)
+	}
 }
 
 // Release waits until the run's keeper has gone and removes the sandbox unless

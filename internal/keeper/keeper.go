@@ -51,6 +51,7 @@ type Config struct {
 // sandbox's own writable disk.
 type Parts struct {
 	Memory, State *os.File
+	CPU           string // model that the template's guest sees
 	Disks         []vm.Disk
 	Close         func() error
 }

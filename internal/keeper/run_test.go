@@ -91,6 +91,9 @@ func TestRunFromAttachToStatus(t *testing.T) {
 	if err := c.Start(t.Context()); err == nil {
 		t.Error("the task was started twice")
 	}
+	if cpu := r.driver.Machines()[0].Config.CPU; cpu != "the template's" {
+		t.Errorf("the clone's CPU is %q", cpu)
+	}
 	if onDisk, err := rundir.ReadStatus(r.dir); err != nil || onDisk.State != sandbox.StateRunning {
 		t.Errorf("status on disk %+v, %v", onDisk, err)
 	}

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -46,8 +47,7 @@ func (p *plan) pass(f *os.File) int {
 
 // newPlan is the one place that knows the device set. Template and clone differ
 // in nothing but the backing of their devices, or the state would not load.
-// cpu is the model under KVM.
-func newPlan(c vm.Config, cpu string) plan {
+func newPlan(c vm.Config) plan {
 	var p plan
 	share := "off"
 	if c.Restore == nil {
@@ -55,7 +55,6 @@ func newPlan(c vm.Config, cpu string) plan {
 	}
 	accel := "kvm"
 	if c.Accel == sandbox.AccelTCG {
-		cpu = cpuTCG
 		// Threads of their own cost a lone CPU start-up time. The cache of
 		// translated code counts against the machine's memory on the host.
 		accel = "tcg,tb-size=64,thread=single"
@@ -64,7 +63,7 @@ func newPlan(c vm.Config, cpu string) plan {
 		}
 	}
 	p.add("-M", "microvm,pit=off,pic=off,rtc=on,isa-serial=off,memory-backend=mem",
-		"-accel", accel, "-cpu", cpu,
+		"-accel", accel, "-cpu", cmp.Or(c.CPU, CPU(c.Accel, false)),
 		"-smp", fmt.Sprint(c.Shape.VCPUs),
 		"-m", fmt.Sprintf("%dM", c.Shape.MemoryMiB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=/proc/self/fd/%d,share=%s", c.Shape.MemoryMiB, fdMemory, share),
@@ -97,7 +96,7 @@ func newPlan(c vm.Config, cpu string) plan {
 // follow descriptor 7. 3 to 7 are a socket for commands, those of the two
 // ports and of the card, and the memory.
 func Plan(c vm.Config) (args []string, rest []*os.File) {
-	p := newPlan(c, cpuKVM)
+	p := newPlan(c)
 	return p.args, p.files
 }
 
@@ -119,14 +118,14 @@ func (p *plan) disk(i int, d vm.Disk) {
 
 // MachineID describes a machine as far as its frozen state depends on it: the
 // devices, their order and settings, shape and accelerator; neither their
-// backing nor the kernel's command line. It belongs into a template's key.
+// backing nor the kernel's command line, nor the CPU's model. It belongs into a template's key.
 func MachineID(shape vm.Shape, accel sandbox.Accel, disks []vm.Disk) string {
 	empty := make([]vm.Disk, len(disks))
 	for i, d := range disks {
 		d.File = nil
 		empty[i] = d
 	}
-	p := newPlan(vm.Config{Shape: shape, Accel: accel, Disks: empty}, cpuKVM)
+	p := newPlan(vm.Config{Shape: shape, Accel: accel, Disks: empty})
 	sum := sha256.Sum256([]byte(strings.Join(p.args, "\x00")))
 	return hex.EncodeToString(sum[:])
 }

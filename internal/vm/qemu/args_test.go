@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,7 +42,7 @@ func TestArguments(t *testing.T) {
 		"restore-kvm-8192m-4cpu": restore(large, sandbox.AccelKVM),
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := strings.Join(newPlan(c, cpuKVM).args, "\n") + "\n"
+			got := strings.Join(newPlan(c).args, "\n") + "\n"
 			path := filepath.Join("testdata", name+".args")
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
@@ -56,6 +57,26 @@ func TestArguments(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// A clone has to show the CPU of its template, whatever this host would choose.
+func TestCPUIsTheOneAskedFor(t *testing.T) {
+	for _, c := range []struct {
+		accel sandbox.Accel
+		cpu   string
+		want  string
+	}{
+		{sandbox.AccelKVM, "", "host"},
+		{sandbox.AccelKVM, CPU(sandbox.AccelKVM, false), "host"},
+		{sandbox.AccelKVM, CPU(sandbox.AccelKVM, true), "host,-arch-capabilities"},
+		{sandbox.AccelTCG, "", CPU(sandbox.AccelTCG, true)},
+		{sandbox.AccelTCG, "other", "other"},
+	} {
+		args := newPlan(vm.Config{Accel: c.accel, CPU: c.cpu, Restore: os.Stdin}).args
+		if i := slices.Index(args, "-cpu"); i < 0 || args[i+1] != c.want {
+			t.Errorf("%s, CPU %q: %q, want %q", c.accel, c.cpu, args, c.want)
+		}
 	}
 }
 

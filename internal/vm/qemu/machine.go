@@ -56,7 +56,7 @@ var (
 
 // start runs one VMM to the point where its guest runs. What it opens is on
 // the stack, and goes when it fails.
-func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine, err error) {
+func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error) {
 	m := &machine{done: make(chan struct{})}
 	var stack undo.Stack
 	defer func() {
@@ -83,7 +83,7 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 			return nil, err
 		}
 	}
-	p := newPlan(c, cpu)
+	p := newPlan(c)
 	var conns [4]*net.UnixConn
 	var theirs undo.Stack // the VMM's ends: ours to close once it runs
 	defer func() { err = errors.Join(err, theirs.Unwind()) }()
