@@ -153,6 +153,12 @@ func TestVerdictsAreKeptUntilSomethingChanges(t *testing.T) {
 	if c := choose(t, h, sandbox.AccelAuto, ""); c.Reason != "quick" {
 		t.Errorf("asked again: %+v", c)
 	}
+	// So is what KVM refuses: nobody has to find it out by a VMM that aborts.
+	picky := slow
+	picky.Features = Features{CPUID: "sha256:1", RefusesArchCapabilities: true}
+	if f, err := known(t, picky).Features(t.Context(), sandbox.ConfinementFull); err != nil || f != picky.Features {
+		t.Errorf("features %+v, %v", f, err)
+	}
 	if _, ok := h.find(keyAt(t, h, sandbox.ConfinementReduced)); ok {
 		t.Error("another level has the same verdict")
 	}
