@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +23,7 @@ const (
 	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
 
 	internalError = "internal-error" // QEMU's word for the state
+	statusLimit   = 10 * time.Second // for it to say so
 )
 
 // machine is a running VMM.
@@ -42,7 +43,8 @@ type machine struct {
 	reason string // of the SHUTDOWN event, or internalError
 	err    error  // valid once done is closed
 
-	asking sync.WaitGroup // askWhyStopped
+	stops    chan struct{}  // of the virtual CPUs, for watchStops
+	watching sync.WaitGroup // watchStops
 
 	closeOnce sync.Once
 	closeErr  error
@@ -57,7 +59,7 @@ var (
 // start runs one VMM to the point where its guest runs. What it opens is on
 // the stack, and goes when it fails.
 func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error) {
-	m := &machine{done: make(chan struct{})}
+	m := &machine{done: make(chan struct{}), stops: make(chan struct{}, 1)}
 	var stack undo.Stack
 	defer func() {
 		if err != nil {
@@ -120,6 +122,7 @@ func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error)
 	}
 	m.qmp = newQMP(conns[0])
 	go m.qmp.read(m.onEvent)
+	m.watching.Go(m.watchStops)
 	m.control, m.share, m.network = conns[1], conns[2], conns[3]
 	if err = m.bringUp(ctx, c); err != nil {
 		return nil, err
@@ -136,7 +139,7 @@ func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
 	if c.Restore == nil {
 		// The guest runs already, and what happened before that command was
 		// answered is not reported.
-		m.asking.Go(m.askWhyStopped)
+		m.stopped()
 		return nil
 	}
 	if err := m.qmp.migrate(ctx, c.Restore, "migrate-incoming"); err != nil {
@@ -201,7 +204,7 @@ func (m *machine) Close() error {
 		<-m.done
 		m.closeErr = errors.Join(m.closeErr, m.stack.Unwind())
 		<-m.qmp.closed
-		m.asking.Wait()
+		m.watching.Wait()
 	})
 	return m.closeErr
 }
@@ -235,24 +238,40 @@ func (m *machine) onEvent(e event) {
 		m.reason = e.Data.Reason
 		m.mu.Unlock()
 	case "STOP":
-		m.asking.Go(m.askWhyStopped)
+		m.stopped()
 	}
 }
 
-// askWhyStopped ends a machine whose virtual CPUs were stopped by an internal
-// error of KVM: the VMM stays for a debugger that never comes. Asked for are the
-// stops of Pause and Snapshot, whose states are others.
-func (m *machine) askWhyStopped() {
-	// The wait ends with the VMM at the latest.
-	answer, err := m.qmp.ask(context.Background(), nil, "query-status", nil)
-	if err != nil {
-		return // it has ended
+// stopped has watchStops look. A VMM that floods is asked no more often.
+func (m *machine) stopped() {
+	select {
+	case m.stops <- struct{}{}:
+	default:
 	}
+}
+
+func (m *machine) watchStops() {
+	for {
+		select {
+		case <-m.stops:
+			m.endBroken()
+		case <-m.qmp.closed:
+			return
+		}
+	}
+}
+
+// endBroken ends a machine whose virtual CPUs were stopped by an internal error
+// of KVM: the VMM stays for a debugger that never comes. Stops that were asked
+// for, by Pause and Snapshot, leave another state.
+func (m *machine) endBroken() {
+	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
+	defer cancel()
 	var status struct {
 		Status string `json:"status"`
 	}
-	if err := json.Unmarshal(answer, &status); err != nil || status.Status != internalError {
-		return
+	if err := m.qmp.ask(ctx, "query-status", &status); err != nil || status.Status != internalError {
+		return // an error is of a VMM that has ended, or answers nothing any more
 	}
 	m.mu.Lock()
 	m.reason = internalError
