@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +20,6 @@ import (
 const (
 	maxLastWords = 4 << 10  // of the VMM's stderr, the end of it
 	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
-
-	internalError = "internal-error" // QEMU's word for the state
-	statusLimit   = 10 * time.Second // for it to say so
 )
 
 // machine is a running VMM.
@@ -224,7 +220,7 @@ func (m *machine) watch() {
 	case m.reason == "guest-reset":
 		m.err = errors.New("the guest's kernel gave up")
 	case m.reason == internalError:
-		m.err = m.withLastWords(errors.New("KVM could not go on with the guest (internal error); use --accel=tcg if it happens again"))
+		m.err = m.withLastWords(errBroken)
 	default:
 		m.err = m.withLastWords(fmt.Errorf("the VMM ended: %v", state))
 	}
@@ -240,43 +236,6 @@ func (m *machine) onEvent(e event) {
 	case "STOP":
 		m.stopped()
 	}
-}
-
-// stopped has watchStops look. A VMM that floods is asked no more often.
-func (m *machine) stopped() {
-	select {
-	case m.stops <- struct{}{}:
-	default:
-	}
-}
-
-func (m *machine) watchStops() {
-	for {
-		select {
-		case <-m.stops:
-			m.endBroken()
-		case <-m.qmp.closed:
-			return
-		}
-	}
-}
-
-// endBroken ends a machine whose virtual CPUs were stopped by an internal error
-// of KVM: the VMM stays for a debugger that never comes. Stops that were asked
-// for, by Pause and Snapshot, leave another state.
-func (m *machine) endBroken() {
-	ctx, cancel := context.WithTimeout(context.Background(), statusLimit)
-	defer cancel()
-	var status struct {
-		Status string `json:"status"`
-	}
-	if err := m.qmp.ask(ctx, "query-status", &status); err != nil || status.Status != internalError {
-		return // an error is of a VMM that has ended, or answers nothing any more
-	}
-	m.mu.Lock()
-	m.reason = internalError
-	m.mu.Unlock()
-	m.process.Kill() // fails for one that has ended
 }
 
 // Snapshot implements [vm.Snapshotter].
