@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"audit":   {"audit/batch", "audit/chain"},
 	"policy":  {},
 	"confine": {"sandbox"},
+	"oom":     {},
 	"scratch": {},
 	"archive": {},
 	"kernel":  {"undo"},
@@ -59,7 +60,7 @@ var arrows = map[string][]string{
 	// Machines.
 	"vm":              {"sandbox"},
 	"vm/accel":        {"sandbox"},
-	"vm/qemu":         {"confine", "guest/api", "sandbox", "undo", "vm"},
+	"vm/qemu":         {"confine", "guest/api", "oom", "sandbox", "undo", "vm"},
 	"vm/vmtest":       {"guest/api", "sandbox", "vm"},
 	"vm/vmtest/guest": {},
 

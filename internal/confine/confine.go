@@ -29,7 +29,8 @@ type VMM struct {
 	Path   string     // absolute
 	Args   []string   // without the program's own name
 	Files  []*os.File // become descriptors 3, 4, … and stay the caller's
-	Stderr *os.File   // also its standard output; nil: /dev/null
+	Stderr *os.File   // nil: /dev/null
+	Stdout *os.File   // nil: as Stderr
 
 	Level sandbox.Confinement
 	// UID and GID are what it becomes where the caller is root; never 0 there,
@@ -173,7 +174,11 @@ func (v *VMM) fork(link *os.File) (*os.Process, error) {
 			attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
 		}
 	}
-	files := append([]*os.File{null, stderr, stderr}, v.Files...)
+	stdout := v.Stdout
+	if stdout == nil {
+		stdout = stderr
+	}
+	files := append([]*os.File{null, stdout, stderr}, v.Files...)
 	files = append(files, link)
 	proc, err := os.StartProcess("/proc/self/exe", []string{"creel", StageArg, strconv.Itoa(len(files) - 1)},
 		&os.ProcAttr{Files: files, Env: []string{}, Sys: attr})

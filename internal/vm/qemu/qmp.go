@@ -44,7 +44,10 @@ type event struct {
 	Name string `json:"event"`
 	Data struct {
 		Status string `json:"status"` // MIGRATION
-		Reason string `json:"reason"` // SHUTDOWN
+		Reason string `json:"reason"` // SHUTDOWN; of BLOCK_IO_ERROR strerror's text
+
+		Node      string `json:"node-name"` // BLOCK_IO_ERROR
+		Operation string `json:"operation"`
 	} `json:"data"`
 }
 
@@ -101,6 +104,23 @@ func (q *qmp) keep(e event) {
 // run executes a command; file, where not nil, goes along with it. A command
 // whose ctx ends leaves the connection unusable: the caller closes the machine.
 func (q *qmp) run(ctx context.Context, file *os.File, command string, arguments any) error {
+	_, err := q.send(ctx, file, command, arguments)
+	return err
+}
+
+// ask executes a command without arguments and decodes its answer.
+func (q *qmp) ask(ctx context.Context, command string, answer any) error {
+	data, err := q.send(ctx, nil, command, nil)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, answer); err != nil {
+		return fmt.Errorf("%s: decode its answer: %w", command, err)
+	}
+	return nil
+}
+
+func (q *qmp) send(ctx context.Context, file *os.File, command string, arguments any) (json.RawMessage, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	line, err := json.Marshal(struct {
@@ -108,25 +128,25 @@ func (q *qmp) run(ctx context.Context, file *os.File, command string, arguments 
 		Arguments any    `json:"arguments,omitempty"`
 	}{command, arguments})
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", command, err)
+		return nil, fmt.Errorf("encode %s: %w", command, err)
 	}
 	var rights []byte
 	if file != nil {
 		rights = unix.UnixRights(int(file.Fd()))
 	}
 	if _, _, err := q.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
-		return fmt.Errorf("%s: %w", command, err)
+		return nil, fmt.Errorf("%s: %w", command, err)
 	}
 	select {
 	case r := <-q.replies:
 		if r.Error != nil {
-			return fmt.Errorf("%s: %q", command, r.Error.Desc)
+			return nil, fmt.Errorf("%s: %q", command, r.Error.Desc)
 		}
-		return nil
+		return r.Return, nil
 	case <-q.closed:
-		return fmt.Errorf("%s: %w", command, errQMPClosed)
+		return nil, fmt.Errorf("%s: %w", command, errQMPClosed)
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", command, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", command, ctx.Err())
 	}
 }
 

@@ -45,7 +45,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (vm.Machine, error) {
 			return nil, err
 		}
 	}
-	m := &Machine{Config: c, done: make(chan struct{})}
+	m := &Machine{Config: c, done: make(chan struct{}), faults: make(chan vm.Fault, 1)}
 	for i := range m.host {
 		host, guest, err := socketpair()
 		if err != nil {
@@ -70,6 +70,7 @@ type Machine struct {
 	host, guest [3]net.Conn // control, share, network
 	serving     sync.WaitGroup
 	done        chan struct{}
+	faults      chan vm.Fault
 
 	mu     sync.Mutex
 	err    error
@@ -81,6 +82,8 @@ var (
 	_ vm.Machine     = (*Machine)(nil)
 	_ vm.Snapshotter = (*Machine)(nil)
 	_ vm.Pauser      = (*Machine)(nil)
+	_ vm.Prober      = (*Machine)(nil)
+	_ vm.Faulter     = (*Machine)(nil)
 )
 
 func (m *Machine) Control() net.Conn     { return m.host[0] }
@@ -162,6 +165,15 @@ func (m *Machine) setPaused(paused bool) error {
 	m.paused = paused
 	return nil
 }
+
+// Running implements [vm.Prober].
+func (m *Machine) Running(context.Context) (bool, error) { return !m.Paused(), m.alive() }
+
+// Faults implements [vm.Faulter].
+func (m *Machine) Faults() <-chan vm.Fault { return m.faults }
+
+// Fault is one of the host's disks; the machine's user hears of it.
+func (m *Machine) Fault(f vm.Fault) { m.faults <- f }
 
 func (m *Machine) alive() error {
 	select {
