@@ -255,8 +255,10 @@ func TestKillWhileComingUp(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	for _, args := range []string{"wait", "deaf"} {
 		r, c := started(t, options{args: []string{args},
-			with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
-			limit: func(d *deadlines) { d.kill = 30 * time.Millisecond },
+			with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+			limit: func(d *deadlines) {
+				d.timeout, d.timedOut, d.kill = 30*time.Millisecond, 30*time.Millisecond, time.Hour
+			},
 		})
 		status := r.final(c)
 		want(t, status, map[string]int{"wait": 143, "deaf": 137}[args])

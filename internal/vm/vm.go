@@ -93,7 +93,8 @@ type Machine interface {
 // GuestEnded is the end of a machine that its guest has ended, but for a
 // power-off.
 type GuestEnded struct {
-	How string // a sentence without a full stop; what the guest said is quoted in it
+	How      string // a sentence without a full stop; what the guest said is quoted in it
+	Panicked bool   // its kernel gave up; else it rebooted
 }
 
 func (e *GuestEnded) Error() string { return e.How }

@@ -80,6 +80,8 @@ func (a *Agent) handle(ctx context.Context, s *wire.Stream) {
 	switch op := s.Op(); op {
 	case api.OpHello:
 		a.serveHello(ctx, s)
+	case api.OpPing:
+		answer(ctx, s, func(api.Empty) error { return nil })
 	case api.OpFreeze:
 		answer(ctx, s, a.platform.Freeze)
 	case api.OpPrepare:

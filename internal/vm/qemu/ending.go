@@ -36,7 +36,7 @@ func ending(reason, console string, state *os.ProcessState, memory *oom.Count) e
 		return nil
 	case guestReset:
 		if text := panicIn(console); text != "" {
-			return &vm.GuestEnded{How: fmt.Sprintf("the guest's kernel panicked: %q", text)}
+			return &vm.GuestEnded{How: fmt.Sprintf("the guest's kernel panicked: %q", text), Panicked: true}
 		}
 		return &vm.GuestEnded{How: "the guest rebooted itself"}
 	case hostSignal:

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,11 +30,13 @@ type qmp struct {
 	replies chan reply
 	events  chan event
 	closed  chan struct{} // reading has ended
+	awaited atomic.Int64  // number of the command whose reply is waited for
 
 	mu sync.Mutex // one command at a time
 }
 
 type reply struct {
+	ID     int64           `json:"id"`
 	Return json.RawMessage `json:"return"`
 	Error  *struct {
 		Desc string `json:"desc"`
@@ -79,6 +82,9 @@ func (q *qmp) read(onEvent func(event)) {
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return
 		}
+		if r.ID != q.awaited.Load() {
+			continue // nobody waits for it any more
+		}
 		select {
 		case q.replies <- r:
 		default:
@@ -101,8 +107,8 @@ func (q *qmp) keep(e event) {
 	}
 }
 
-// run executes a command; file, where not nil, goes along with it. A command
-// whose ctx ends leaves the connection unusable: the caller closes the machine.
+// run executes a command; file, where not nil, goes along with it. Whether a
+// command whose ctx ends was or will be executed is not known.
 func (q *qmp) run(ctx context.Context, file *os.File, command string, arguments any) error {
 	_, err := q.send(ctx, file, command, arguments)
 	return err
@@ -123,10 +129,16 @@ func (q *qmp) ask(ctx context.Context, command string, answer any) error {
 func (q *qmp) send(ctx context.Context, file *os.File, command string, arguments any) (json.RawMessage, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	id := q.awaited.Add(1)
+	select {
+	case <-q.replies: // of a command that was given up as it was answered
+	default:
+	}
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
-	}{command, arguments})
+		ID        int64  `json:"id"`
+	}{command, arguments, id})
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", command, err)
 	}

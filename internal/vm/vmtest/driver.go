@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -71,6 +72,7 @@ type Machine struct {
 	serving     sync.WaitGroup
 	done        chan struct{}
 	faults      chan vm.Fault
+	probes      atomic.Int64
 
 	mu     sync.Mutex
 	err    error
@@ -167,7 +169,13 @@ func (m *Machine) setPaused(paused bool) error {
 }
 
 // Running implements [vm.Prober].
-func (m *Machine) Running(context.Context) (bool, error) { return !m.Paused(), m.alive() }
+func (m *Machine) Running(context.Context) (bool, error) {
+	m.probes.Add(1)
+	return !m.Paused(), m.alive()
+}
+
+// Probes is how often Running was asked.
+func (m *Machine) Probes() int64 { return m.probes.Load() }
 
 // Faults implements [vm.Faulter].
 func (m *Machine) Faults() <-chan vm.Fault { return m.faults }

@@ -1,0 +1,158 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"creel/internal/vm"
+)
+
+// heartbeat judges by beats whether a guest still lives. Only a beat in which
+// the guest could have answered counts against it.
+type heartbeat struct {
+	period time.Duration
+
+	last       time.Time // of the beat before, by the steady clock
+	heard      int64     // bytes from the guest until then
+	silent     int       // beats that counted without a byte
+	unanswered int       // beats that counted without an answer
+}
+
+// The limits are generous: emulation on a busy machine is slow, and a run that
+// is ended cannot be had back.
+const (
+	beatsSilent     = 4
+	beatsUnanswered = 40 // a guest that says other things, but does not answer
+)
+
+// A beat is what is known at the end of one period.
+type beat struct {
+	now      time.Time
+	heard    int64 // bytes from the guest so far
+	answered bool  // the guest answered since the last beat, or was not asked
+	vmm      vmmWord
+}
+
+// vmmWord is what the VMM said in the period when it was asked.
+type vmmWord int
+
+const (
+	vmmSilent  vmmWord = iota // nothing: it may have had no processor, as its guest
+	vmmStopped                // the virtual CPUs do not run
+	vmmRunning                // they do
+)
+
+// take judges one more beat. Its error says what is wrong with the guest.
+func (h *heartbeat) take(b beat) error {
+	// A beat that comes late is this process's own: it was stopped, or the host
+	// had no processor for it, and then hardly one for the VMM.
+	late := !h.last.IsZero() && b.now.Sub(h.last) > h.period*3/2
+	spoke := b.heard != h.heard
+	h.last, h.heard = b.now, b.heard
+	switch {
+	case b.answered, b.vmm == vmmStopped:
+		h.silent, h.unanswered = 0, 0
+	case late, b.vmm == vmmSilent:
+	case spoke:
+		h.silent = 0
+		h.unanswered++
+	default:
+		h.silent++
+		h.unanswered++
+	}
+	switch {
+	case h.silent >= beatsSilent:
+		return errors.New("the guest has stopped: its VM runs, but its kernel or its agent does nothing any more")
+	case h.unanswered >= beatsUnanswered:
+		return errors.New("the guest's agent does not answer any more")
+	}
+	return nil
+}
+
+// watchGuest begins to listen to the guest's heartbeat and ends the run when it
+// has stopped. The returned function ends the watch; the conversation with the
+// guest has to have ended then.
+func (r *Run) watchGuest() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := r.listen(ctx, &done); err != nil {
+			r.abandon(err)
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
+	}
+}
+
+// listen asks the guest for a sign of life at each beat, and the VMM about it
+// when none came since the last. It returns why the guest is given up, or nil
+// when the watch has ended.
+func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
+	h := &heartbeat{period: r.limit.beat}
+	answers, words := make(chan error, 1), make(chan vmmWord, 1)
+	asked, askedVMM := false, false
+	tick := time.NewTicker(h.period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.guest.Done():
+			return nil // whoever waits for the guest says why
+		case <-tick.C:
+		}
+		b := beat{now: time.Now(), heard: r.guest.Heard(), answered: !asked}
+		select {
+		case err := <-answers:
+			asked, b.answered = false, err == nil
+		default:
+		}
+		select {
+		case b.vmm = <-words:
+			askedVMM = false
+		default:
+		}
+		if err := h.take(b); err != nil {
+			return err
+		}
+		if !asked {
+			asked = true
+			asking.Go(func() { answers <- r.guest.Ping(ctx) })
+		}
+		if !b.answered && !askedVMM {
+			askedVMM = true
+			asking.Go(func() { words <- r.askVMM(ctx) })
+		}
+	}
+}
+
+// askVMM returns when the VMM has answered, or has ended.
+func (r *Run) askVMM(ctx context.Context) vmmWord {
+	p, ok := r.machine.(vm.Prober)
+	if !ok {
+		return vmmRunning // all that can be known of such a machine
+	}
+	running, err := p.Running(ctx)
+	switch {
+	case err != nil:
+		return vmmSilent
+	case !running:
+		return vmmStopped
+	}
+	return vmmRunning
+}
+
+// abandon ends the run without asking the guest, which would not answer.
+func (r *Run) abandon(reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isOver() {
+		return
+	}
+	r.abrupt = true
+	r.endLocked(reason)
+}
