@@ -28,11 +28,12 @@ var arrows = map[string][]string{
 	"audit":   {"audit/batch", "audit/chain"},
 	"policy":  {},
 	"confine": {"sandbox"},
-	"oom":     {},
 	"scratch": {},
 	"archive": {},
 	"kernel":  {"undo"},
 	"secret":  {},
+
+	"postmortem": {},
 
 	// Where secrets come from. Its lock is the one between processes.
 	"secret/store": {"policy", "secret", "template/lock", "undo"},
@@ -60,7 +61,7 @@ var arrows = map[string][]string{
 	// Machines.
 	"vm":              {"sandbox"},
 	"vm/accel":        {"sandbox"},
-	"vm/qemu":         {"confine", "guest/api", "oom", "sandbox", "undo", "vm"},
+	"vm/qemu":         {"confine", "guest/api", "postmortem", "sandbox", "undo", "vm"},
 	"vm/vmtest":       {"guest/api", "sandbox", "vm"},
 	"vm/vmtest/guest": {},
 
@@ -107,7 +108,7 @@ var arrows = map[string][]string{
 	"engine/names":   {},
 	"engine/remains": {},
 	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/names", "engine/process", "engine/remains", "image", "keeper", "keeper/rundir", "keeper/socket",
-		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
+		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
 	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",

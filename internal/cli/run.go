@@ -78,6 +78,9 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		return app.Engine.Standby(sb)
 	}
 	status, err := follow(ctx, env, sb)
+	if err != nil {
+		err = sb.Lost(err)
+	}
 	if released := sb.Release(context.WithoutCancel(ctx)); err == nil {
 		err = released
 	}

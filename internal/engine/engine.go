@@ -81,6 +81,7 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
+	room func(dir string) (free, size int64, err error)
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the
@@ -167,7 +168,9 @@ func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, 
 	}
 	client, err := socket.NewClient(ctx, kp.conn)
 	if err == nil {
-		_, err = client.Ready(ctx)
+		if _, err = client.Ready(ctx); err != nil && client.Err() != nil && ctx.Err() == nil {
+			return nil, errors.Join(kp.lost(err), kp.kill())
+		}
 	}
 	if err != nil {
 		err = kp.explain(err)
@@ -235,6 +238,15 @@ func (e *Engine) Template(ctx context.Context, img image.Image, want TemplateWis
 		m, _, err = e.opts.Templates.For(ctx, req, progress)
 	}
 	return m, err
+}
+
+// Lost says of an error of Client what has become of the keeper, where the
+// connection to it has ended. Call it before Release.
+func (s *Sandbox) Lost(err error) error {
+	if s.Client.Err() == nil {
+		return err
+	}
+	return s.keeper.lost(err)
 }
 
 // Release waits until the run's keeper has gone and removes the sandbox unless

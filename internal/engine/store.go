@@ -83,7 +83,7 @@ func New(o Options) (*Engine, error) {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
 	}
-	return &Engine{opts: o, root: os.Geteuid() == 0}, nil
+	return &Engine{opts: o, root: os.Geteuid() == 0, room: diskRoom}, nil
 }
 
 // checkOwner refuses a state directory that others could have prepared or

@@ -165,6 +165,7 @@ func (r *Run) Do(ctx context.Context) error {
 	cancel()
 	watch.Wait()
 	watch.Go(r.refreshStatus)
+	watch.Go(r.heedFaults)
 	close(r.ready)
 	r.await(ctx)
 	watch.Wait()
@@ -355,6 +356,7 @@ func orUnknown(err error) error {
 func (r *Run) finish() error {
 	r.sayGoodbye()
 	undone := r.undo.Unwind()
+	r.lastFault()
 	// Only clients that do not read the output can hold it up, and not for long.
 	defer time.AfterFunc(r.limit.farewell, r.out.dropAll).Stop()
 	r.tending.Wait()
@@ -429,9 +431,15 @@ func (r *Run) settle(undone error) {
 		r.status.ExitCode = r.exit.Code
 		r.status.OOMKilled = r.exit.OOMKilled
 	}
-	if r.failure != nil {
+	switch {
+	case r.failure != nil:
 		r.status.Error = r.failure.Error()
 		r.status.ExitCode = exitCode(r.failure)
+	case r.status.DiskFault != "":
+		r.status.Error = r.status.DiskFault
+		if r.status.ExitCode == 0 { // the task may not know
+			r.status.ExitCode = sandbox.ExitCreel
+		}
 	}
 	if undone != nil {
 		r.status.Error = errors.Join(r.failure, undone).Error()

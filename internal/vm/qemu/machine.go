@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"creel/internal/confine"
-	"creel/internal/oom"
+	"creel/internal/postmortem"
 	"creel/internal/undo"
 	"creel/internal/vm"
 )
@@ -31,8 +31,8 @@ type machine struct {
 	control, share, network net.Conn
 
 	words   *lastWords
-	console *lastWords // what the guest's kernel said
-	memory  *oom.Count // nil where this kernel does not count
+	console *lastWords        // what the guest's kernel said
+	kills   *postmortem.Kills // nil where this kernel does not count
 	stack   *undo.Stack
 
 	done     chan struct{}
@@ -113,8 +113,8 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 	}
 	theirs.Push("close console", stdout.Close)
 	stack.Push("close console", m.console.close)
-	if m.memory, err = oom.Open(); err == nil {
-		stack.Push("close count of kills", m.memory.Close)
+	if m.kills, err = postmortem.OpenKills(); err == nil {
+		stack.Push("close count of kills", m.kills.Close)
 	}
 
 	m.process, err = confine.Start(confine.VMM{
@@ -228,7 +228,7 @@ func (m *machine) watch() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.closed {
-		m.err = ending(m.reason, m.console.String(), m.process.State(), m.memory)
+		m.err = ending(m.reason, m.console.String(), m.process.State(), m.kills)
 		if _, byGuest := errors.AsType[*vm.GuestEnded](m.err); m.err != nil && !byGuest {
 			m.err = m.withLastWords(m.err)
 		}

@@ -1,4 +1,4 @@
-package oom
+package postmortem
 
 import (
 	"os"
@@ -20,26 +20,26 @@ func TestKillsAreThoseSinceOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if n, err := c.Kills(); n != 0 || err != nil {
+	if n, err := c.Count(); n != 0 || err != nil {
 		t.Errorf("%d, %v at once", n, err)
 	}
 	write("nr_free_pages 1\noom_kill 43\noom_kill_other 9\n")
-	if n, err := c.Kills(); n != 2 || err != nil {
+	if n, err := c.Count(); n != 2 || err != nil {
 		t.Errorf("%d, %v after two", n, err)
 	}
 	write("nr_free_pages 1\n")
-	if _, err := c.Kills(); err == nil {
+	if _, err := c.Count(); err == nil {
 		t.Error("a kernel that does not say was believed")
 	}
 }
 
 func TestThisKernelCounts(t *testing.T) {
-	c, err := Open()
+	c, err := OpenKills()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if n, err := c.Kills(); n < 0 || err != nil {
+	if n, err := c.Count(); n < 0 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 }

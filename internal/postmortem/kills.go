@@ -1,8 +1,4 @@
-// Package oom tells whether the host's kernel has killed processes for lack of
-// memory. A [Count] is opened before a process locks itself in, and asked when
-// another has died of SIGKILL. The package must not guess whom the kernel killed:
-// it counts, and nothing more.
-package oom
+package postmortem
 
 import (
 	"bufio"
@@ -18,22 +14,22 @@ const (
 	maxBytes = 64 << 10
 )
 
-// Count is the number of processes that the kernel has killed for lack of
+// Kills is the number of processes that the kernel has killed for lack of
 // memory, on the host as a whole and in its cgroups, since it was opened.
-type Count struct {
+type Kills struct {
 	file  *os.File
 	begin int64
 }
 
-// Open starts counting. Close gives the file back.
-func Open() (*Count, error) { return open(vmstat) }
+// OpenKills starts counting. Close gives the file back.
+func OpenKills() (*Kills, error) { return open(vmstat) }
 
-func open(path string) (*Count, error) {
+func open(path string) (*Kills, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("count kills for lack of memory: %w", err)
 	}
-	c := &Count{file: f}
+	c := &Kills{file: f}
 	if c.begin, err = c.total(); err != nil {
 		f.Close()
 		return nil, err
@@ -41,16 +37,21 @@ func open(path string) (*Count, error) {
 	return c, nil
 }
 
-// Kills is how many there were since Open.
-func (c *Count) Kills() (int64, error) {
+// Count is how many there were since then.
+func (c *Kills) Count() (int64, error) {
 	now, err := c.total()
 	return now - c.begin, err
 }
 
-// Close ends the counting.
-func (c *Count) Close() error { return c.file.Close() }
+// Close ends the counting; nil has nothing to end.
+func (c *Kills) Close() error {
+	if c == nil {
+		return nil
+	}
+	return c.file.Close()
+}
 
-func (c *Count) total() (int64, error) {
+func (c *Kills) total() (int64, error) {
 	lines := bufio.NewScanner(io.NewSectionReader(c.file, 0, maxBytes))
 	for lines.Scan() {
 		name, value, _ := bytes.Cut(lines.Bytes(), []byte(" "))
