@@ -66,7 +66,7 @@ func newPSRow(f engine.Found, long bool) psRow {
 	if long {
 		id = string(spec.ID)
 	} else {
-		words, status = shortened(words, 30), shortened(status, 80)
+		words, status = shortened(words, 30), shortened(status, 110)
 	}
 	return psRow{
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),

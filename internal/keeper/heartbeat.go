@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -32,6 +33,7 @@ type beat struct {
 	now      time.Time
 	heard    int64 // bytes from the guest so far
 	answered bool  // the guest answered since the last beat, or was not asked
+	unwell   error // the agent's own word that it cannot work
 	vmm      vmmWord
 }
 
@@ -55,7 +57,7 @@ func (h *heartbeat) take(b beat) error {
 	case b.answered, b.vmm == vmmStopped:
 		h.silent, h.unanswered = 0, 0
 	case late, b.vmm == vmmSilent:
-	case spoke:
+	case b.unwell == nil && spoke:
 		h.silent = 0
 		h.unanswered++
 	default:
@@ -63,6 +65,8 @@ func (h *heartbeat) take(b beat) error {
 		h.unanswered++
 	}
 	switch {
+	case h.silent >= beatsSilent && b.unwell != nil:
+		return fmt.Errorf("the guest's agent cannot work any more: %w", b.unwell)
 	case h.silent >= beatsSilent:
 		return errors.New("the guest has stopped: its VM runs, but its kernel or its agent does nothing any more")
 	case h.unanswered >= beatsUnanswered:
@@ -108,7 +112,7 @@ func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
 		b := beat{now: time.Now(), heard: r.guest.Heard(), answered: !asked}
 		select {
 		case err := <-answers:
-			asked, b.answered = false, err == nil
+			asked, b.answered, b.unwell = false, err == nil, err
 		default:
 		}
 		select {

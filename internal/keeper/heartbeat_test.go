@@ -34,6 +34,8 @@ func TestHeartbeat(t *testing.T) {
 		"talks, and answers late":             {beats: times(10, times(beatsUnanswered-1, "talk")+"answer ")},
 		"talks now and then, and then stops":  {times(3, "talk none none") + times(beatsSilent, "none"), "has stopped"},
 		"talks now and then, and answers not": {times(beatsUnanswered, "none talk"), "does not answer"},
+		"is debugged":                         {times(beatsSilent, "unwell"), "cannot work any more: thread 1"},
+		"was debugged":                        {beats: times(10, times(beatsSilent-1, "unwell")+"answer ")},
 	} {
 		if dead := judge(period, strings.Fields(c.beats)); (c.dead == "") != (dead == nil) || dead != nil && !strings.Contains(dead.Error(), c.dead) {
 			t.Errorf("a guest that %s: %v, want %q", name, dead, c.dead)
@@ -47,8 +49,11 @@ func judge(period time.Duration, beats []string) error {
 	b := beat{now: time.Now()}
 	for _, word := range beats {
 		b.now = b.now.Add(period)
-		b.answered, b.vmm = word == "answer", vmmRunning
+		b.answered, b.unwell, b.vmm = word == "answer", nil, vmmRunning
 		switch word {
+		case "unwell":
+			b.heard++
+			b.unwell = errors.New("thread 1 is stopped")
 		case "talk":
 			b.heard++
 		case "late":

@@ -31,6 +31,7 @@ func (bench) Kernel() string                   { return "6.1-test" }
 func (bench) Freeze(api.FreezeRequest) error   { return nil }
 func (bench) Step(string, *api.Identity) error { return nil }
 func (bench) SetClock(time.Time) error         { return nil }
+func (bench) Alive() error                     { return nil }
 func (bench) Usage() (api.UsageReply, error)   { return api.UsageReply{MemoryPeakBytes: 1}, nil }
 func (bench) Shutdown(context.Context) error   { return nil }
 func (bench) Started(f func(int) error) error  { return f(-1) }

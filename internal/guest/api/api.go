@@ -25,7 +25,7 @@ const Version = 2
 // Operations, each the op of a stream that the host opens.
 const (
 	OpHello    = "hello"    // HelloRequest → HelloReply
-	OpPing     = "ping"     // Empty → Reply; a sign of life, and nothing else
+	OpPing     = "ping"     // Empty → Reply; a sign of life, or what keeps the agent from its work
 	OpFreeze   = "freeze"   // FreezeRequest → Reply; the agent is ready to be frozen when it has answered
 	OpPrepare  = "prepare"  // Identity → Reply; of nobody: all that an identity needs is done once, and can be done again; before it, or never
 	OpIdentity = "identity" // Identity → Reply; makes a clone fresh; once, before anything else in a clone
