@@ -385,6 +385,11 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	if err != nil {
 		return err
 	}
+	// The disk goes first: where it has filled the host's, the log has no room
+	// until then.
+	if err := os.Remove(filepath.Join(dir, ScratchName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the writable disk: %w", err)
+	}
 	closed := e.closeLogs(ctx, id)
 	if err := e.freeNameOf(id, rec.Config.Spec.Name); err != nil {
 		return err

@@ -24,7 +24,7 @@ type heartbeat struct {
 // The limits are generous: emulation on a busy machine is slow, and a run that
 // is ended cannot be had back.
 const (
-	beatsSilent     = 4
+	beatsSilent     = 5
 	beatsUnanswered = 40 // a guest that says other things, but does not answer
 )
 
@@ -96,7 +96,10 @@ func (r *Run) watchGuest() (stop func()) {
 // when none came since the last. It returns why the guest is given up, or nil
 // when the watch has ended.
 func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
-	h := &heartbeat{period: r.limit.beat}
+	// An idle guest is seldom asked, as each answer is work for it; one that owes
+	// an answer is looked at more often.
+	calm, anxious := r.limit.beat, r.limit.beat*2/5
+	h := &heartbeat{period: calm}
 	answers, words := make(chan error, 1), make(chan vmmWord, 1)
 	asked, askedVMM := false, false
 	tick := time.NewTicker(h.period)
@@ -127,6 +130,10 @@ func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
 			asked = true
 			asking.Go(func() { answers <- r.guest.Ping(ctx) })
 		}
+		if h.period = calm; !b.answered {
+			h.period = anxious
+		}
+		tick.Reset(h.period)
 		if !b.answered && !askedVMM {
 			askedVMM = true
 			asking.Go(func() { words <- r.askVMM(ctx) })

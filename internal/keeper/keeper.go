@@ -86,7 +86,7 @@ type deadlines struct {
 var usual = deadlines{
 	identity: 60 * time.Second, start: 60 * time.Second, lastWords: 2 * time.Second,
 	goodbye: 10 * time.Second, farewell: 5 * time.Second, kill: 10 * time.Second,
-	timeout: 4 * time.Second, timedOut: time.Second, vmm: 5 * time.Second, beat: 3 * time.Second,
+	timeout: 4 * time.Second, timedOut: time.Second, vmm: 5 * time.Second, beat: 5 * time.Second,
 }
 
 // Run is one clone, one start of it.

@@ -15,9 +15,6 @@ import (
 // errPaused is the answer to what needs a guest that runs.
 var errPaused = errors.New("the sandbox is paused; unpause it first (creel unpause)")
 
-// deafVMM is the error of a VMM that does not do what it is told.
-type deafVMM struct{ error }
-
 func (r *Run) servePause(ctx context.Context, s *wire.Stream) error {
 	if err := r.awaitReady(ctx); err != nil {
 		return err
@@ -84,7 +81,7 @@ func (r *Run) setRunning(ctx context.Context, run bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.limit.vmm)
 	defer cancel()
 	if err := act(ctx); err != nil {
-		return deafVMM{fmt.Errorf("%s: %w", verb, err)}
+		return fmt.Errorf("%s: %w", verb, err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

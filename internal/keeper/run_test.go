@@ -451,7 +451,7 @@ func TestNoRecordNoAct(t *testing.T) {
 			return err
 		},
 		"signal": func(ctx context.Context, c *socket.Client) error {
-			return errors.Join(c.Signal(ctx, 9), c.Stop(ctx, 0, 0), c.Kill(ctx))
+			return c.Signal(ctx, 9)
 		},
 		"copy": func(ctx context.Context, c *socket.Client) error {
 			return c.CopyIn(ctx, api.CopyRequest{Path: "/"}, strings.NewReader("x"))
@@ -471,6 +471,35 @@ func TestNoRecordNoAct(t *testing.T) {
 			}
 			if g := r.guest; g.ran.Load() != 1 || g.signal.Load() != 0 || g.copied.Load() != 0 || r.driver.Machines()[0].Paused() {
 				t.Error("it happened")
+			}
+		})
+	}
+}
+
+// An end is not held up by a record that cannot be made: on a full disk it is
+// what makes room.
+func TestEndWithoutARecord(t *testing.T) {
+	for name, end := range map[string]func(context.Context, *socket.Client) error{
+		"stop":           func(ctx context.Context, c *socket.Client) error { return c.Stop(ctx, 0, time.Hour) },
+		"stop of paused": func(ctx context.Context, c *socket.Client) error { return c.Stop(ctx, 0, time.Hour) },
+		"kill":           func(ctx context.Context, c *socket.Client) error { return c.Kill(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, c := started(t, options{args: []string{"deaf"}})
+			if name == "stop of paused" {
+				if err := c.Pause(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.audit.mu.Lock()
+			r.audit.failFrom = 1
+			r.audit.mu.Unlock()
+			if err := end(t.Context(), c); err != nil {
+				t.Error(err)
+			}
+			want(t, r.final(c), 137)
+			if r.guest.signal.Load() != 0 {
+				t.Error("a signal was sent without a record")
 			}
 		})
 	}
