@@ -25,7 +25,7 @@ type heartbeat struct {
 // is ended cannot be had back.
 const (
 	beatsSilent     = 5
-	beatsUnanswered = 40 // a guest that says other things, but does not answer
+	beatsUnanswered = 60 // a guest that is busy, or says other things, but does not answer
 )
 
 // A beat is what is known at the end of one period.
@@ -43,7 +43,8 @@ type vmmWord int
 const (
 	vmmSilent  vmmWord = iota // nothing: it may have had no processor, as its guest
 	vmmStopped                // the virtual CPUs do not run
-	vmmRunning                // they do
+	vmmRunning                // they may, and the guest has hardly used them
+	vmmBusy                   // the guest has used them
 )
 
 // take judges one more beat. Its error says what is wrong with the guest.
@@ -57,7 +58,7 @@ func (h *heartbeat) take(b beat) error {
 	case b.answered, b.vmm == vmmStopped:
 		h.silent, h.unanswered = 0, 0
 	case late, b.vmm == vmmSilent:
-	case b.unwell == nil && spoke:
+	case b.unwell == nil && (spoke || b.vmm == vmmBusy):
 		h.silent = 0
 		h.unanswered++
 	default:
@@ -68,9 +69,9 @@ func (h *heartbeat) take(b beat) error {
 	case h.silent >= beatsSilent && b.unwell != nil:
 		return fmt.Errorf("the guest's agent cannot work any more: %w", b.unwell)
 	case h.silent >= beatsSilent:
-		return errors.New("the guest has stopped: its VM runs, but its kernel or its agent does nothing any more")
+		return errors.New("the guest has stopped: its VM is there, but its kernel or its agent does nothing any more")
 	case h.unanswered >= beatsUnanswered:
-		return errors.New("the guest's agent does not answer any more")
+		return errors.New("the guest does not answer any more: it may have too little memory for what runs in it, or its agent is gone")
 	}
 	return nil
 }
@@ -102,6 +103,7 @@ func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
 	h := &heartbeat{period: calm}
 	answers, words := make(chan error, 1), make(chan vmmWord, 1)
 	asked, askedVMM := false, false
+	var cpu time.Duration // of the VMM; whoever asks it has this
 	tick := time.NewTicker(h.period)
 	defer tick.Stop()
 	for {
@@ -136,23 +138,32 @@ func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
 		tick.Reset(h.period)
 		if !b.answered && !askedVMM {
 			askedVMM = true
-			asking.Go(func() { words <- r.askVMM(ctx) })
+			asking.Go(func() { words <- r.askVMM(ctx, &cpu) })
 		}
 	}
 }
 
-// askVMM returns when the VMM has answered, or has ended.
-func (r *Run) askVMM(ctx context.Context) vmmWord {
+// busyShare is the part of a period of which a guest that is busy uses a
+// processor, even on a host that is busy, too. One that has stopped uses none.
+const busyShare = 50
+
+// askVMM returns when the VMM has answered, or has ended. cpu is what it had used
+// when it was asked last, some period ago.
+func (r *Run) askVMM(ctx context.Context, cpu *time.Duration) vmmWord {
 	p, ok := r.machine.(vm.Prober)
 	if !ok {
 		return vmmRunning // all that can be known of such a machine
 	}
-	running, err := p.Running(ctx)
+	vitals, err := p.Probe(ctx)
+	used := vitals.CPU - *cpu
+	*cpu = vitals.CPU
 	switch {
 	case err != nil:
 		return vmmSilent
-	case !running:
+	case !vitals.Running:
 		return vmmStopped
+	case used > r.limit.beat/busyShare:
+		return vmmBusy
 	}
 	return vmmRunning
 }

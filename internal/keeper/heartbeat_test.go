@@ -34,6 +34,9 @@ func TestHeartbeat(t *testing.T) {
 		"talks, and answers late":             {beats: times(10, times(beatsUnanswered-1, "talk")+"answer ")},
 		"talks now and then, and then stops":  {times(3, "talk none none") + times(beatsSilent, "none"), "has stopped"},
 		"talks now and then, and answers not": {times(beatsUnanswered, "none talk"), "does not answer"},
+		"is busy":                             {beats: times(beatsUnanswered-1, "busy")},
+		"is busy for ever":                    {times(beatsUnanswered, "busy"), "does not answer"},
+		"is busy, and then stops":             {times(20, "busy") + times(beatsSilent, "none"), "has stopped"},
 		"is debugged":                         {times(beatsSilent, "unwell"), "cannot work any more: thread 1"},
 		"was debugged":                        {beats: times(10, times(beatsSilent-1, "unwell")+"answer ")},
 	} {
@@ -60,6 +63,8 @@ func judge(period time.Duration, beats []string) error {
 			b.now = b.now.Add(period)
 		case "starved":
 			b.vmm = vmmSilent
+		case "busy":
+			b.vmm = vmmBusy
 		case "stopped":
 			b.vmm = vmmStopped
 		}

@@ -10,6 +10,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"time"
 
 	"creel/internal/sandbox"
 )
@@ -108,10 +109,14 @@ type Snapshotter interface {
 
 // Prober is a [Machine] whose VMM can be asked about it.
 type Prober interface {
-	// Running says whether its virtual CPUs are meant to run. It waits for the
-	// VMM, which a busy host may keep waiting; a ctx that ends before that leaves
-	// a machine that can only be closed.
-	Running(ctx context.Context) (bool, error)
+	// Probe waits for the VMM's answer, for which a busy host may keep it waiting.
+	Probe(ctx context.Context) (Vitals, error)
+}
+
+// Vitals are what is known of a machine without its guest.
+type Vitals struct {
+	Running bool          // its virtual CPUs are meant to run
+	CPU     time.Duration // that it has used so far; 0 where that is not known
 }
 
 // Faulter is a [Machine] that tells of the host's disk errors, which its guest

@@ -270,13 +270,13 @@ func (m *machine) fault(e event) {
 // Faults implements [vm.Faulter].
 func (m *machine) Faults() <-chan vm.Fault { return m.faults }
 
-// Running implements [vm.Prober].
-func (m *machine) Running(ctx context.Context) (bool, error) {
+// Probe implements [vm.Prober].
+func (m *machine) Probe(ctx context.Context) (vm.Vitals, error) {
 	var status struct {
 		Running bool `json:"running"`
 	}
 	err := m.qmp.ask(ctx, "query-status", &status)
-	return status.Running, err
+	return vm.Vitals{Running: status.Running, CPU: m.process.CPU()}, err
 }
 
 // Snapshot implements [vm.Snapshotter].

@@ -168,13 +168,13 @@ func (m *Machine) setPaused(paused bool) error {
 	return nil
 }
 
-// Running implements [vm.Prober].
-func (m *Machine) Running(context.Context) (bool, error) {
+// Probe implements [vm.Prober].
+func (m *Machine) Probe(context.Context) (vm.Vitals, error) {
 	m.probes.Add(1)
-	return !m.Paused(), m.alive()
+	return vm.Vitals{Running: !m.Paused()}, m.alive()
 }
 
-// Probes is how often Running was asked.
+// Probes is how often Probe was called.
 func (m *Machine) Probes() int64 { return m.probes.Load() }
 
 // Faults implements [vm.Faulter].

@@ -101,8 +101,8 @@ func pause(t *testing.T, m vm.Machine, g *guest) {
 		t.Fatal(err)
 	}
 	g.send("ping")
-	if running, err := m.(vm.Prober).Running(t.Context()); running || err != nil {
-		t.Errorf("paused: Running() = %v, %v", running, err)
+	if v, err := m.(vm.Prober).Probe(t.Context()); v.Running || err != nil {
+		t.Errorf("paused: Probe() = %+v, %v", v, err)
 	}
 	if err := p.Resume(t.Context()); err != nil {
 		t.Fatal(err)
@@ -178,8 +178,8 @@ func testFullDisk(t *testing.T, d vm.Driver, fx Fixtures) {
 	g.expect("hello")
 	g.ask("fill", unix.EIO.Error())
 	g.ask("ping", "pong")
-	if running, err := m.(vm.Prober).Running(t.Context()); !running || err != nil {
-		t.Errorf("Running() = %v, %v", running, err)
+	if v, err := m.(vm.Prober).Probe(t.Context()); !v.Running || v.CPU == 0 || err != nil {
+		t.Errorf("Probe() = %+v, %v", v, err)
 	}
 	select {
 	case got := <-m.(vm.Faulter).Faults():
