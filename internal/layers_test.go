@@ -33,6 +33,8 @@ var arrows = map[string][]string{
 	"kernel":  {"undo"},
 	"secret":  {},
 
+	"postmortem": {},
+
 	// Where secrets come from. Its lock is the one between processes.
 	"secret/store": {"policy", "secret", "template/lock", "undo"},
 
@@ -59,7 +61,7 @@ var arrows = map[string][]string{
 	// Machines.
 	"vm":              {"sandbox"},
 	"vm/accel":        {"confine", "sandbox", "vm"},
-	"vm/qemu":         {"confine", "guest/api", "sandbox", "undo", "vm"},
+	"vm/qemu":         {"confine", "guest/api", "postmortem", "sandbox", "undo", "vm"},
 	"vm/vmtest":       {"guest/api", "sandbox", "vm"},
 	"vm/vmtest/guest": {},
 
@@ -106,7 +108,7 @@ var arrows = map[string][]string{
 	"engine/names":   {},
 	"engine/remains": {},
 	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/names", "engine/process", "engine/remains", "image", "keeper", "keeper/rundir", "keeper/socket",
-		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
+		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template", "vm/accel"},
 	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",

@@ -62,17 +62,26 @@ func newPS(env Env) *cobra.Command {
 func newPSRow(f engine.Found, long bool) psRow {
 	spec := f.Record.Config.Spec
 	id, words := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
+	status := describe(f.Status)
 	if long {
 		id = string(spec.ID)
-	} else if runes := []rune(words); len(runes) > 30 {
-		words = string(runes[:29]) + "…"
+	} else {
+		words, status = shortened(words, 30), shortened(status, 110)
 	}
 	return psRow{
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
 		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: command.Ago(f.Record.Created),
-		State: string(f.Status.State), Status: describe(f.Status), Labels: spec.Labels,
+		State: string(f.Status.State), Status: status, Labels: spec.Labels,
 		Ports: formatPorts(f.Status.Ports), Denied: f.Status.Denied,
 	}
+}
+
+// shortened is text of at most n characters.
+func shortened(text string, n int) string {
+	if runes := []rune(text); len(runes) > n {
+		return string(runes[:n-1]) + "…"
+	}
+	return text
 }
 
 // describe is the state in words, as Docker has them.
@@ -83,9 +92,16 @@ func describe(s sandbox.Status) string {
 		if s.Paused {
 			up += " (Paused)"
 		}
+		if s.DiskFault != "" {
+			up += ": " + s.DiskFault
+		}
 		return up
 	case sandbox.StateExited:
-		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
+		exited := fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
+		if s.Error != "" {
+			exited += ": " + s.Error
+		}
+		return exited
 	case sandbox.StateLost:
 		return "Lost: " + s.Error
 	default:

@@ -42,6 +42,9 @@ func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec, warn func(string
 	}
 	kind := audit.KindAdmitted
 	p, faults, warnings := e.judge(spec)
+	if fault := e.diskFault(); fault != "" {
+		faults = append(faults, fault)
+	}
 	if p != nil {
 		about.Rules, about.Budget = len(p.Rules), syntax.Limits(p.Budget)
 	}

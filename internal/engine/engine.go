@@ -80,6 +80,7 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
+	room func(dir string) (free, size int64, err error)
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the
@@ -166,7 +167,9 @@ func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, 
 	}
 	client, err := socket.NewClient(ctx, kp.conn)
 	if err == nil {
-		_, err = client.Ready(ctx)
+		if _, err = client.Ready(ctx); err != nil && client.Err() != nil && ctx.Err() == nil {
+			return nil, errors.Join(kp.lost(err), kp.kill())
+		}
 	}
 	if err != nil {
 		err = kp.explain(err)
@@ -205,6 +208,15 @@ func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(stri
 			Template: m.Digest, Shape: shape, Accel: m.Accel,
 		},
 	}, nil
+}
+
+// Lost says of an error of Client what has become of the keeper, where the
+// connection to it has ended. Call it before Release.
+func (s *Sandbox) Lost(err error) error {
+	if s.Client.Err() == nil {
+		return err
+	}
+	return s.keeper.lost(err)
 }
 
 // Release waits until the run's keeper has gone and removes the sandbox unless

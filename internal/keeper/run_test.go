@@ -31,6 +31,7 @@ func (bench) Kernel() string                   { return "6.1-test" }
 func (bench) Freeze(api.FreezeRequest) error   { return nil }
 func (bench) Step(string, *api.Identity) error { return nil }
 func (bench) SetClock(time.Time) error         { return nil }
+func (bench) Alive() error                     { return nil }
 func (bench) Usage() (api.UsageReply, error)   { return api.UsageReply{MemoryPeakBytes: 1}, nil }
 func (bench) Shutdown(context.Context) error   { return nil }
 func (bench) Started(f func(int) error) error  { return f(-1) }
@@ -258,8 +259,10 @@ func TestKillWhileComingUp(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	for _, args := range []string{"wait", "deaf"} {
 		r, c := started(t, options{args: []string{args},
-			with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
-			limit: func(d *deadlines) { d.kill = 30 * time.Millisecond },
+			with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+			limit: func(d *deadlines) {
+				d.timeout, d.timedOut, d.kill = 30*time.Millisecond, 30*time.Millisecond, time.Hour
+			},
 		})
 		status := r.final(c)
 		want(t, status, map[string]int{"wait": 143, "deaf": 137}[args])
@@ -451,7 +454,7 @@ func TestNoRecordNoAct(t *testing.T) {
 			return err
 		},
 		"signal": func(ctx context.Context, c *socket.Client) error {
-			return errors.Join(c.Signal(ctx, 9), c.Stop(ctx, 0, 0), c.Kill(ctx))
+			return c.Signal(ctx, 9)
 		},
 		"copy": func(ctx context.Context, c *socket.Client) error {
 			return c.CopyIn(ctx, api.CopyRequest{Path: "/"}, strings.NewReader("x"))
@@ -471,6 +474,35 @@ func TestNoRecordNoAct(t *testing.T) {
 			}
 			if g := r.guest; g.ran.Load() != 1 || g.signal.Load() != 0 || g.copied.Load() != 0 || r.driver.Machines()[0].Paused() {
 				t.Error("it happened")
+			}
+		})
+	}
+}
+
+// An end is not held up by a record that cannot be made: on a full disk it is
+// what makes room.
+func TestEndWithoutARecord(t *testing.T) {
+	for name, end := range map[string]func(context.Context, *socket.Client) error{
+		"stop":           func(ctx context.Context, c *socket.Client) error { return c.Stop(ctx, 0, time.Hour) },
+		"stop of paused": func(ctx context.Context, c *socket.Client) error { return c.Stop(ctx, 0, time.Hour) },
+		"kill":           func(ctx context.Context, c *socket.Client) error { return c.Kill(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, c := started(t, options{args: []string{"deaf"}})
+			if name == "stop of paused" {
+				if err := c.Pause(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.audit.mu.Lock()
+			r.audit.failFrom = 1
+			r.audit.mu.Unlock()
+			if err := end(t.Context(), c); err != nil {
+				t.Error(err)
+			}
+			want(t, r.final(c), 137)
+			if r.guest.signal.Load() != 0 {
+				t.Error("a signal was sent without a record")
 			}
 		})
 	}

@@ -8,13 +8,11 @@ import (
 	"io/fs"
 	"net"
 	"sync"
-	"time"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
-	"creel/internal/vm"
 	"creel/internal/wire"
 
 	"golang.org/x/sys/unix"
@@ -159,6 +157,9 @@ func (r *Run) serveAttach(ctx context.Context, s *wire.Stream, drop func()) erro
 	if err := s.Body(&req); err != nil {
 		return err
 	}
+	if r.isPaused() {
+		return errPaused
+	}
 	writers := map[int]io.WriteCloser{}
 	if req.Stdout {
 		writers[api.ChannelOut] = s.Writer(api.ChannelOut)
@@ -190,6 +191,10 @@ func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
 	switch task := r.runningTask(); {
 	case task == nil:
 		err = errNotRunning
+	case r.isPaused() && req.Signal == sigkill:
+		return r.serveKill(ctx, s) // as it needs nothing of the guest
+	case r.isPaused():
+		err = errPaused
 	case req.Resize != nil:
 		err = task.Resize(ctx, req.Resize.Rows, req.Resize.Cols)
 	case req.Signal > 0:
@@ -211,65 +216,19 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 	if req.Signal == 0 {
 		req.Signal = r.cfg.StopSignal
 	}
-	if err := r.stop(ctx, req.Signal, req.Grace); err != nil {
+	if err := r.stop(ctx, req.Signal, req.Grace, r.limit.kill); err != nil {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})
 }
 
 func (r *Run) serveKill(ctx context.Context, s *wire.Stream) error {
+	// An end is not held up by a record that cannot be made: on a full disk it is
+	// what makes room.
 	if err := r.record(ctx, audit.KindSignal, event.Signal{Signal: sigkill, Target: "vm"}); err != nil {
-		return err
+		r.deps.Log.Error("the run is ended without a record of who asked", "err", err)
 	}
 	r.kill()
-	return s.Send(ctx, api.Reply{})
-}
-
-func (r *Run) servePause(ctx context.Context, s *wire.Stream) error {
-	return r.withPauser(ctx, s, "pause", func(p vm.Pauser) error {
-		if err := p.Pause(ctx); err != nil {
-			return err
-		}
-		return r.setPaused(true)
-	})
-}
-
-// serveResume also sets the clock: a paused guest's has stood still.
-func (r *Run) serveResume(ctx context.Context, s *wire.Stream) error {
-	return r.withPauser(ctx, s, "resume", func(p vm.Pauser) error {
-		if err := p.Resume(ctx); err != nil {
-			return err
-		}
-		clock, cancel := context.WithTimeout(ctx, r.limit.goodbye)
-		defer cancel()
-		return errors.Join(r.setPaused(false), r.guest.Clock(clock, time.Now()))
-	})
-}
-
-func (r *Run) setPaused(paused bool) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.isOver() {
-		return nil
-	}
-	r.status.Paused = paused
-	return r.saveLocked()
-}
-
-func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do func(vm.Pauser) error) error {
-	if err := r.awaitGuest(ctx); err != nil {
-		return err
-	}
-	p, ok := r.machine.(vm.Pauser)
-	if !ok {
-		return fmt.Errorf("%s: this machine cannot be paused", verb)
-	}
-	if err := r.record(ctx, event.KindStep, event.Step{Step: verb}); err != nil {
-		return err
-	}
-	if err := do(p); err != nil {
-		return err
-	}
 	return s.Send(ctx, api.Reply{})
 }
 

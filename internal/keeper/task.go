@@ -19,6 +19,10 @@ import (
 
 const sigkill = 9
 
+// errNoRecord is in the chain of errors about a signal that could not be
+// recorded.
+var errNoRecord = errors.New("nothing is sent without a record")
+
 // start runs the task, once. Its error says why it does not run, and the run
 // then ends.
 func (r *Run) start(ctx context.Context) error {
@@ -120,18 +124,29 @@ func (r *Run) enforceTimeout() {
 	r.mu.Lock()
 	r.status.TimedOut = true
 	r.mu.Unlock()
-	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.kill); err != nil {
+	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.timeout, r.limit.timedOut); err != nil {
 		r.deps.Log.Error("the timeout's signal could not be sent; the VM is ended instead", "err", err)
 		r.kill()
 	}
 }
 
 // stop signals the task and, where it still runs after grace, kills it, and
-// then the machine. Neither a guest that takes no signals nor a client that
+// the machine where it runs for last after that. A paused sandbox is let go on
+// first, or nothing would come of it. Where the record cannot be made, the
+// machine is ended without a signal. Neither a guest that takes no signals nor a client that
 // has stopped reading the output can hold up the end.
-func (r *Run) stop(ctx context.Context, signal int, grace time.Duration) error {
+func (r *Run) stop(ctx context.Context, signal int, grace, last time.Duration) error {
+	if err := r.resumeForEnd(ctx); err != nil {
+		r.deps.Log.Warn("a paused sandbox did not go on; its VM is ended instead", "err", err)
+		r.kill()
+		return nil
+	}
 	for _, n := range []int{signal, sigkill} {
-		if err := r.post(ctx, n); err != nil {
+		if err := r.post(ctx, n); errors.Is(err, errNoRecord) {
+			r.deps.Log.Error("a signal was not sent; the VM is ended instead", "err", err)
+			r.kill()
+			return nil
+		} else if err != nil {
 			return err
 		}
 		if r.overWithin(ctx, grace) {
@@ -140,7 +155,7 @@ func (r *Run) stop(ctx context.Context, signal int, grace time.Duration) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		grace = r.limit.kill
+		grace = last
 	}
 	r.kill()
 	return nil
@@ -180,7 +195,10 @@ func (r *Run) post(ctx context.Context, signal int) error {
 }
 
 func (r *Run) recordSignal(ctx context.Context, signal int, x *host.Exec) error {
-	return r.record(ctx, audit.KindSignal, event.Signal{Signal: signal, PID: x.PID()})
+	if err := r.record(ctx, audit.KindSignal, event.Signal{Signal: signal, PID: x.PID()}); err != nil {
+		return fmt.Errorf("%w: %w", errNoRecord, err)
+	}
+	return nil
 }
 
 // feed copies a client's stdin to the task, which has one writer at a time.

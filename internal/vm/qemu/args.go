@@ -62,15 +62,20 @@ func newPlan(c vm.Config) plan {
 			accel = "tcg,tb-size=64,thread=multi"
 		}
 	}
-	p.add("-M", "microvm,pit=off,pic=off,rtc=on,isa-serial=off,memory-backend=mem",
+	p.add("-M", "microvm,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=mem",
 		"-accel", accel, "-cpu", cmp.Or(c.CPU, CPU(c.Accel, false)),
 		"-smp", fmt.Sprint(c.Shape.VCPUs),
 		"-m", fmt.Sprintf("%dM", c.Shape.MemoryMiB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=/proc/self/fd/%d,share=%s", c.Shape.MemoryMiB, fdMemory, share),
 		"-global", "virtio-mmio.force-legacy=false",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-nodefaults", "-no-user-config", "-display", "none",
+		// However the guest ends the machine, the VMM only stops and says so: the
+		// driver kills it, and none of the VMM's own way out is open to a guest.
+		"-action", "reboot=shutdown,shutdown=pause",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
+		// The kernel says there why it gives up. It is the VMM's standard output.
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", fdNetwork),
 		"-device", fmt.Sprintf("virtio-net-device,netdev=net,mac=%s,host_mtu=%d", mac, mtu),
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
@@ -100,8 +105,11 @@ func Plan(c vm.Config) (args []string, rest []*os.File) {
 	return p.args, p.files
 }
 
+// diskNode is the name of a disk in commands and events.
+func diskNode(i int) string { return fmt.Sprintf("disk%d", i) }
+
 func (p *plan) disk(i int, d vm.Disk) {
-	node, mode := fmt.Sprintf("disk%d", i), "off"
+	node, mode := diskNode(i), "off"
 	if d.ReadOnly {
 		mode = "on"
 	}
@@ -113,7 +121,9 @@ func (p *plan) disk(i int, d vm.Disk) {
 		p.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", p.pass(d.File), i),
 			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off", node, mode, i))
 	}
-	p.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s", node, d.Serial))
+	// An error of the host's disk is the guest's to handle. By default the VMM
+	// stops the machine when the host's disk is full, and waits for somebody.
+	p.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", node, d.Serial))
 }
 
 // MachineID describes a machine as far as its frozen state depends on it: the

@@ -42,20 +42,7 @@ func TestArguments(t *testing.T) {
 		"restore-kvm-8192m-4cpu": restore(large, sandbox.AccelKVM),
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := strings.Join(newPlan(c).args, "\n") + "\n"
-			path := filepath.Join("testdata", name+".args")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Error(diff)
-			}
+			golden(t, name, strings.Join(newPlan(c).args, "\n")+"\n")
 		})
 	}
 }
@@ -77,6 +64,30 @@ func TestCPUIsTheOneAskedFor(t *testing.T) {
 		if i := slices.Index(args, "-cpu"); i < 0 || args[i+1] != c.want {
 			t.Errorf("%s, CPU %q: %q, want %q", c.accel, c.cpu, args, c.want)
 		}
+	}
+}
+
+func TestCommandLines(t *testing.T) {
+	for _, accel := range []sandbox.Accel{sandbox.AccelKVM, sandbox.AccelTCG} {
+		golden(t, "cmdline-"+string(accel), strings.ReplaceAll(Cmdline(accel, 2596120), " ", "\n")+"\n")
+	}
+}
+
+// golden holds text against testdata/name.args.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".args")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Error(diff)
 	}
 }
 
