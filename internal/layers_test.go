@@ -34,7 +34,8 @@ var arrows = map[string][]string{
 	"secret":  {},
 
 	// What is safe to show.
-	"printable": {},
+	"printable":  {},
+	"postmortem": {},
 
 	// Where secrets come from. Its lock is the one between processes.
 	"secret/store": {"policy", "secret", "template/lock", "undo"},
@@ -61,8 +62,8 @@ var arrows = map[string][]string{
 
 	// Machines.
 	"vm":              {"sandbox"},
-	"vm/accel":        {"sandbox"},
-	"vm/qemu":         {"confine", "guest/api", "sandbox", "undo", "vm"},
+	"vm/accel":        {"confine", "sandbox", "vm"},
+	"vm/qemu":         {"confine", "guest/api", "postmortem", "sandbox", "undo", "vm"},
 	"vm/vmtest":       {"guest/api", "sandbox", "vm"},
 	"vm/vmtest/guest": {},
 
@@ -109,9 +110,9 @@ var arrows = map[string][]string{
 	"engine/names":   {},
 	"engine/remains": {},
 	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/names", "engine/process", "engine/remains", "image", "keeper", "keeper/rundir", "keeper/socket",
-		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
+		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
-	"doctor": {"kernel", "sandbox", "template"},
+	"doctor": {"kernel", "sandbox", "template", "vm/accel"},
 	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
 		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "printable", "sandbox", "secret/store", "template", "vm"},
 	"cli/command":   {"printable"},

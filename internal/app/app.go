@@ -53,19 +53,22 @@ const (
 // self is this program, whatever path it was started by.
 const self = "/proc/self/exe"
 
-// Users that a VMM runs as while a template is built, where Creel is root;
-// beside those of the sandboxes.
+// Users that a VMM runs as while a template is built or KVM is probed, where
+// Creel is root; beside those of the sandboxes.
 const (
 	builderUIDBase  = 0x68000000
 	builderUIDCount = 1 << 24
 )
 
+// ownUser confines a VMM that belongs to no sandbox.
+func ownUser(level sandbox.Confinement, dir string) vm.Confinement {
+	uid := builderUIDBase + rand.IntN(builderUIDCount)
+	return vm.Confinement{Level: level, UID: uid, GID: uid, Dir: dir}
+}
+
 func kernelDir(state string) string { return filepath.Join(state, "kernels") }
 
 func auditDir(state string) string { return filepath.Join(state, "audit") }
-
-// accelCache is where the probe's answer is kept.
-func accelCache(state string) string { return filepath.Join(state, "accel.json") }
 
 // open prepares what commands act with. It starts nothing.
 func open(logging cli.Logging) (*cli.App, error) {
@@ -98,12 +101,10 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	choose := func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error) {
-		return accel.Choose(ctx, want, accelCache(dir))
-	}
+	accelerators := accelerators{dir}
 	eng, err := engine.New(engine.Options{
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers,
-		Secrets: secretsOf(cfg), Accel: choose,
+		Secrets: secretsOf(cfg), Accel: accelerators,
 		Scratch: makeScratch(dir), Standby: standbyPool(cfg),
 		KeeperCommand: []string{self, KeeperArg}, Log: log,
 	})
@@ -116,7 +117,9 @@ func open(logging cli.Logging) (*cli.App, error) {
 		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() }, PruneAudit: ledger.Prune,
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
-			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },
+			Accel: func(ctx context.Context) (accel.Choice, error) {
+				return accelerators.Choose(ctx, cfg.Accel, possibleLevel(cfg.Confinement))
+			},
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
 		},
 	}, nil
@@ -184,21 +187,14 @@ func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
 	}
 	o := template.Options{
 		Dir: filepath.Join(dir, "templates"), RuntimeDir: filepath.Join(dir, "holders"),
-		Boot: func(_ context.Context, shape vm.Shape, a sandbox.Accel) (template.Boot, error) {
-			cmdline, err := bootCmdline(dir, a)
-			devices := qemu.MachineID(shape, a, template.Disks(nil, nil))
-			return template.Boot{Cmdline: cmdline, CPU: qemu.CPU(a), Devices: devices}, err
-		},
-		Kernel: func() (kernel.Kernel, error) { return kernel.Latest(kernelDir(dir)) },
-		Agent:  agent,
-		Guest:  func(control net.Conn) template.Guest { return host.New(control) },
-		Confinement: func(level sandbox.Confinement, dir string) vm.Confinement {
-			uid := builderUIDBase + rand.IntN(builderUIDCount)
-			return vm.Confinement{Level: level, UID: uid, GID: uid, Dir: dir}
-		},
-		Holder: []string{self, HolderArg}, Log: log,
+		Boot:        func(ctx context.Context, req template.Request) (template.Boot, error) { return bootOf(ctx, dir, req) },
+		Kernel:      func() (kernel.Kernel, error) { return kernel.Latest(kernelDir(dir)) },
+		Agent:       agent,
+		Guest:       func(control net.Conn) template.Guest { return host.New(control) },
+		Confinement: ownUser,
+		Holder:      []string{self, HolderArg}, Log: log,
 	}
-	driver, missing := qemu.New(qemu.Options{Logger: log})
+	driver, missing := qemu.New(qemu.Options{})
 	o.VMM = func(ctx context.Context) (template.VMM, error) {
 		if missing != nil {
 			return template.VMM{}, missing

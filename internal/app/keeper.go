@@ -56,7 +56,7 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 		return err
 	}
 	defer records.Close()
-	driver, err := qemu.New(qemu.Options{Logger: log})
+	driver, err := qemu.New(qemu.Options{})
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func openParts(ctx context.Context, stateDir, digest, sandboxDir string, log *sl
 		return nil, m, fmt.Errorf("open the writable disk: %w", err)
 	}
 	return &keeper.Parts{
-		Memory: parts.Memory, State: parts.State, Disks: template.Disks(parts.Root, disk),
+		Memory: parts.Memory, State: parts.State, CPU: m.CPU, Disks: template.Disks(parts.Root, disk),
 		Close: func() error {
 			disk.Close()
 			return parts.Close()

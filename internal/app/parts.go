@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -79,12 +80,14 @@ func vmmVersion(ctx context.Context) (string, error) {
 // accelerator asks the probe, whose answer is kept where there is a state
 // directory to keep it in.
 func accelerator(ctx context.Context, cfg config.Config) (string, error) {
-	cache := ""
+	level := possibleLevel(cfg.Confinement)
 	if unix.Access(cfg.StateDir, unix.W_OK|unix.X_OK) == nil {
-		cache = accelCache(cfg.StateDir)
+		c, err := accelerators{cfg.StateDir}.Choose(ctx, cfg.Accel, level)
+		return fmt.Sprintf("%s: %s", c.Accel, cmp.Or(c.Doubt, c.Reason)), err
 	}
-	chosen, reason, err := accel.Choose(ctx, cfg.Accel, cache)
-	return fmt.Sprintf("%s: %s", chosen, reason), err
+	host := accel.Host{Confinement: ownUser}
+	c, err := host.Choose(ctx, accel.Wish{Accel: cfg.Accel, Level: level})
+	return fmt.Sprintf("%s: %s", c.Accel, cmp.Or(c.Doubt, c.Reason)), err
 }
 
 func hostKernel() (string, error) {

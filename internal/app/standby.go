@@ -105,7 +105,7 @@ func become(ctx context.Context, files []*os.File, key standby.Key, waiting *kee
 
 // wait starts the clone that waits.
 func wait(ctx context.Context, stateDir string, key standby.Key, place *standby.Place, log *slog.Logger) (*keeper.Waiting, error) {
-	driver, err := qemu.New(qemu.Options{Logger: log})
+	driver, err := qemu.New(qemu.Options{})
 	if err != nil {
 		return nil, err
 	}

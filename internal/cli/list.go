@@ -62,29 +62,26 @@ func newPS(env Env) *cobra.Command {
 func newPSRow(f engine.Found, long bool) psRow {
 	spec := f.Record.Config.Spec
 	id, words := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
+	status := describe(f.Status)
 	if long {
 		id = string(spec.ID)
 	} else {
-		words = cut(words, 30)
+		words, status = shortened(words, 30), shortened(status, 110)
 	}
 	return psRow{
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
 		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: command.Ago(f.Record.Created),
-		State: string(f.Status.State), Status: describe(f.Status), Labels: spec.Labels,
+		State: string(f.Status.State), Status: status, Labels: spec.Labels,
 		Ports: formatPorts(f.Status.Ports), Denied: f.Status.Denied,
 	}
 }
 
-// maxReason bounds what a keeper that was taken over can fill a table with;
-// `creel inspect` has all.
-const maxReason = 200
-
-// cut is a text of at most that many characters.
-func cut(s string, most int) string {
-	if runes := []rune(s); len(runes) > most {
-		return string(runes[:most-1]) + "…"
+// shortened is text of at most n characters.
+func shortened(text string, n int) string {
+	if runes := []rune(text); len(runes) > n {
+		return string(runes[:n-1]) + "…"
 	}
-	return s
+	return text
 }
 
 // describe is the state in words, as Docker has them.
@@ -95,11 +92,18 @@ func describe(s sandbox.Status) string {
 		if s.Paused {
 			up += " (Paused)"
 		}
+		if s.DiskFault != "" {
+			up += ": " + s.DiskFault
+		}
 		return up
 	case sandbox.StateExited:
-		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
+		exited := fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
+		if s.Error != "" {
+			exited += ": " + s.Error
+		}
+		return exited
 	case sandbox.StateLost:
-		return "Lost: " + cut(s.Error, maxReason)
+		return "Lost: " + s.Error
 	default:
 		return "Created"
 	}

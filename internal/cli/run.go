@@ -79,6 +79,9 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		return app.Engine.Standby(sb)
 	}
 	status, err := follow(ctx, env, sb)
+	if err != nil {
+		err = sb.Lost(err)
+	}
 	if released := sb.Release(context.WithoutCancel(ctx)); err == nil {
 		err = released
 	}
@@ -89,6 +92,9 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		err = errors.Join(err, writeReceipt(ctx, app, sb, f.receipt))
 	}
 	if err != nil {
+		if status.DiskFault != "" { // the reason of the rest, most likely
+			err = fmt.Errorf("%s\n%w", status.DiskFault, err)
+		}
 		return err
 	}
 	if !f.quiet {

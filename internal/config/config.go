@@ -112,7 +112,7 @@ func settings(stateDir string) []setting {
 		}},
 		{"disk", "10g", "writable disk of a task, 64m to 64g", sizePattern, sizeSetter(func(c *Config) *int64 { return &c.DiskBytes })},
 		{"timeout", "0", "a task is stopped after this; 0 is never", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.Timeout })},
-		{"accel", "auto", "what executes guest code", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
+		{"accel", "auto", "what executes guest code: kvm is tried wherever it opens, auto takes it where it is quick", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
 		{"confinement", "full", "how VMM processes are locked in", "^(full|reduced)$", choice(func(c *Config, v string) { c.Confinement = sandbox.Confinement(v) }, "full", "reduced")},
 		{"tier", "trusted", "the ceiling on what a task may ask for", "^(untrusted|restricted|trusted)$", choice(func(c *Config, v string) { c.Tier = v }, "untrusted", "restricted", "trusted")},
 		{"standby", "0", "how many VMs like the last task's wait for the next one, 0 to 16", "^([0-9]|1[0-6])$", func(c *Config, v string) (err error) {

@@ -10,6 +10,7 @@
 package confine
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +31,8 @@ type VMM struct {
 	Path   string     // absolute
 	Args   []string   // without the program's own name
 	Files  []*os.File // become descriptors 3, 4, … and stay the caller's
-	Stderr *os.File   // also its standard output; nil: /dev/null
+	Stderr *os.File   // nil: /dev/null
+	Stdout *os.File   // nil: as Stderr
 
 	Level sandbox.Confinement
 	// UID and GID are what it becomes where the caller is root; never 0 there,
@@ -39,7 +42,7 @@ type VMM struct {
 	// VMM's own mount namespace only. Unused at the reduced level.
 	Dir string
 
-	KVM          bool  // /dev/kvm is there for it
+	KVM          bool  // /dev/kvm is there for it, and its user may open it if that can be arranged
 	MaxFileBytes int64 // no file that it writes can grow beyond this
 }
 
@@ -47,12 +50,34 @@ type VMM struct {
 // dies.
 type Process struct {
 	proc  *os.Process
+	stat  *os.File // /proc/PID/stat; nil where it could not be had
 	done  chan struct{}
 	state *os.ProcessState // valid once done is closed
 }
 
 // PID is the VMM's in the caller's namespace.
 func (p *Process) PID() int { return p.proc.Pid }
+
+// CPU is the processor time that the VMM has used so far, 0 where that is not
+// known. It can be asked under [Self].
+func (p *Process) CPU() time.Duration {
+	if p.stat == nil {
+		return 0
+	}
+	var buf [1 << 10]byte
+	n, _ := p.stat.ReadAt(buf[:], 0) // the end of the file, or of the process
+	fields := bytes.Fields(buf[bytes.LastIndexByte(buf[:n], ')')+1 : n])
+	if len(fields) < 13 {
+		return 0
+	}
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on x86-64
+	user, uerr := strconv.ParseInt(string(fields[11]), 10, 64)
+	system, serr := strconv.ParseInt(string(fields[12]), 10, 64)
+	if uerr != nil || serr != nil {
+		return 0
+	}
+	return time.Duration(user+system) * tick
+}
 
 // Done is closed when the VMM has ended and was reaped.
 func (p *Process) Done() <-chan struct{} { return p.done }
@@ -138,8 +163,12 @@ func start(v VMM, probe bool) (*Process, error) {
 			started <- err
 			return
 		}
+		if p.stat, err = os.Open(fmt.Sprintf("/proc/%d/stat", p.proc.Pid)); err != nil {
+			p.stat = nil // not a reason to be without the VMM
+		}
 		started <- nil
 		p.state, _ = p.proc.Wait() // fails only for a process that is not ours
+		p.stat.Close()
 		close(p.done)
 	}()
 	if err := <-started; err != nil {
@@ -173,7 +202,11 @@ func (v *VMM) fork(link *os.File) (*os.Process, error) {
 			attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP}
 		}
 	}
-	files := append([]*os.File{null, stderr, stderr}, v.Files...)
+	stdout := v.Stdout
+	if stdout == nil {
+		stdout = stderr
+	}
+	files := append([]*os.File{null, stdout, stderr}, v.Files...)
 	files = append(files, link)
 	proc, err := os.StartProcess("/proc/self/exe", []string{"creel", StageArg, strconv.Itoa(len(files) - 1)},
 		&os.ProcAttr{Files: files, Env: []string{}, Sys: attr})
@@ -192,7 +225,7 @@ func (v *VMM) conduct(link *os.File, probe bool) error {
 	}
 	if v.KVM {
 		var st unix.Stat_t
-		if err := unix.Stat("/dev/kvm", &st); err != nil {
+		if err := unix.Stat(kvmPath, &st); err != nil {
 			return fmt.Errorf("find the group of /dev/kvm: %w", err)
 		}
 		if st.Gid != 0 {

@@ -17,18 +17,24 @@ var programDirs = []string{"/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin"}
 
 const linkerCache = "/etc/ld.so.cache"
 
+const kvmPath = "/dev/kvm"
+
 // elsewhere is where a VMM that is not under /usr is seen.
 const elsewhere = "/vmm"
 
 // enterPrivateRoot makes c.Dir the root of this mount namespace: programs and
 // libraries, /proc of this process namespace, three devices at most, all of it
 // read-only. It returns the VMM's path there.
-func enterPrivateRoot(c stageConfig) (string, error) {
+func enterPrivateRoot(c *stageConfig) (string, error) {
 	root := c.Dir
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return "", fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("creel", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64k"); err != nil {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if c.KVM && c.Root {
+		flags &^= unix.MS_NODEV // for kvmDevice
+	}
+	if err := unix.Mount("creel", root, "tmpfs", flags, "mode=755,size=64k"); err != nil {
 		return "", fmt.Errorf("mount private root on %q: %w", root, err)
 	}
 	for _, dir := range programDirs {
@@ -46,14 +52,13 @@ func enterPrivateRoot(c stageConfig) (string, error) {
 		}
 		path = elsewhere
 	}
-	devices := []string{"/dev/null", "/dev/urandom"}
-	if c.KVM {
-		devices = append(devices, "/dev/kvm")
-	}
-	for _, d := range devices {
+	for _, d := range []string{"/dev/null", "/dev/urandom"} {
 		if err := bind(root, d, d); err != nil {
 			return "", err
 		}
+	}
+	if err := kvmDevice(root, c); err != nil {
+		return "", err
 	}
 	if err := mountProc(root); err != nil {
 		return "", err
@@ -63,6 +68,31 @@ func enterPrivateRoot(c stageConfig) (string, error) {
 		return "", err
 	}
 	return path, pivot(root)
+}
+
+// kvmDevice shows /dev/kvm in the private root, where it is wanted. A stage that
+// is root makes the VMM a node of its own: the host's may be root's alone, and
+// so the VMM need not be in a group.
+func kvmDevice(root string, c *stageConfig) error {
+	if !c.KVM {
+		return nil
+	}
+	if c.Root {
+		var st unix.Stat_t
+		if err := unix.Stat(kvmPath, &st); err != nil {
+			return fmt.Errorf("look at %s: %w", kvmPath, err)
+		}
+		node := filepath.Join(root, kvmPath)
+		err := unix.Mknod(node, unix.S_IFCHR|0o600, int(st.Rdev))
+		if err == nil {
+			c.Groups = nil
+			return os.Chown(node, c.UID, c.GID)
+		}
+		if !errors.Is(err, unix.EPERM) { // a root that may make no devices, as in many containers
+			return fmt.Errorf("make %s: %w", kvmPath, err)
+		}
+	}
+	return bind(root, kvmPath, kvmPath)
 }
 
 // mirror shows dir in the private root as it is outside: a link as a link.

@@ -149,7 +149,7 @@ func landlockVMM(c stageConfig) error {
 		landlock.RWFiles("/dev/null"),
 	}
 	if c.KVM {
-		rules = append(rules, landlock.RWFiles("/dev/kvm").WithIoctlDev())
+		rules = append(rules, landlock.RWFiles(kvmPath).WithIoctlDev())
 	}
 	if err := landlock.V7.BestEffort().Restrict(rules...); err != nil {
 		return fmt.Errorf("restrict files: %w", err)

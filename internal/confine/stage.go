@@ -74,7 +74,7 @@ func stage(link int) error {
 	path := c.Path
 	switch c.Level {
 	case sandbox.ConfinementFull:
-		if path, err = enterPrivateRoot(c); err != nil {
+		if path, err = enterPrivateRoot(&c); err != nil {
 			return fmt.Errorf("%w (%w)", err, errNamespace)
 		}
 	case sandbox.ConfinementReduced:

@@ -14,6 +14,7 @@ import (
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template"
+	"creel/internal/vm/accel"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ type Deps struct {
 	StateDir  string
 	KernelDir string
 	// Accel chooses what executes guest code, by running some.
-	Accel func(context.Context) (sandbox.Accel, string, error)
+	Accel func(context.Context) (accel.Choice, error)
 	// Namespaces tries to make what full confinement needs.
 	Namespaces func() error
 	Templates  func(context.Context) ([]template.Manifest, error)
@@ -75,15 +76,18 @@ func vmm(ctx context.Context) Finding {
 }
 
 func (d Deps) accelerator(ctx context.Context) Finding {
-	accel, reason, err := d.Accel(ctx)
+	c, err := d.Accel(ctx)
 	switch {
 	case err != nil:
 		return Finding{"accelerator", Fail, err.Error(), "run `creel doctor` again; if it stays, use --accel tcg"}
-	case accel == sandbox.AccelKVM:
-		return Finding{"accelerator", OK, "kvm: " + reason, ""}
+	case c.Doubt != "":
+		return Finding{"accelerator", Warn, "kvm, as asked, though it does not look usable: " + c.Doubt, "use --accel tcg, or the setting accel: auto"}
+	case c.Accel == sandbox.AccelKVM:
+		return Finding{"accelerator", OK, "kvm: " + c.Reason, ""}
+	case c.Advice == "":
+		return Finding{"accelerator", Warn, "emulation (tcg), many times slower than KVM: " + c.Reason, "use --accel auto"}
 	default:
-		return Finding{"accelerator", Warn, "emulation (tcg), many times slower than KVM: " + reason,
-			"use a machine whose /dev/kvm you may open (group kvm) and that runs guests in hardware"}
+		return Finding{"accelerator", Warn, "emulation (tcg), many times slower than KVM: " + c.Reason, c.Advice}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"creel/internal/sandbox"
 	"creel/internal/template"
+	"creel/internal/vm/accel"
 )
 
 // healthy is a machine on which nothing but a kernel is missing.
@@ -18,13 +19,15 @@ func healthy(t *testing.T) Deps {
 	dir := t.TempDir()
 	return Deps{
 		StateDir: dir, KernelDir: filepath.Join(dir, "kernels"),
-		Accel: func(context.Context) (sandbox.Accel, string, error) {
-			return sandbox.AccelKVM, "it runs guest code", nil
-		},
+		Accel:      chose(accel.Choice{Accel: sandbox.AccelKVM, Reason: "it runs guest code"}),
 		Namespaces: func() error { return nil },
 		Templates:  func(context.Context) ([]template.Manifest, error) { return nil, nil },
 		Leftovers:  func() (int, error) { return 0, nil },
 	}
+}
+
+func chose(c accel.Choice) func(context.Context) (accel.Choice, error) {
+	return func(context.Context) (accel.Choice, error) { return c, nil }
 }
 
 func find(t *testing.T, d Deps, name string) Finding {
@@ -47,10 +50,16 @@ func TestEachLackIsFoundWithItsMend(t *testing.T) {
 	}{
 		{"accelerator", func(*Deps) {}, OK, ""},
 		{"accelerator", func(d *Deps) {
-			d.Accel = func(context.Context) (sandbox.Accel, string, error) { return sandbox.AccelTCG, "stuck", nil }
-		}, Warn, "/dev/kvm"},
+			d.Accel = chose(accel.Choice{Accel: sandbox.AccelTCG, Reason: "closed", Advice: "join the group"})
+		}, Warn, "join the group"},
 		{"accelerator", func(d *Deps) {
-			d.Accel = func(context.Context) (sandbox.Accel, string, error) { return "", "", errors.New("no") }
+			d.Accel = chose(accel.Choice{Accel: sandbox.AccelTCG, Reason: "as asked"})
+		}, Warn, "--accel auto"},
+		{"accelerator", func(d *Deps) {
+			d.Accel = chose(accel.Choice{Accel: sandbox.AccelKVM, Reason: "as asked", Doubt: "stuck"})
+		}, Warn, "--accel tcg"},
+		{"accelerator", func(d *Deps) {
+			d.Accel = func(context.Context) (accel.Choice, error) { return accel.Choice{}, errors.New("no") }
 		}, Fail, "--accel tcg"},
 		{"kernel", func(*Deps) {}, Fail, "creel kernel fetch"},
 		{"namespaces", func(*Deps) {}, OK, ""},

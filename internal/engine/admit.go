@@ -39,6 +39,9 @@ func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec, warn func(string
 	kind := audit.KindAdmitted
 	p, faults, warnings := e.judge(spec)
 	about := aboutSpec(spec, p)
+	if fault := e.diskFault(); fault != "" {
+		faults = append(faults, fault)
+	}
 	if len(faults) > 0 {
 		kind, about.Faults = audit.KindRefused, faults
 	}

@@ -253,3 +253,33 @@ func TestTheBudgetIsOnTheLedger(t *testing.T) {
 		t.Errorf("%d rules, budget %s", about.Rules, diff)
 	}
 }
+
+// Nothing is started on a disk that is nearly full, and the refusal is on record
+// with what to do.
+func TestFullDiskIsRefused(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		free, size int64
+		refused    bool
+	}{
+		{1 << 40, 1 << 41, false}, {1 << 30, 1 << 41, false}, {1<<30 - 1, 1 << 41, true},
+		{10 * mib, 200 * mib, false}, {10*mib - 1, 200 * mib, true}, {0, 200 * mib, true},
+	} {
+		e, _, asked := admitting(t)
+		e.room = func(string) (int64, int64, error) { return c.free, c.size, nil }
+		_, err := e.Create(t.Context(), modest("trusted"), func(string) {}, nil)
+		_, refused := errors.AsType[*Refused](err)
+		if refused != c.refused || *asked == c.refused {
+			t.Errorf("%d of %d bytes are free: %v", c.free, c.size, err)
+		}
+		if c.refused && !strings.Contains(err.Error(), "free some space") {
+			t.Errorf("%v does not say what to do", err)
+		}
+		if got := records(t, e); len(got) != 1 || (got[0].Kind == audit.KindRefused) != c.refused {
+			t.Errorf("on record: %+v", got)
+		}
+	}
+	if free, size, err := diskRoom(t.TempDir()); err != nil || free <= 0 || size < free {
+		t.Errorf("this disk: %d of %d, %v", free, size, err)
+	}
+}

@@ -71,8 +71,7 @@ type Options struct {
 	Tiers     tier.Tiers
 	Secrets   Secrets
 	Standby   *standby.Pool
-	// Accel decides what executes guest code, and says why.
-	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
+	Accel     Accelerators
 	// Scratch makes an empty writable disk of size bytes at path.
 	Scratch func(ctx context.Context, path string, size int64, kind scratch.Kind) error
 	// KeeperCommand is the command line that becomes a keeper.
@@ -85,6 +84,7 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
+	room func(dir string) (free, size int64, err error)
 
 	patience time.Duration // with a keeper that is told to end its run
 	leaves   time.Duration // that a keeper may take to go once its task has ended
@@ -174,7 +174,9 @@ func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, 
 	}
 	client, err := socket.NewClient(ctx, kp.conn)
 	if err == nil {
-		_, err = client.Ready(ctx)
+		if _, err = client.Ready(ctx); err != nil && client.Err() != nil && ctx.Err() == nil {
+			return nil, errors.Join(kp.lost(err), kp.kill())
+		}
 	}
 	if err != nil {
 		err = kp.explain(err)
@@ -215,33 +217,13 @@ func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(stri
 	}, nil
 }
 
-// TemplateWish is what is wanted of a template beside its image.
-type TemplateWish struct {
-	Shape       vm.Shape
-	Accel       sandbox.Accel
-	Confinement sandbox.Confinement // of the VMM that builds it
-}
-
-// Template finds or builds the template of an image. Where the accelerator was
-// left to Creel and the template does not boot under KVM in time, it is built
-// for emulation, and progress says so.
-func (e *Engine) Template(ctx context.Context, img image.Image, want TemplateWish, progress func(string)) (template.Manifest, error) {
-	accel, _, err := e.opts.Accel(ctx, want.Accel)
-	if err != nil {
-		return template.Manifest{}, err
+// Lost says of an error of Client what has become of the keeper, where the
+// connection to it has ended. Call it before Release.
+func (s *Sandbox) Lost(err error) error {
+	if s.Client.Err() == nil {
+		return err
 	}
-	fs, err := e.opts.Images.RootFS(ctx, img)
-	if err != nil {
-		return template.Manifest{}, err
-	}
-	req := template.Request{Image: img.ID, RootFS: template.RootFS(fs), Shape: want.Shape, Accel: accel, Confinement: want.Confinement}
-	m, _, err := e.opts.Templates.For(ctx, req, progress)
-	if errors.Is(err, template.ErrDeadline) && want.Accel == sandbox.AccelAuto && accel == sandbox.AccelKVM {
-		progress("the template did not boot under KVM in time; using emulation, which is slower")
-		req.Accel = sandbox.AccelTCG
-		m, _, err = e.opts.Templates.For(ctx, req, progress)
-	}
-	return m, err
+	return s.keeper.lost(err)
 }
 
 // Release waits until the run's keeper has gone and removes the sandbox unless

@@ -208,7 +208,7 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 	if status.State != sandbox.StateExited {
 		status.State = sandbox.StateLost
 		status.ExitCode = sandbox.ExitCreel
-		status.Error = cmp.Or(status.Error, "its keeper was killed")
+		status.Error = cmp.Or(status.Error, unknownEnd)
 		if err := rundir.WriteStatus(e.KeeperDir(rec.Config.Spec.ID), status); err != nil {
 			return err
 		}

@@ -12,10 +12,12 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"creel/internal/audit"
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
+	"creel/internal/postmortem"
 	"creel/internal/secret"
 	"creel/internal/standby"
 
@@ -30,7 +32,12 @@ type keeperProcess struct {
 	conn    net.Conn     // the launcher's connection to it
 	logPath string
 	done    chan struct{}
+	how     string // it has ended; valid once done is closed
 }
+
+// unknownEnd is what is known of the end of a keeper that is no child of who
+// asks, and has left no word.
+const unknownEnd = "its keeper was killed, or it crashed"
 
 // launch starts the keeper, or makes one of the process that waits: its
 // configuration comes by pipe, and the launcher is its first client, by a
@@ -56,7 +63,7 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n netwo
 		return nil, err
 	}
 	defer theirs.Close()
-	kp := &keeperProcess{dir: dir, conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{})}
+	kp := &keeperProcess{dir: dir, conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{}), how: unknownEnd}
 	files, err := n.files()
 	if err != nil {
 		ours.Close()
@@ -132,7 +139,16 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 	}
 	kp.end = cmd.Process.Kill
 	kp.process, err = identify(cmd.Process.Pid) // it keeps its number until it is waited for
-	go func() { cmd.Wait(); close(kp.done) }()
+	kills, uncounted := postmortem.OpenKills()
+	if uncounted != nil {
+		kills = nil // this kernel does not count them
+	}
+	go func() {
+		cmd.Wait()
+		kp.how = postmortem.How("its keeper", cmd.ProcessState, kills)
+		kills.Close()
+		close(kp.done)
+	}()
 	if err != nil {
 		return errors.Join(fmt.Errorf("look at the keeper: %w", err), kp.kill())
 	}
@@ -185,6 +201,19 @@ func (kp *keeperProcess) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return errors.Join(ctx.Err(), kp.kill())
 	}
+}
+
+// lost is the error of a connection to the keeper that has ended before the
+// run: how the keeper did, where that is known.
+func (kp *keeperProcess) lost(err error) error {
+	timer := time.NewTimer(keeperLeaves)
+	defer timer.Stop()
+	select {
+	case <-kp.done:
+	case <-timer.C:
+		return err // it lives
+	}
+	return kp.explain(fmt.Errorf("the run was lost, and its VM has ended: %s", kp.how))
 }
 
 // explain adds the keeper's last words to an error of talking with it.

@@ -84,7 +84,7 @@ func New(o Options) (*Engine, error) {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
 	}
-	return &Engine{opts: o, root: os.Geteuid() == 0, patience: answersIn, leaves: keeperLeaves}, nil
+	return &Engine{opts: o, root: os.Geteuid() == 0, room: diskRoom, patience: answersIn, leaves: keeperLeaves}, nil
 }
 
 // checkOwner refuses a state directory that others could have prepared or
@@ -390,6 +390,11 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	}
 	if err != nil {
 		return err
+	}
+	// The disk goes first: where it has filled the host's, the log has no room
+	// until then.
+	if err := os.Remove(filepath.Join(dir, ScratchName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the writable disk: %w", err)
 	}
 	closed := e.closeLogs(ctx, id)
 	if closed != nil {

@@ -25,6 +25,12 @@ func (r *Run) makeFresh(ctx context.Context) error {
 	var err error
 	r.guest, err = r.clone.converse(ctx)
 	r.undo.Push("guest connection", r.guest.Close)
+	stop := r.watchGuest()
+	r.undo.Push("heartbeat", func() error {
+		r.guest.Close() // whatever the watch is waiting for
+		stop()
+		return nil
+	})
 	if err == nil {
 		id := identity(r.cfg)
 		r.equip(&id)

@@ -51,6 +51,7 @@ type Config struct {
 // sandbox's own writable disk.
 type Parts struct {
 	Memory, State *os.File
+	CPU           string // model that the template's guest sees
 	Disks         []vm.Disk
 	Close         func() error
 }
@@ -75,13 +76,18 @@ type deadlines struct {
 	lastWords time.Duration // of a machine whose connections have ended
 	goodbye   time.Duration // usage and sync at the end
 	farewell  time.Duration // clients fetching the last output and messages, and hanging up
-	kill      time.Duration // from SIGKILL to the end of the machine, and from a timeout's signal to SIGKILL
+	kill      time.Duration // from SIGKILL to the end of the machine
+	timeout   time.Duration // from a timeout's signal to SIGKILL
+	timedOut  time.Duration // from that SIGKILL to the end of the machine, and of usage and sync after it
+	vmm       time.Duration // for a command to the VMM
+	beat      time.Duration // between two signs of life of the guest
 }
 
 // usual is generous with the guest: emulation on a busy machine is slow.
 var usual = deadlines{
 	identity: 60 * time.Second, start: 60 * time.Second, lastWords: 2 * time.Second,
 	goodbye: 10 * time.Second, farewell: 5 * time.Second, kill: 10 * time.Second,
+	timeout: 4 * time.Second, timedOut: time.Second, vmm: 5 * time.Second, beat: 5 * time.Second,
 }
 
 // Run is one clone, one start of it.
@@ -100,6 +106,7 @@ type Run struct {
 	stale    chan struct{} // the written status is not what is known
 
 	pushing sync.Mutex // one change of secrets at a time
+	pausing sync.Mutex // one pause or resumption at a time
 	grants  []secret.Grant
 
 	guest *host.Client
@@ -163,6 +170,7 @@ func (r *Run) Do(ctx context.Context) error {
 	cancel()
 	watch.Wait()
 	watch.Go(r.refreshStatus)
+	watch.Go(r.heedFaults)
 	close(r.ready)
 	r.await(ctx)
 	watch.Wait()
@@ -324,10 +332,28 @@ func (r *Run) lost(err error) error {
 	defer timer.Stop()
 	select {
 	case <-r.machine.Done():
-		return fmt.Errorf("the VM ended unexpectedly: %w", orUnknown(r.machine.Err()))
+		return ended(r.machine.Err())
 	case <-timer.C:
 		return err
 	}
+}
+
+// endedByGuest is the end of a machine by what the guest's kernel was told to
+// do. It was the task's end, too.
+type endedByGuest struct{ error }
+
+// ended says how a machine has ended that nobody closed.
+func ended(err error) error {
+	if err == nil {
+		return endedByGuest{errors.New("the guest powered itself off")}
+	}
+	if byGuest, ok := errors.AsType[*vm.GuestEnded](err); ok {
+		if byGuest.Panicked {
+			return byGuest
+		}
+		return endedByGuest{byGuest}
+	}
+	return fmt.Errorf("the VM ended unexpectedly: %w", err)
 }
 
 func orUnknown(err error) error {
@@ -342,6 +368,7 @@ func orUnknown(err error) error {
 func (r *Run) finish() error {
 	r.sayGoodbye()
 	undone := r.undo.Unwind()
+	r.lastFault()
 	// Only clients that do not read the output can hold it up, and not for long.
 	defer time.AfterFunc(r.limit.farewell, r.out.dropAll).Stop()
 	r.tending.Wait()
@@ -373,12 +400,15 @@ func (r *Run) finish() error {
 // disk is kept, to write it out.
 func (r *Run) sayGoodbye() {
 	r.mu.Lock()
-	abrupt := r.abrupt
+	abrupt, patience := r.abrupt, r.limit.goodbye
+	if r.status.TimedOut {
+		patience = r.limit.timedOut
+	}
 	r.mu.Unlock()
 	if abrupt || r.guest == nil || r.guest.Err() != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), r.limit.goodbye)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	defer r.loseGuestAfter(ctx)()
 	if usage, err := r.guest.Usage(ctx); err == nil {
@@ -414,9 +444,15 @@ func (r *Run) settle(undone error) {
 		r.status.ExitCode = r.exit.Code
 		r.status.OOMKilled = r.exit.OOMKilled
 	}
-	if r.failure != nil {
+	switch {
+	case r.failure != nil:
 		r.status.Error = r.failure.Error()
 		r.status.ExitCode = exitCode(r.failure)
+	case r.status.DiskFault != "":
+		r.status.Error = r.status.DiskFault
+		if r.status.ExitCode == 0 { // the task may not know
+			r.status.ExitCode = sandbox.ExitCreel
+		}
 	}
 	if undone != nil {
 		r.status.Error = errors.Join(r.failure, undone).Error()
@@ -424,8 +460,12 @@ func (r *Run) settle(undone error) {
 	}
 }
 
-// exitCode is what Docker's command line returns for a task that did not start.
+// exitCode is what Docker's command line returns for a task that did not start,
+// or was killed with its VM.
 func exitCode(err error) int {
+	if _, ok := errors.AsType[endedByGuest](err); ok {
+		return sandbox.ExitSignalBase + sigkill
+	}
 	switch api.ErrorCode(err) {
 	case api.CodeNotFound:
 		return sandbox.ExitNotFound

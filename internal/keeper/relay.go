@@ -37,8 +37,11 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 	if err := s.Body(&p); err != nil {
 		return err
 	}
-	if r.runningTask() == nil {
+	switch {
+	case r.runningTask() == nil:
 		return errNotRunning
+	case r.isPaused():
+		return errPaused
 	}
 	if err := r.record(ctx, audit.KindExec, event.Process{Args: tier.HideAll(p.Args), User: p.User}); err != nil {
 		return err
@@ -198,13 +201,16 @@ func (r *Run) serveUsage(ctx context.Context, s *wire.Stream) error {
 	return s.Send(ctx, usage)
 }
 
-// awaitGuest waits until the guest can be asked, or never can.
+// awaitGuest waits until the guest can be asked, or cannot.
 func (r *Run) awaitGuest(ctx context.Context) error {
 	if err := r.awaitReady(ctx); err != nil {
 		return err
 	}
-	if r.isOver() {
+	switch {
+	case r.isOver():
 		return errNotRunning
+	case r.isPaused():
+		return errPaused
 	}
 	return nil
 }

@@ -250,7 +250,7 @@ func begin(t *testing.T, o options) (*rig, *socket.Client) {
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Parts: func(context.Context) (*Parts, error) {
 			r.parts.Add(1)
-			return &Parts{Close: func() error { r.parts.Add(-1); return nil }}, nil
+			return &Parts{CPU: "the template's", Close: func() error { r.parts.Add(-1); return nil }}, nil
 		},
 	}
 	if o.with != nil {

@@ -31,6 +31,7 @@ func (bench) Kernel() string                   { return "6.1-test" }
 func (bench) Freeze(api.FreezeRequest) error   { return nil }
 func (bench) Step(string, *api.Identity) error { return nil }
 func (bench) SetClock(time.Time) error         { return nil }
+func (bench) Alive() error                     { return nil }
 func (bench) Usage() (api.UsageReply, error)   { return api.UsageReply{MemoryPeakBytes: 1}, nil }
 func (bench) Shutdown(context.Context) error   { return nil }
 func (bench) Started(f func(int) error) error  { return f(-1) }
@@ -90,6 +91,9 @@ func TestRunFromAttachToStatus(t *testing.T) {
 	}
 	if err := c.Start(t.Context()); err == nil {
 		t.Error("the task was started twice")
+	}
+	if cpu := r.driver.Machines()[0].Config.CPU; cpu != "the template's" {
+		t.Errorf("the clone's CPU is %q", cpu)
 	}
 	if onDisk, err := rundir.ReadStatus(r.dir); err != nil || onDisk.State != sandbox.StateRunning {
 		t.Errorf("status on disk %+v, %v", onDisk, err)
@@ -255,8 +259,10 @@ func TestKillWhileComingUp(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	for _, args := range []string{"wait", "deaf"} {
 		r, c := started(t, options{args: []string{args},
-			with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
-			limit: func(d *deadlines) { d.kill = 30 * time.Millisecond },
+			with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+			limit: func(d *deadlines) {
+				d.timeout, d.timedOut, d.kill = 30*time.Millisecond, 30*time.Millisecond, time.Hour
+			},
 		})
 		status := r.final(c)
 		want(t, status, map[string]int{"wait": 143, "deaf": 137}[args])
@@ -468,6 +474,35 @@ func TestNoRecordNoAct(t *testing.T) {
 			}
 			if g := r.guest; g.ran.Load() != 1 || g.copied.Load() != 0 {
 				t.Error("it happened")
+			}
+		})
+	}
+}
+
+// An end is not held up by a record that cannot be made: on a full disk it is
+// what makes room.
+func TestEndWithoutARecord(t *testing.T) {
+	for name, end := range map[string]func(context.Context, *socket.Client) error{
+		"stop":           func(ctx context.Context, c *socket.Client) error { return c.Stop(ctx, 0, time.Hour) },
+		"stop of paused": func(ctx context.Context, c *socket.Client) error { return c.Stop(ctx, 0, time.Hour) },
+		"kill":           func(ctx context.Context, c *socket.Client) error { return c.Kill(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, c := started(t, options{args: []string{"deaf"}})
+			if name == "stop of paused" {
+				if err := c.Pause(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.audit.mu.Lock()
+			r.audit.failFrom = 1
+			r.audit.mu.Unlock()
+			if err := end(t.Context(), c); err != nil {
+				t.Error(err)
+			}
+			want(t, r.final(c), 137)
+			if r.guest.signal.Load() != 0 {
+				t.Error("a signal was sent without a record")
 			}
 		})
 	}

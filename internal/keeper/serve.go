@@ -8,13 +8,11 @@ import (
 	"io/fs"
 	"net"
 	"sync"
-	"time"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
-	"creel/internal/vm"
 	"creel/internal/wire"
 
 	"golang.org/x/sys/unix"
@@ -159,6 +157,9 @@ func (r *Run) serveAttach(ctx context.Context, s *wire.Stream, drop func()) erro
 	if err := s.Body(&req); err != nil {
 		return err
 	}
+	if r.isPaused() {
+		return errPaused
+	}
 	writers := map[int]io.WriteCloser{}
 	if req.Stdout {
 		writers[api.ChannelOut] = s.Writer(api.ChannelOut)
@@ -190,6 +191,10 @@ func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
 	switch task := r.runningTask(); {
 	case task == nil:
 		err = errNotRunning
+	case r.isPaused() && req.Signal == sigkill:
+		return r.serveKill(ctx, s) // as it needs nothing of the guest
+	case r.isPaused():
+		err = errPaused
 	case req.Resize != nil:
 		err = task.Resize(ctx, req.Resize.Rows, req.Resize.Cols)
 	case req.Signal == sigkill:
@@ -212,7 +217,7 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 	if req.Signal == 0 {
 		req.Signal = r.cfg.StopSignal
 	}
-	if err := r.stop(ctx, req.Signal, req.Grace); err != nil {
+	if err := r.stop(ctx, req.Signal, req.Grace, r.limit.kill); err != nil {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})
@@ -221,61 +226,6 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 func (r *Run) serveKill(ctx context.Context, s *wire.Stream) error {
 	r.tell(audit.KindSignal, event.Signal{Signal: sigkill, Target: "vm"})
 	r.kill()
-	return s.Send(ctx, api.Reply{})
-}
-
-func (r *Run) servePause(ctx context.Context, s *wire.Stream) error {
-	return r.withPauser(ctx, s, "pause", func(p vm.Pauser) error {
-		r.tell(event.KindStep, event.Step{Step: "pause"})
-		if err := p.Pause(ctx); err != nil {
-			return err
-		}
-		r.setPaused(true)
-		return nil
-	})
-}
-
-// serveResume also sets the clock: a paused guest's has stood still.
-func (r *Run) serveResume(ctx context.Context, s *wire.Stream) error {
-	return r.withPauser(ctx, s, "resume", func(p vm.Pauser) error {
-		if err := r.record(ctx, event.KindStep, event.Step{Step: "resume"}); err != nil {
-			return err
-		}
-		if err := p.Resume(ctx); err != nil {
-			return err
-		}
-		r.setPaused(false)
-		clock, cancel := context.WithTimeout(ctx, r.limit.goodbye)
-		defer cancel()
-		return r.guest.Clock(clock, time.Now())
-	})
-}
-
-// setPaused notes what has been done; that it cannot be written for others does
-// not undo it.
-func (r *Run) setPaused(paused bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.isOver() {
-		return
-	}
-	r.status.Paused = paused
-	if err := r.saveLocked(); err != nil {
-		r.deps.Log.Error("the status is not up to date", "err", err)
-	}
-}
-
-func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do func(vm.Pauser) error) error {
-	if err := r.awaitGuest(ctx); err != nil {
-		return err
-	}
-	p, ok := r.machine.(vm.Pauser)
-	if !ok {
-		return fmt.Errorf("%s: this machine cannot be paused", verb)
-	}
-	if err := do(p); err != nil {
-		return err
-	}
 	return s.Send(ctx, api.Reply{})
 }
 

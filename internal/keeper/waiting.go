@@ -26,7 +26,7 @@ type Waiting struct {
 // Restore starts a clone from the parts of a template, which go with it, and at
 // once where it cannot be started. Of c they are what is missing.
 func Restore(ctx context.Context, driver vm.Driver, c vm.Config, parts *Parts) (*Waiting, error) {
-	c.Memory, c.Restore, c.Disks = parts.Memory, parts.State, parts.Disks
+	c.Memory, c.Restore, c.CPU, c.Disks = parts.Memory, parts.State, parts.CPU, parts.Disks
 	m, err := driver.Start(ctx, c)
 	if err != nil {
 		return nil, errors.Join(err, parts.Close())

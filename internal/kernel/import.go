@@ -52,9 +52,15 @@ func Import(ctx context.Context, debPath, dir string) (Kernel, error) {
 	if err != nil {
 		return Kernel{}, fmt.Errorf("kernel of package %q: %w", debPath, err)
 	}
+	return add(k, dir, image, files)
+}
+
+// add puts a kernel with the modules that a guest needs into the store dir. k
+// has its package and version.
+func add(k Kernel, dir string, image []byte, files *packageFiles) (Kernel, error) {
 	order, err := loadOrder(wanted, files.has, files.builtin, files.depends)
 	if err != nil {
-		return Kernel{}, fmt.Errorf("modules of package %q: %w", debPath, err)
+		return Kernel{}, fmt.Errorf("modules of kernel %s: %w", files.release, err)
 	}
 	k.Format, k.Imported, k.Release = formatVersion, time.Now().UTC(), files.release
 	unlock, err := lockStore(dir)
@@ -89,13 +95,25 @@ type packageFiles struct {
 	release string
 	vmlinuz []byte
 	modules map[string][]byte // by module name, as in the package
+	paths   map[string]string // the same where they are files
 	builtin map[string]bool
 }
 
-func (p *packageFiles) has(name string) bool { return p.modules[name] != nil }
+func (p *packageFiles) has(name string) bool { return p.modules[name] != nil || p.paths[name] != "" }
 
 func (p *packageFiles) module(name string) ([]byte, error) {
-	return decompress(p.modules[name], maxModule)
+	data := p.modules[name]
+	if path := p.paths[name]; path != "" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		if data, err = readLimited(f, maxModule); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return decompress(data, maxModule)
 }
 
 func (p *packageFiles) depends(name string) ([]string, error) {
@@ -103,7 +121,7 @@ func (p *packageFiles) depends(name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return moduleDepends(data)
+	return moduleDepends(data, p.release)
 }
 
 func unpack(ctx context.Context, debPath string) (*packageFiles, error) {
@@ -172,15 +190,21 @@ func (p *packageFiles) taker(name string) (func([]byte), bool) {
 	case !strings.Contains(dir, "/lib/modules/"):
 		return nil, false
 	case base == "modules.builtin":
-		return func(data []byte) {
-			for line := range strings.Lines(string(data)) {
-				p.builtin[moduleName(line)] = true
-			}
-		}, true
-	case strings.HasSuffix(base, ".ko") || strings.Contains(base, ".ko."):
+		return p.addBuiltin, true
+	case isModule(base):
 		return func(data []byte) { p.modules[moduleName(base)] = data }, true
 	}
 	return nil, false
+}
+
+func (p *packageFiles) addBuiltin(list []byte) {
+	for line := range strings.Lines(string(list)) {
+		p.builtin[moduleName(line)] = true
+	}
+}
+
+func isModule(file string) bool {
+	return strings.HasSuffix(file, ".ko") || strings.Contains(file, ".ko.")
 }
 
 // store writes the kernel beside its place and renames it there when it is

@@ -1,6 +1,6 @@
-// Package kernel keeps guest kernels: a Debian kernel package is unpacked,
-// never installed, into the ELF that a VMM enters by its PVH note and the few
-// modules that a guest needs, and [Kernel.WriteInitramfs] makes the boot
+// Package kernel keeps guest kernels: a Debian kernel package, or an image with
+// its modules, is unpacked, never installed, into the ELF that a VMM enters by
+// its PVH note and the few modules that a guest needs, and [Kernel.WriteInitramfs] makes the boot
 // archive of them and the guest agent.
 //
 // The main type is [Kernel]. The package must not know VMs, templates or
@@ -35,8 +35,8 @@ const (
 type Kernel struct {
 	Format   int       `json:"format"`
 	Imported time.Time `json:"imported"`
-	Package  string    `json:"package"` // Debian package name
-	Version  string    `json:"version"` // Debian package version
+	Package  string    `json:"package"` // Debian package name, or kernel-image
+	Version  string    `json:"version"` // Debian package version, or release and digest of an image
 	Release  string    `json:"release"` // uname -r
 	VMLinux  File      `json:"vmlinux"`
 	Modules  []File    `json:"modules"` // in the order in which they load

@@ -284,9 +284,9 @@ func TestImportRefusesAndLeavesNothing(t *testing.T) {
 	garbage := filepath.Join(t.TempDir(), "garbage.deb")
 	must(t, os.WriteFile(garbage, []byte("!<arch>\ngarbage"), 0o600))
 	for want, path := range map[string]string{
-		"module overlay is neither": deb(t, lacking),
-		"module overlay: read ELF":  deb(t, notELF),
-		"read kernel package":       garbage,
+		"module overlay is neither there": deb(t, lacking),
+		"module overlay: read ELF":        deb(t, notELF),
+		"read kernel package":             garbage,
 	} {
 		store := t.TempDir()
 		if _, err := Import(t.Context(), path, store); err == nil || !strings.Contains(err.Error(), want) {

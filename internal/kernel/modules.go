@@ -38,7 +38,7 @@ func loadOrder(wanted []string, has func(string) bool, builtin map[string]bool, 
 		case !has(name) && builtin[name]:
 			return nil
 		case !has(name):
-			return fmt.Errorf("module %s is neither in the package nor built in; want a Debian cloud kernel", name)
+			return fmt.Errorf("module %s is neither there nor built in; want a kernel with its modules, such as Debian's cloud kernel", name)
 		}
 		needs, err := depends(name)
 		if err != nil {
@@ -60,8 +60,9 @@ func loadOrder(wanted []string, has func(string) bool, builtin map[string]bool, 
 	return order, nil
 }
 
-// moduleDepends reads "depends=" from a module's .modinfo section.
-func moduleDepends(module []byte) ([]string, error) {
+// moduleDepends reads "depends=" from a module's .modinfo section. A module of
+// another kernel than the release is an error: that kernel will not load it.
+func moduleDepends(module []byte, release string) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {
 		return nil, fmt.Errorf("read ELF: %w", err)
@@ -76,6 +77,11 @@ func moduleDepends(module []byte) ([]string, error) {
 	}
 	var needs []string
 	for entry := range strings.SplitSeq(string(data), "\x00") {
+		if magic, ok := strings.CutPrefix(entry, "vermagic="); ok {
+			if of, _, _ := strings.Cut(magic, " "); of != release {
+				return nil, fmt.Errorf("it is of kernel %q, and the kernel is %q", of, release)
+			}
+		}
 		list, ok := strings.CutPrefix(entry, "depends=")
 		if !ok || list == "" {
 			continue

@@ -196,6 +196,8 @@ type Status struct {
 	OOMKilled bool `json:"oomKilled,omitempty"`
 	TimedOut  bool `json:"timedOut,omitempty"`
 
+	DiskFault string `json:"diskFault,omitempty"` // what the host's disk refused, in words
+
 	CreatedAt  time.Time `json:"createdAt"`
 	StartedAt  time.Time `json:"startedAt,omitzero"`
 	FinishedAt time.Time `json:"finishedAt,omitzero"`

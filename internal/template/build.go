@@ -19,9 +19,9 @@ import (
 	"creel/internal/vm"
 )
 
-// ErrDeadline is in the chain of an error where a machine did not come up: its
-// agent did not answer in time, or the VMM ended before. Another accelerator
-// may do better.
+// ErrDeadline is in the chain of an error where a machine did not come up: the
+// VMM did not start, or ended, or the agent did not answer in time. Another
+// accelerator may do better.
 var ErrDeadline = errors.New("the machine did not come up")
 
 // How long a machine may take. Emulation shares the CPU with whatever else the
@@ -30,6 +30,8 @@ const (
 	deadlineKVM    = 10 * time.Second
 	deadlineTCG    = 120 * time.Second
 	freezeDeadline = 60 * time.Second
+	// lastWordsDeadline is from the end of a machine's ports to its own.
+	lastWordsDeadline = 2 * time.Second
 )
 
 // build makes one template, in a directory beside its place.
@@ -153,9 +155,12 @@ func (b *build) bootAndFreeze(ctx context.Context) (err error) {
 	machine.Push("confinement directory", func() error { return os.Remove(dir) })
 	confinement := b.store.opts.Confinement(b.level, dir)
 	m, err := b.store.opts.Driver.Start(ctx, vm.Config{
-		Shape: b.recipe.Shape, Accel: b.recipe.Accel, Disks: Disks(b.root, nil), Memory: b.memory,
+		Shape: b.recipe.Shape, Accel: b.recipe.Accel, CPU: b.recipe.CPU, Disks: Disks(b.root, nil), Memory: b.memory,
 		Kernel: b.vmlinux, Initrd: b.initrd, Cmdline: b.recipe.Cmdline, Confinement: confinement,
 	})
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w under %s: %w", ErrDeadline, b.recipe.Accel, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -209,6 +214,13 @@ func (b *build) greet(ctx context.Context, m vm.Machine, guest Guest) error {
 		}
 	})
 	hello, err := guest.Hello(ctx)
+	if err != nil {
+		// A VMM that ends closes its ports first, and its last words say more.
+		select {
+		case <-ctx.Done():
+		case <-time.After(lastWordsDeadline):
+		}
+	}
 	cancel(nil)
 	watch.Wait()
 	switch {

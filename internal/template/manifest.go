@@ -46,7 +46,8 @@ type Recipe struct {
 	Agent   string        `json:"agent"` // digest of the guest agent
 	VMM     VMM           `json:"vmm"`
 	Accel   sandbox.Accel `json:"accel"`
-	CPU     string        `json:"cpu"` // model given to the guest
+	CPU     string        `json:"cpu"`               // model given to the guest
+	HostCPU string        `json:"hostCPU,omitempty"` // digest of what it shows of the host's; none under emulation
 	Shape   vm.Shape      `json:"shape"`
 	Cmdline string        `json:"cmdline"` // of the kernel
 	Devices string        `json:"devices"` // names the device set and its order

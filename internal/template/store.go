@@ -38,8 +38,9 @@ type Guest interface {
 }
 
 // Boot is how a driver boots a machine: the kernel's command line, the CPU
-// model that the guest sees, and a name for the device set and its order.
-type Boot struct{ Cmdline, CPU, Devices string }
+// model that the guest sees, a digest of what that model shows of the host's
+// CPU, and a name for the device set and its order.
+type Boot struct{ Cmdline, CPU, HostCPU, Devices string }
 
 // Options are what a store acts with. All but the last two are required.
 type Options struct {
@@ -49,7 +50,7 @@ type Options struct {
 	// VMM identifies what the driver runs. It and Boot are asked for every run:
 	// they are quick, and answer the same while nothing has changed.
 	VMM    func(ctx context.Context) (VMM, error)
-	Boot   func(ctx context.Context, shape vm.Shape, accel sandbox.Accel) (Boot, error)
+	Boot   func(ctx context.Context, req Request) (Boot, error)
 	Kernel func() (kernel.Kernel, error)
 	Agent  []byte // the guest agent's binary
 	Guest  func(control net.Conn) Guest
@@ -148,7 +149,7 @@ func (s *Store) recipe(ctx context.Context, req Request, k kernel.Kernel) (Recip
 	if err != nil {
 		return Recipe{}, err
 	}
-	boot, err := s.opts.Boot(ctx, req.Shape, req.Accel)
+	boot, err := s.opts.Boot(ctx, req)
 	if err != nil {
 		return Recipe{}, err
 	}
@@ -165,7 +166,7 @@ func (s *Store) recipe(ctx context.Context, req Request, k kernel.Kernel) (Recip
 			Digest: "sha256:" + k.VMLinux.SHA256, Modules: "sha256:" + k.ModulesSHA256(),
 		},
 		Agent: s.agent(), VMM: vmm, Accel: req.Accel, Shape: req.Shape,
-		CPU: boot.CPU, Cmdline: boot.Cmdline, Devices: boot.Devices,
+		CPU: boot.CPU, HostCPU: boot.HostCPU, Cmdline: boot.Cmdline, Devices: boot.Devices,
 	}, nil
 }
 

@@ -90,7 +90,7 @@ func (f *fixture) options() Options {
 	return Options{
 		Dir: f.path("templates"), RuntimeDir: f.path("run"), Driver: &f.driver,
 		VMM:         func(context.Context) (VMM, error) { return f.vmm, nil },
-		Boot:        bootOf(Boot{"quiet", "fake-cpu", "fake-devices"}),
+		Boot:        bootOf(Boot{"quiet", "fake-cpu", "", "fake-devices"}),
 		Kernel:      func() (kernel.Kernel, error) { return kernel.Open(f.path("kernel")) },
 		Agent:       []byte("agent"),
 		Guest:       func(net.Conn) Guest { return &f.guest },
@@ -147,11 +147,17 @@ func built(t *testing.T, f *fixture, s *Store) Manifest {
 type fakeDriver struct {
 	starts  int
 	dies    error // the VMM ends at once
+	refuses error // the VMM does not start
 	machine *fakeMachine
+
+	lateDeath chan struct{} // where not nil, it ends once this is closed
 }
 
 func (d *fakeDriver) Start(_ context.Context, c vm.Config) (vm.Machine, error) {
 	d.starts++
+	if d.refuses != nil {
+		return nil, d.refuses
+	}
 	if len(c.Disks) != 5 || c.Disks[0].File == nil || c.Disks[1].File != nil {
 		return nil, errors.New("disks are not a template's")
 	}
@@ -168,7 +174,10 @@ func (d *fakeDriver) Start(_ context.Context, c vm.Config) (vm.Machine, error) {
 	host, guest := net.Pipe()
 	guest.Close()
 	d.machine = &fakeMachine{Conn: host, done: make(chan struct{}), err: d.dies}
-	if d.dies != nil {
+	switch {
+	case d.lateDeath != nil:
+		go func() { <-d.lateDeath; close(d.machine.done) }()
+	case d.dies != nil:
 		close(d.machine.done)
 	}
 	return d.machine, nil
@@ -264,16 +273,18 @@ func TestEachChangeOfTheRecipeIsAnotherTemplate(t *testing.T) {
 	}
 	add("base", s.opts, f.request())
 	for what, change := range map[string]func(*Options, *Request){
-		"image":   func(_ *Options, r *Request) { r.Image = "other" },
-		"rootfs":  func(_ *Options, r *Request) { r.RootFS.Digest = "other" },
-		"memory":  func(_ *Options, r *Request) { r.Shape.MemoryMiB++ },
-		"vcpus":   func(_ *Options, r *Request) { r.Shape.VCPUs++ },
-		"accel":   func(_ *Options, r *Request) { r.Accel = sandbox.AccelKVM },
-		"agent":   func(o *Options, _ *Request) { o.Agent = []byte("other") },
-		"cmdline": func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"other", "fake-cpu", "fake-devices"}) },
-		"cpu":     func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "other", "fake-devices"}) },
-		"devices": func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "fake-cpu", "other"}) },
-		"vmm":     func(o *Options, _ *Request) { o.VMM = func(context.Context) (VMM, error) { return VMM{}, nil } },
+		"image":          func(_ *Options, r *Request) { r.Image = "other" },
+		"rootfs":         func(_ *Options, r *Request) { r.RootFS.Digest = "other" },
+		"memory":         func(_ *Options, r *Request) { r.Shape.MemoryMiB++ },
+		"vcpus":          func(_ *Options, r *Request) { r.Shape.VCPUs++ },
+		"accel":          func(_ *Options, r *Request) { r.Accel = sandbox.AccelKVM },
+		"agent":          func(o *Options, _ *Request) { o.Agent = []byte("other") },
+		"cmdline":        func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"other", "fake-cpu", "", "fake-devices"}) },
+		"cpu":            func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "other", "", "fake-devices"}) },
+		"host's cpu":     func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "fake-cpu", "sha256:1", "fake-devices"}) },
+		"another host's": func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "fake-cpu", "sha256:2", "fake-devices"}) },
+		"devices":        func(o *Options, _ *Request) { o.Boot = bootOf(Boot{"quiet", "fake-cpu", "", "other"}) },
+		"vmm":            func(o *Options, _ *Request) { o.VMM = func(context.Context) (VMM, error) { return VMM{}, nil } },
 		"kernel": func(o *Options, _ *Request) {
 			o.Kernel = kernelOf(func(k *kernel.Kernel) { k.VMLinux.SHA256 = "other" }, f)
 		},
@@ -287,8 +298,8 @@ func TestEachChangeOfTheRecipeIsAnotherTemplate(t *testing.T) {
 	}
 }
 
-func bootOf(b Boot) func(context.Context, vm.Shape, sandbox.Accel) (Boot, error) {
-	return func(context.Context, vm.Shape, sandbox.Accel) (Boot, error) { return b, nil }
+func bootOf(b Boot) func(context.Context, Request) (Boot, error) {
+	return func(context.Context, Request) (Boot, error) { return b, nil }
 }
 
 func kernelOf(change func(*kernel.Kernel), f *fixture) func() (kernel.Kernel, error) {
@@ -336,6 +347,15 @@ func TestBuildFailuresLeaveNothing(t *testing.T) {
 				return api.HelloReply{}, ctx.Err()
 			}
 		}, "SIGABRT", true},
+		"vmm dies, and its ports first": {func(f *fixture) {
+			f.driver.dies = errors.New("SIGABRT")
+			f.driver.lateDeath = make(chan struct{})
+			f.guest.hello = func(context.Context) (api.HelloReply, error) {
+				defer close(f.driver.lateDeath)
+				return api.HelloReply{}, io.EOF
+			}
+		}, "SIGABRT", true},
+		"vmm does not start": {func(f *fixture) { f.driver.refuses = errors.New("no /dev/kvm") }, "no /dev/kvm", true},
 		"hello": {func(f *fixture) {
 			f.guest.hello = func(context.Context) (api.HelloReply, error) { return api.HelloReply{}, broken }
 		}, "greet agent: broken", false},

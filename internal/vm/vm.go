@@ -10,6 +10,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"time"
 
 	"creel/internal/sandbox"
 )
@@ -35,6 +36,7 @@ type Disk struct {
 type Config struct {
 	Shape Shape
 	Accel sandbox.Accel // kvm or tcg, never auto
+	CPU   string        // model that the guest sees, the same in template and clone; "": the driver's default
 	Disks []Disk
 
 	// Memory backs the guest's RAM; its size is Shape.MemoryMiB. Where Restore
@@ -81,7 +83,8 @@ type Machine interface {
 	PID() int          // the VMM's process in the caller's namespace, 0 if it has none
 
 	// Done is closed when the machine has ended; Err then says how: nil after
-	// Close or an orderly power-off, else the VMM's last words.
+	// Close or a power-off by the guest, a [*GuestEnded] where the guest has ended
+	// it otherwise, else how the VMM ended, with its last words.
 	Done() <-chan struct{}
 	Err() error
 	// Close ends the machine at once and waits until nothing is left of it.
@@ -89,11 +92,46 @@ type Machine interface {
 	Close() error
 }
 
+// GuestEnded is the end of a machine that its guest has ended, but for a
+// power-off.
+type GuestEnded struct {
+	How      string // a sentence without a full stop; what the guest said is quoted in it
+	Panicked bool   // its kernel gave up; else it rebooted
+}
+
+func (e *GuestEnded) Error() string { return e.How }
+
 // Snapshotter is a [Machine] that can be frozen.
 type Snapshotter interface {
 	// Snapshot writes the device state to an empty file. The guest's RAM is in
 	// Config.Memory when it has returned. The machine does not go on; Close it.
 	Snapshot(ctx context.Context, state *os.File) error
+}
+
+// Prober is a [Machine] whose VMM can be asked about it.
+type Prober interface {
+	// Probe waits for the VMM's answer, for which a busy host may keep it waiting.
+	Probe(ctx context.Context) (Vitals, error)
+}
+
+// Vitals are what is known of a machine without its guest.
+type Vitals struct {
+	Running bool          // its virtual CPUs are meant to run
+	CPU     time.Duration // that it has used so far; 0 where that is not known
+}
+
+// Faulter is a [Machine] that tells of the host's disk errors, which its guest
+// gets as errors of its own disks.
+type Faulter interface {
+	// Faults has the first fault that nobody has heard of yet; it is never closed.
+	Faults() <-chan Fault
+}
+
+// Fault is an access to a disk that the host refused.
+type Fault struct {
+	Disk    string // its serial
+	Write   bool
+	NoSpace bool // the host's disk is full
 }
 
 // Pauser is a [Machine] whose virtual CPUs can be stopped and resumed.

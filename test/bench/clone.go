@@ -120,7 +120,7 @@ func (m *machines) timed(ctx context.Context, prepare func(context.Context, *vm.
 	}
 	ends.Push("directory", func() error { return os.RemoveAll(dir) })
 	c := vm.Config{
-		Shape: m.rig.manifest.Shape, Accel: m.rig.manifest.Accel,
+		Shape: m.rig.manifest.Shape, Accel: m.rig.manifest.Accel, CPU: m.rig.manifest.CPU,
 		Confinement: vm.Confinement{Level: sandbox.ConfinementFull, UID: vmmUID, GID: vmmUID, Dir: filepath.Join(dir, "vmm")},
 	}
 	if err := os.Mkdir(c.Confinement.Dir, 0o700); err != nil {

@@ -67,6 +67,6 @@ func (r *rig) bootable(ctx context.Context) (c vm.Config, vmm string, err error)
 		return c, "", err
 	}
 	r.ends.Push("disk", disk.Close)
-	c = vm.Config{Shape: r.manifest.Shape, Accel: r.manifest.Accel}
+	c = vm.Config{Shape: r.manifest.Shape, Accel: r.manifest.Accel, CPU: r.manifest.CPU}
 	return c, m.driver.Path(), m.powerOn(ctx, &c, disk, &r.ends)
 }

@@ -16,6 +16,8 @@ const (
 	KindStep     audit.Kind = "step"     // a step of the start, or of a pause, is about to be done
 	KindCopied   audit.Kind = "copied"   // files have gone in or out
 	KindLost     audit.Kind = "lost"     // a sandbox that nobody looks after any more was found
+
+	KindDiskFault audit.Kind = "disk-fault" // the host's disk refused an access; the first of a run
 )
 
 // Admitted is what was asked for and let in; of a refused Spec, what was asked
@@ -119,6 +121,13 @@ type Cleanup struct {
 	Checked  []string `json:"checked,omitempty"`
 	Left     []string `json:"left,omitempty"`
 	Kept     []string `json:"kept,omitempty"` // left on purpose, until the sandbox is removed
+}
+
+// DiskFault is an access to a sandbox's disk that the host's disk refused.
+type DiskFault struct {
+	Disk  string `json:"disk"` // its role
+	Write bool   `json:"write,omitempty"`
+	Full  bool   `json:"full,omitempty"` // the host's disk is full
 }
 
 // Lost is why a sandbox is about to be removed that nobody had released.

@@ -10,6 +10,7 @@ import (
 	"creel/internal/doctor"
 	"creel/internal/kernel"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 
@@ -44,18 +45,7 @@ func NewKernel(env Env) *cobra.Command {
 				return show(kernel.Fetch(c.Context(), dir))
 			},
 		},
-		&cobra.Command{
-			Use: "import FILE.deb", Short: "Unpack a kernel package that you have",
-			Example: "  creel kernel import linux-image-6.1.0-40-cloud-amd64_6.1.153-1_amd64.deb",
-			Args:    cobra.ExactArgs(1),
-			RunE: func(c *cobra.Command, args []string) error {
-				dir, err := env.KernelDir(c.Context())
-				if err != nil {
-					return err
-				}
-				return show(kernel.Import(c.Context(), args[0], dir))
-			},
-		},
+		newImport(env, show),
 		&cobra.Command{
 			Use: "show", Short: "Show the guest kernel that new templates use",
 			Args: cobra.NoArgs,
@@ -68,6 +58,40 @@ func NewKernel(env Env) *cobra.Command {
 			},
 		},
 	)
+}
+
+func newImport(env Env, show func(kernel.Kernel, error) error) *cobra.Command {
+	var modules string
+	c := &cobra.Command{
+		Use: "import FILE", Short: "Take a kernel that you have: a Debian package, or an image with its modules",
+		Long: `Take a kernel that you have: a Debian package (.deb), or an image, bzImage or
+vmlinux, that was built with CONFIG_PVH. An image's modules are in the directory
+that --modules names, such as /lib/modules/RELEASE or where
+"make modules_install" put them; without it everything that a guest needs has
+to be built in: virtio_mmio, virtio_console, virtio_blk, virtio_net, virtio_rng,
+overlay, fuse, ext4, and an initramfs. Nothing is installed.`,
+		Example: `  creel kernel import linux-image-6.1.0-40-cloud-amd64_6.1.153-1_amd64.deb
+  creel kernel import --modules /tmp/mods/lib/modules/6.12.1 arch/x86/boot/bzImage`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			dir, err := env.KernelDir(c.Context())
+			if err != nil {
+				return err
+			}
+			isPackage, err := kernel.IsPackage(args[0])
+			switch {
+			case err != nil:
+				return err
+			case isPackage && modules != "":
+				return errors.New("a kernel package has its own modules; leave --modules out")
+			case isPackage:
+				return show(kernel.Import(c.Context(), args[0], dir))
+			}
+			return show(kernel.ImportImage(c.Context(), args[0], modules, dir))
+		},
+	}
+	c.Flags().StringVar(&modules, "modules", "", "directory with the modules of a kernel image")
+	return c
 }
 
 // NewConfig is `creel config`.

@@ -32,6 +32,8 @@ type Platform interface {
 	// Step performs one of [api.IdentitySteps].
 	Step(name string, id *api.Identity) error
 	SetClock(now time.Time) error
+	// Alive says what keeps this process from its work, if anything does.
+	Alive() error
 	Usage() (api.UsageReply, error)
 	// Shutdown ends every task process and makes the disks consistent.
 	Shutdown(ctx context.Context) error
@@ -80,6 +82,8 @@ func (a *Agent) handle(ctx context.Context, s *wire.Stream) {
 	switch op := s.Op(); op {
 	case api.OpHello:
 		a.serveHello(ctx, s)
+	case api.OpPing:
+		answer(ctx, s, func(api.Empty) error { return a.platform.Alive() })
 	case api.OpFreeze:
 		answer(ctx, s, a.platform.Freeze)
 	case api.OpPrepare:

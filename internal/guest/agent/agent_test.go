@@ -39,6 +39,7 @@ type bench struct {
 func (*bench) Kernel() string                 { return "6.1-test" }
 func (*bench) Freeze(api.FreezeRequest) error { return nil }
 func (*bench) SetClock(time.Time) error       { return nil }
+func (*bench) Alive() error                   { return nil }
 func (*bench) Shutdown(context.Context) error { return nil }
 func (b *bench) OOMKills() int64              { return b.kills }
 func (*bench) Usage() (api.UsageReply, error) { return api.UsageReply{PIDs: 3}, nil }

@@ -20,11 +20,12 @@ import (
 
 // Version of this protocol. A host and an agent of different versions do not
 // talk: the agent is part of the template, and the template is rebuilt.
-const Version = 1
+const Version = 2
 
 // Operations, each the op of a stream that the host opens.
 const (
 	OpHello    = "hello"    // HelloRequest → HelloReply
+	OpPing     = "ping"     // Empty → Reply; a sign of life, or what keeps the agent from its work
 	OpFreeze   = "freeze"   // FreezeRequest → Reply; the agent is ready to be frozen when it has answered
 	OpPrepare  = "prepare"  // Identity → Reply; of nobody: all that an identity needs is done once, and can be done again; before it, or never
 	OpIdentity = "identity" // Identity → Reply; makes a clone fresh; once, before anything else in a clone
@@ -177,9 +178,10 @@ type Resize struct {
 // ExecExit is the last message on an exec's stream, after both output
 // channels have ended.
 type ExecExit struct {
-	Code      int  `json:"code"`             // 0 to 255; 128+n where a signal ended it
-	Signal    int  `json:"signal,omitempty"` // the one that ended it
-	OOMKilled bool `json:"oomKilled,omitempty"`
+	Error     *Error `json:"error,omitempty"`  // how it ended is not known; why
+	Code      int    `json:"code"`             // 0 to 255; 128+n where a signal ended it
+	Signal    int    `json:"signal,omitempty"` // the one that ended it
+	OOMKilled bool   `json:"oomKilled,omitempty"`
 }
 
 // ClockRequest sets the guest's clock.

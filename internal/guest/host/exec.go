@@ -58,6 +58,9 @@ func (e *Exec) Wait(ctx context.Context) (api.ExecExit, error) {
 		}
 		return api.ExecExit{}, fmt.Errorf("guest: wait for process %d: %w", e.pid, err)
 	}
+	if exit.Error != nil {
+		return api.ExecExit{}, refusal(api.OpExec, exit.Error, nil)
+	}
 	if exit.Code < 0 || exit.Code > 255 || exit.Signal < 0 || exit.Signal > 64 {
 		return api.ExecExit{}, fmt.Errorf("guest: process %d ended with code %d, signal %d, which makes no sense", e.pid, exit.Code, exit.Signal)
 	}

@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"creel/internal/guest/api"
@@ -30,7 +31,8 @@ const maxText = 4 << 10
 // Client is the host's end of one guest. It is safe for use by several
 // goroutines.
 type Client struct {
-	conn *wire.Conn
+	conn  *wire.Conn
+	heard *atomic.Int64 // bytes read; nil over a connection that serves others too
 }
 
 // New starts a conversation over a control port, which it owns from then on;
@@ -39,8 +41,24 @@ func New(conn net.Conn) *Client {
 	// An agent in a clone may have frames in its past that this host never
 	// sent: numbers that start at random never meet those of its template.
 	first := 1<<20 + rand.Uint32N(1<<31)
-	return &Client{conn: wire.NewConn(conn, wire.Options{FirstID: first})}
+	heard := new(atomic.Int64)
+	return &Client{conn: wire.NewConn(counted{conn, heard}, wire.Options{FirstID: first}), heard: heard}
 }
+
+// counted is a connection whose bytes from the guest are counted.
+type counted struct {
+	net.Conn
+	heard *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.heard.Add(int64(n))
+	return n, err
+}
+
+// Heard is the number of bytes that came from the guest so far.
+func (c *Client) Heard() int64 { return c.heard.Load() }
 
 // Over speaks the same operations over a connection that serves others too: a
 // keeper's socket. The connection stays the caller's.
@@ -67,6 +85,10 @@ func (c *Client) Hello(ctx context.Context) (api.HelloReply, error) {
 	}
 	return r, bounded(api.OpHello, r.Kernel)
 }
+
+// Ping returns when the guest's agent has answered, or the conversation has
+// ended.
+func (c *Client) Ping(ctx context.Context) error { return c.call(ctx, api.OpPing, api.Empty{}) }
 
 // Freeze makes the guest ready for a snapshot. When it has returned nothing is
 // under way in either direction. When ctx ends first the client is closed.

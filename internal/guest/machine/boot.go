@@ -51,6 +51,9 @@ func Boot() (*Machine, error) {
 	if m.oom, err = os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err != nil {
 		return nil, err
 	}
+	if m.threads, err = os.Open("/proc/self/task"); err != nil {
+		return nil, err
+	}
 	// Set through package syscall, which then lets children have it too.
 	limit := syscall.Rlimit{Cur: maxFiles, Max: maxFiles}
 	var name unix.Utsname

@@ -40,6 +40,8 @@ type Machine struct {
 	oom    *os.File          // /proc/self/oom_score_adj
 	cgroup *os.File          // of the task
 
+	threads *os.File // /proc/self/task
+
 	mu       sync.Mutex // of starts: this process's own OOM score is lent to the child
 	scratch  *os.File   // its top, unreachable by name once the root was changed
 	baseline uint64     // bytes used on scratch before the task

@@ -1,140 +1,175 @@
 // Package accel finds out what executes guest code well on this machine. That
 // /dev/kvm opens and makes VMs proves nothing: on some hosts it interprets
 // guest kernels hundreds of times slower than emulation would. The probe runs
-// a counted loop in ring 0 of a tiny guest against the clock.
+// a counted loop in ring 0 of a tiny guest against the clock, confined as a VMM
+// is, so that it may open what a VMM may open. Whether a guest kernel boots has
+// the last word: who saw that tells [Host.Learn].
 //
-// The main function is [Choose]. The package must not know VMMs or machines.
+// The main type is [Host]. The package must not know VMMs, machines or images.
 package accel
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"time"
 
 	"creel/internal/sandbox"
+	"creel/internal/vm"
+
+	"golang.org/x/sys/unix"
 )
 
-// StageArg is the first argument of a process that is the probe.
-const StageArg = "accel-probe"
+const device = "/dev/kvm"
 
-// childLimit is far beyond what the probe takes: a child that is still there
-// hangs in the kernel.
-const childLimit = 3 * time.Second
+// Host is what is known of this machine, in one state directory.
+type Host struct {
+	// File keeps what was found out until the next boot; "" keeps nothing.
+	File string
+	// Confinement is that of a VMM. Dir is empty, and goes away with the probe.
+	Confinement func(level sandbox.Confinement, dir string) vm.Confinement
 
-// verdict is the probe's answer.
-type verdict struct {
-	Usable bool   `json:"usable"`
-	Reason string `json:"reason"`
+	device string // "": /dev/kvm; another in tests of what is remembered
 }
 
-// cached is a verdict in the cache file; it holds until the next boot.
-type cached struct {
-	BootID  string  `json:"bootId"`
-	UID     int     `json:"uid"` // who may open /dev/kvm
-	Verdict verdict `json:"verdict"`
+// Wish is what somebody wants to run.
+type Wish struct {
+	Accel  sandbox.Accel
+	Level  sandbox.Confinement // of the VMM
+	Kernel string              // digest of the guest kernel; "": none is known yet
 }
 
-// Choose settles what was wished for: kvm or tcg, with the reason for people.
-// Auto takes KVM where it is usable; KVM where it is not is an error. The
-// probe's answer is kept in cacheFile until the next boot; "" keeps none.
-func Choose(ctx context.Context, want sandbox.Accel, cacheFile string) (sandbox.Accel, string, error) {
-	if want == sandbox.AccelTCG {
-		return want, "as asked", nil
+// Choice is what executes guest code.
+type Choice struct {
+	Accel  sandbox.Accel // kvm or tcg
+	Reason string        // for people
+	// Doubt is why KVM, which was insisted on, may not do; mostly empty.
+	Doubt string
+	// Advice is what makes KVM usable, where it is not.
+	Advice string
+
+	wish Wish
+}
+
+// Features are what KVM gives its guests here.
+type Features struct {
+	// CPUID is a digest of what guests can be told of their CPU. A frozen guest
+	// goes on only where it is the same.
+	CPUID string `json:"cpuid"`
+	// RefusesArchCapabilities says that KVM offers IA32_ARCH_CAPABILITIES and
+	// then refuses to set it: a guest has to go without.
+	RefusesArchCapabilities bool `json:"refusesArchCapabilities,omitempty"`
+}
+
+// Choose settles what was wished for. Auto takes KVM where the guest kernel has
+// come up under it or the probe found it usable, else emulation. KVM that was
+// asked for is had wherever it opens; whether it does is for the boot to show,
+// and Doubt says what speaks against it.
+func (h Host) Choose(ctx context.Context, w Wish) (Choice, error) {
+	c := Choice{Accel: sandbox.AccelTCG, Reason: "as asked", wish: w}
+	if w.Accel == sandbox.AccelTCG {
+		return c, nil
 	}
-	v, err := ask(ctx, cacheFile)
-	switch {
-	case err != nil:
-		return "", "", fmt.Errorf("probe KVM: %w", err)
-	case v.Usable:
-		return sandbox.AccelKVM, v.Reason, nil
-	case want == sandbox.AccelKVM:
-		return "", "", fmt.Errorf("KVM is not usable here: %s; use --accel=tcg, which emulates and is slower", v.Reason)
-	}
-	return sandbox.AccelTCG, "KVM is not usable here: " + v.Reason, nil
-}
-
-func ask(ctx context.Context, cacheFile string) (verdict, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	f, err := h.ask(ctx, w.Level)
 	if err != nil {
-		return verdict{}, err
+		return Choice{}, fmt.Errorf("probe KVM: %w", err)
 	}
-	now := cached{BootID: strings.TrimSpace(string(boot)), UID: os.Geteuid()}
-	if data, err := os.ReadFile(cacheFile); err == nil {
-		var c cached
-		// A cache that does not parse is as good as none.
-		if json.Unmarshal(data, &c) == nil && c.BootID == now.BootID && c.UID == now.UID {
-			return c.Verdict, nil
-		}
+	if !f.Verdict.Opens && w.Accel == sandbox.AccelKVM {
+		return Choice{}, fmt.Errorf("KVM is not usable here: %s; %s, or use --accel=tcg, which emulates and is slower", f.Verdict.Reason, f.Verdict.Advice)
 	}
-	if now.Verdict, err = runProbe(ctx); err != nil || cacheFile == "" {
-		return now.Verdict, err
+	usable, reason := f.Verdict.Usable, f.Verdict.Reason
+	c.Advice = f.Verdict.Advice
+	if seen, ok := f.Kernels[w.Kernel]; ok && w.Kernel != "" && f.Verdict.Opens {
+		usable, reason = seen.CameUp, seen.Reason
+		c.Advice = "`creel template build --accel kvm IMAGE` tries it again; or import another guest kernel"
 	}
-	return now.Verdict, save(cacheFile, now)
+	switch {
+	case usable:
+		c.Accel, c.Reason, c.Advice = sandbox.AccelKVM, reason, ""
+	case w.Accel == sandbox.AccelKVM:
+		c.Accel, c.Reason, c.Doubt = sandbox.AccelKVM, "as asked", reason
+	default:
+		c.Reason = "KVM is not usable here: " + reason
+	}
+	return c, nil
 }
 
-func save(path string, c cached) error {
-	data, err := json.Marshal(c)
+// Learn remembers until the next boot whether a template of the choice's guest
+// kernel came up under KVM. It outweighs the probe. Nil is that it did.
+func (h Host) Learn(ctx context.Context, c Choice, failure error) error {
+	if h.File == "" || c.wish.Kernel == "" {
+		return nil
+	}
+	f, err := h.ask(ctx, c.wish.Level)
+	if err != nil {
+		return fmt.Errorf("probe KVM: %w", err)
+	}
+	s := sighting{CameUp: failure == nil, Reason: "a template of this guest kernel came up under it"}
+	if failure != nil {
+		s.Reason = fmt.Sprintf("a template of this guest kernel did not come up under it, but under emulation it did: %.300s", failure)
+	}
+	return h.keepSighting(f.Key, c.wish.Kernel, s)
+}
+
+// Features are what the probe has seen at a level. Where /dev/kvm does not open
+// they are an error.
+func (h Host) Features(ctx context.Context, level sandbox.Confinement) (Features, error) {
+	f, err := h.ask(ctx, level)
+	if err == nil && !f.Verdict.Opens {
+		err = fmt.Errorf("%s; %s", f.Verdict.Reason, f.Verdict.Advice)
+	}
+	if err != nil {
+		return Features{}, fmt.Errorf("ask KVM for its CPU: %w", err)
+	}
+	return f.Verdict.Features, nil
+}
+
+// ask is what is known at a level, from the file or by probing.
+func (h Host) ask(ctx context.Context, level sandbox.Confinement) (finding, error) {
+	// An ordinary user's VMM may open what the user may: that is quickly asked,
+	// and asked every time, since access may have been given since.
+	path := cmp.Or(h.device, device)
+	if err := canOpen(path); err != nil {
+		return finding{Verdict: closed(path, err)}, nil
+	}
+	key, err := keyOf(path, level)
+	if err != nil {
+		return finding{}, err
+	}
+	if f, ok := h.find(key); ok {
+		return f, nil
+	}
+	f := finding{Key: key}
+	if f.Verdict, err = h.probe(ctx, level); err != nil {
+		return f, err
+	}
+	if !f.Verdict.Measured {
+		return f, nil
+	}
+	return f, h.keep(f)
+}
+
+func canOpen(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".accel-")
-	if err != nil {
-		return fmt.Errorf("keep the answer: %w", err)
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("keep the answer: %w", err)
-	}
-	return nil
+	return f.Close()
 }
 
-// runProbe runs the probe in a child, so that a kernel which hangs in it hangs
-// nobody else.
-func runProbe(ctx context.Context) (verdict, error) {
-	ctx, cancel := context.WithTimeout(ctx, childLimit)
-	defer cancel()
-	var out bytes.Buffer
-	child := exec.CommandContext(ctx, "/proc/self/exe", StageArg)
-	child.Stdout = &out
-	// A child that cannot even be killed is left behind.
-	child.WaitDelay = time.Second
-	err := child.Run()
-	var v verdict
-	if jsonErr := json.Unmarshal(out.Bytes(), &v); jsonErr == nil {
-		return v, nil
+// closed is the verdict where the device does not open for this process.
+func closed(path string, err error) verdict {
+	v := verdict{Reason: err.Error()}
+	var st unix.Stat_t
+	if statErr := unix.Stat(path, &st); statErr != nil {
+		v.Advice = "use a machine with KVM (as root: modprobe kvm_intel or kvm_amd)"
+		return v
 	}
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return v, ctx.Err()
+	v.Reason = fmt.Sprintf("user %d may not open %s (owner %d, group %d, mode %04o): %v", os.Geteuid(), path, st.Uid, st.Gid, st.Mode&0o7777, err)
+	if st.Gid != 0 && st.Mode&0o060 == 0o060 {
+		v.Advice = fmt.Sprintf("join the group that may (as root: usermod -aG %d NAME) and log in again", st.Gid)
+	} else {
+		v.Advice = "give it to a group (as root: chgrp kvm /dev/kvm; chmod 660 /dev/kvm), and be in it unless you are root"
 	}
-	return verdict{Reason: fmt.Sprintf("the probe did not end: %v", err)}, nil
-}
-
-// StageMain is the probe's process: main calls it where the first argument is
-// [StageArg]. It does not return.
-func StageMain() {
-	v := verdict{Usable: true}
-	perSecond, err := ring0(probeLimit)
-	switch {
-	case err != nil:
-		v = verdict{Reason: err.Error()}
-	case perSecond < minPerSecond:
-		v = verdict{Reason: fmt.Sprintf("it runs %.1f million steps a second in ring 0, hardware some 1000 million", perSecond/1e6)}
-	default:
-		v.Reason = fmt.Sprintf("a guest ran %.0f million steps a second in ring 0", perSecond/1e6)
-	}
-	if err := json.NewEncoder(os.Stdout).Encode(v); err != nil {
-		os.Exit(1)
-	}
-	os.Exit(0)
+	return v
 }

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -46,8 +47,7 @@ func (p *plan) pass(f *os.File) int {
 
 // newPlan is the one place that knows the device set. Template and clone differ
 // in nothing but the backing of their devices, or the state would not load.
-// cpu is the model under KVM.
-func newPlan(c vm.Config, cpu string) plan {
+func newPlan(c vm.Config) plan {
 	var p plan
 	share := "off"
 	if c.Restore == nil {
@@ -55,7 +55,6 @@ func newPlan(c vm.Config, cpu string) plan {
 	}
 	accel := "kvm"
 	if c.Accel == sandbox.AccelTCG {
-		cpu = cpuTCG
 		// Threads of their own cost a lone CPU start-up time. The cache of
 		// translated code counts against the machine's memory on the host.
 		accel = "tcg,tb-size=64,thread=single"
@@ -63,15 +62,20 @@ func newPlan(c vm.Config, cpu string) plan {
 			accel = "tcg,tb-size=64,thread=multi"
 		}
 	}
-	p.add("-M", "microvm,pit=off,pic=off,rtc=on,isa-serial=off,memory-backend=mem",
-		"-accel", accel, "-cpu", cpu,
+	p.add("-M", "microvm,pit=off,pic=off,rtc=on,isa-serial=on,memory-backend=mem",
+		"-accel", accel, "-cpu", cmp.Or(c.CPU, CPU(c.Accel, false)),
 		"-smp", fmt.Sprint(c.Shape.VCPUs),
 		"-m", fmt.Sprintf("%dM", c.Shape.MemoryMiB),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=/proc/self/fd/%d,share=%s", c.Shape.MemoryMiB, fdMemory, share),
 		"-global", "virtio-mmio.force-legacy=false",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-nodefaults", "-no-user-config", "-display", "none",
+		// However the guest ends the machine, the VMM only stops and says so: the
+		// driver kills it, and none of the VMM's own way out is open to a guest.
+		"-action", "reboot=shutdown,shutdown=pause",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
+		// The kernel says there why it gives up. It is the VMM's standard output.
+		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", fdNetwork),
 		"-device", fmt.Sprintf("virtio-net-device,netdev=net,mac=%s,host_mtu=%d", mac, mtu),
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng",
@@ -97,12 +101,15 @@ func newPlan(c vm.Config, cpu string) plan {
 // follow descriptor 7. 3 to 7 are a socket for commands, those of the two
 // ports and of the card, and the memory.
 func Plan(c vm.Config) (args []string, rest []*os.File) {
-	p := newPlan(c, cpuKVM)
+	p := newPlan(c)
 	return p.args, p.files
 }
 
+// diskNode is the name of a disk in commands and events.
+func diskNode(i int) string { return fmt.Sprintf("disk%d", i) }
+
 func (p *plan) disk(i int, d vm.Disk) {
-	node, mode := fmt.Sprintf("disk%d", i), "off"
+	node, mode := diskNode(i), "off"
 	if d.ReadOnly {
 		mode = "on"
 	}
@@ -114,19 +121,21 @@ func (p *plan) disk(i int, d vm.Disk) {
 		p.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", p.pass(d.File), i),
 			"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,read-only=%s,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off", node, mode, i))
 	}
-	p.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s", node, d.Serial))
+	// An error of the host's disk is the guest's to handle. By default the VMM
+	// stops the machine when the host's disk is full, and waits for somebody.
+	p.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", node, d.Serial))
 }
 
 // MachineID describes a machine as far as its frozen state depends on it: the
 // devices, their order and settings, shape and accelerator; neither their
-// backing nor the kernel's command line. It belongs into a template's key.
+// backing nor the kernel's command line, nor the CPU's model. It belongs into a template's key.
 func MachineID(shape vm.Shape, accel sandbox.Accel, disks []vm.Disk) string {
 	empty := make([]vm.Disk, len(disks))
 	for i, d := range disks {
 		d.File = nil
 		empty[i] = d
 	}
-	p := newPlan(vm.Config{Shape: shape, Accel: accel, Disks: empty}, cpuKVM)
+	p := newPlan(vm.Config{Shape: shape, Accel: accel, Disks: empty})
 	sum := sha256.Sum256([]byte(strings.Join(p.args, "\x00")))
 	return hex.EncodeToString(sum[:])
 }

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,21 +42,52 @@ func TestArguments(t *testing.T) {
 		"restore-kvm-8192m-4cpu": restore(large, sandbox.AccelKVM),
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := strings.Join(newPlan(c, cpuKVM).args, "\n") + "\n"
-			path := filepath.Join("testdata", name+".args")
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Error(diff)
-			}
+			golden(t, name, strings.Join(newPlan(c).args, "\n")+"\n")
 		})
+	}
+}
+
+// A clone has to show the CPU of its template, whatever this host would choose.
+func TestCPUIsTheOneAskedFor(t *testing.T) {
+	for _, c := range []struct {
+		accel sandbox.Accel
+		cpu   string
+		want  string
+	}{
+		{sandbox.AccelKVM, "", "host"},
+		{sandbox.AccelKVM, CPU(sandbox.AccelKVM, false), "host"},
+		{sandbox.AccelKVM, CPU(sandbox.AccelKVM, true), "host,-arch-capabilities"},
+		{sandbox.AccelTCG, "", CPU(sandbox.AccelTCG, true)},
+		{sandbox.AccelTCG, "other", "other"},
+	} {
+		args := newPlan(vm.Config{Accel: c.accel, CPU: c.cpu, Restore: os.Stdin}).args
+		if i := slices.Index(args, "-cpu"); i < 0 || args[i+1] != c.want {
+			t.Errorf("%s, CPU %q: %q, want %q", c.accel, c.cpu, args, c.want)
+		}
+	}
+}
+
+func TestCommandLines(t *testing.T) {
+	for _, accel := range []sandbox.Accel{sandbox.AccelKVM, sandbox.AccelTCG} {
+		golden(t, "cmdline-"+string(accel), strings.ReplaceAll(Cmdline(accel, 2596120), " ", "\n")+"\n")
+	}
+}
+
+// golden holds text against testdata/name.args.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".args")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Error(diff)
 	}
 }
 

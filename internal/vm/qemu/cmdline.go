@@ -19,12 +19,22 @@ func Cmdline(accel sandbox.Accel, khz uint64) string {
 	// where AppArmor is off SELinux takes its place. integrity has no hooks,
 	// but the kernel panics without it. The task's processes are in a cgroup of
 	// their own, where autogroups do nothing.
-	const common = "panic=-1 quiet no_timer_check init_on_alloc=0 cryptomgr.notests audit=0 lsm=landlock,yama,integrity noautogroup"
+	//
+	// reboot=t is a triple fault, the one way to reboot that works in a clone:
+	// the kernel's usual way there ends in the firmware, which stands still.
+	// What the console gets is errors, and why the kernel panicked.
+	const common = "console=ttyS0 panic=-1 reboot=t quiet no_timer_check init_on_alloc=0 cryptomgr.notests audit=0 lsm=landlock,yama,integrity noautogroup"
 	if accel != sandbox.AccelTCG {
-		return common
+		// Real speculation: a task may run code of others under other users, and
+		// its kernel keeps them apart as well as any. What keeps guests apart
+		// from each other and from the host are the host's own mitigations.
+		return common + " mitigations=auto"
 	}
-	// tsc=reliable besides the CPU's ARAT makes an idle guest tickless. There
-	// is no speculation to mitigate in translated code. Each setting of a
+	// The guest kernel's mitigations are instructions for a processor that is
+	// not there: translated, they hold nothing back and only cost time. What
+	// translated code may speculate about is the host's to mitigate.
+	//
+	// tsc=reliable besides the CPU's ARAT makes an idle guest tickless. Each setting of a
 	// timer wakes the VMM's main loop: with timers at the tick's resolution
 	// (4 ms), and grace periods that do not wait for one, a run of /bin/true
 	// takes an eighth less. Code that runs at every switch of tasks (psi) or

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"creel/internal/confine"
+	"creel/internal/postmortem"
 	"creel/internal/undo"
 	"creel/internal/vm"
 )
 
 const (
-	maxLastWords = 4 << 10  // of the VMM's stderr, the end of it
+	maxLastWords = 16 << 10 // of the VMM's stderr and of the guest's console, the end of each
 	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
 )
 
@@ -29,15 +30,23 @@ type machine struct {
 
 	control, share, network net.Conn
 
-	words *lastWords
-	stack *undo.Stack
+	words   *lastWords
+	console *lastWords        // what the guest's kernel said
+	kills   *postmortem.Kills // nil where this kernel does not count
+	stack   *undo.Stack
 
-	done chan struct{}
+	done     chan struct{}
+	shutdown chan struct{} // closed when the guest has ended the machine; the VMM waits to be killed
+	disks    []vm.Disk
+	faults   chan vm.Fault
 
 	mu     sync.Mutex
 	closed bool
-	reason string // of the SHUTDOWN event
+	reason string // of the SHUTDOWN event, or internalError
 	err    error  // valid once done is closed
+
+	stops    chan struct{}  // of the virtual CPUs, for watchStops
+	watching sync.WaitGroup // watchStops
 
 	closeOnce sync.Once
 	closeErr  error
@@ -47,12 +56,14 @@ var (
 	_ vm.Machine     = (*machine)(nil)
 	_ vm.Snapshotter = (*machine)(nil)
 	_ vm.Pauser      = (*machine)(nil)
+	_ vm.Prober      = (*machine)(nil)
+	_ vm.Faulter     = (*machine)(nil)
 )
 
 // start runs one VMM to the point where its guest runs. What it opens is on
 // the stack, and goes when it fails.
-func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine, err error) {
-	m := &machine{done: make(chan struct{})}
+func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error) {
+	m := &machine{done: make(chan struct{}), shutdown: make(chan struct{}), disks: c.Disks, faults: make(chan vm.Fault, 1), stops: make(chan struct{}, 1)}
 	var stack undo.Stack
 	defer func() {
 		if err != nil {
@@ -78,7 +89,7 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 			return nil, err
 		}
 	}
-	p := newPlan(c, cpu)
+	p := newPlan(c)
 	var conns [4]*net.UnixConn
 	var theirs undo.Stack // the VMM's ends: ours to close once it runs
 	defer func() { err = errors.Join(err, theirs.Unwind()) }()
@@ -99,9 +110,18 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 	}
 	theirs.Push("close stderr", stderr.Close)
 	stack.Push("close stderr", m.words.close)
+	var stdout *os.File
+	if m.console, stdout, err = newLastWords(); err != nil {
+		return nil, err
+	}
+	theirs.Push("close console", stdout.Close)
+	stack.Push("close console", m.console.close)
+	if m.kills, err = postmortem.OpenKills(); err == nil {
+		stack.Push("close count of kills", m.kills.Close)
+	}
 
 	m.process, err = confine.Start(confine.VMM{
-		Path: d.binary, Args: p.args, Files: files, Stderr: stderr,
+		Path: d.binary, Args: p.args, Files: files, Stderr: stderr, Stdout: stdout,
 		Level: c.Confinement.Level, UID: c.Confinement.UID, GID: c.Confinement.GID, Dir: c.Confinement.Dir,
 		KVM: c.Accel == "kvm", MaxFileBytes: maxFileBytes(c),
 	})
@@ -113,7 +133,9 @@ func (d *Driver) start(ctx context.Context, c vm.Config, cpu string) (_ *machine
 	if err = theirs.Unwind(); err != nil {
 		return nil, err
 	}
-	m.qmp = newQMP(conns[0], m.onEvent)
+	m.qmp = newQMP(conns[0])
+	go m.qmp.read(m.onEvent)
+	m.watching.Go(m.watchStops)
 	m.control, m.share, m.network = conns[1], conns[2], conns[3]
 	if err = m.bringUp(ctx, c); err != nil {
 		return nil, err
@@ -128,6 +150,9 @@ func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
 		return err
 	}
 	if c.Restore == nil {
+		// The guest runs already, and what happened before that command was
+		// answered is not reported.
+		m.stopped()
 		return nil
 	}
 	if err := m.qmp.migrate(ctx, c.Restore, "migrate-incoming"); err != nil {
@@ -146,7 +171,7 @@ func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
 		if info.Size() == d.PlaceholderBytes {
 			continue // the guest's driver has work for each notice
 		}
-		size := map[string]any{"node-name": fmt.Sprintf("disk%d", i), "size": info.Size()}
+		size := map[string]any{"node-name": diskNode(i), "size": info.Size()}
 		if err := m.qmp.run(ctx, nil, "block_resize", size); err != nil {
 			return err
 		}
@@ -192,6 +217,7 @@ func (m *machine) Close() error {
 		<-m.done
 		m.closeErr = errors.Join(m.closeErr, m.stack.Unwind())
 		<-m.qmp.closed
+		m.watching.Wait()
 	})
 	return m.closeErr
 }
@@ -199,29 +225,72 @@ func (m *machine) Close() error {
 // watch says how the machine ended, once it has. The words and events that it
 // left behind are read to their end first.
 func (m *machine) watch() {
+	select {
+	case <-m.process.Done():
+	case <-m.shutdown:
+		m.process.Kill() // its error is that of a process that cannot be killed, which Close meets, too
+	}
 	<-m.process.Done()
 	<-m.words.done
+	<-m.console.done
 	<-m.qmp.closed
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	state := m.process.State()
-	switch {
-	case m.closed:
-	case m.reason == "guest-shutdown" && state != nil && state.Success():
-	case m.reason == "guest-reset":
-		m.err = errors.New("the guest's kernel gave up")
-	default:
-		m.err = m.withLastWords(fmt.Errorf("the VMM ended: %v", state))
+	if !m.closed {
+		m.err = ending(m.reason, m.console.String(), m.process.State(), m.kills)
+		if m.reason == internalError {
+			m.err = errBroken
+		}
+		if _, byGuest := errors.AsType[*vm.GuestEnded](m.err); m.err != nil && !byGuest {
+			m.err = m.withLastWords(m.err)
+		}
 	}
 	close(m.done)
 }
 
 func (m *machine) onEvent(e event) {
-	if e.Name == "SHUTDOWN" {
+	switch e.Name {
+	case "SHUTDOWN":
 		m.mu.Lock()
-		m.reason = e.Data.Reason
-		m.mu.Unlock()
+		defer m.mu.Unlock()
+		if m.reason == "" {
+			m.reason = e.Data.Reason
+			close(m.shutdown)
+		}
+	case "BLOCK_IO_ERROR":
+		m.fault(e)
+	case "STOP":
+		m.stopped()
 	}
+}
+
+// fault tells of a fault of the host's disks, unless one is waiting to be heard.
+func (m *machine) fault(e event) {
+	// The event has a flag of its own for a full disk, but not where the error is
+	// reported to the guest.
+	full := strings.EqualFold(e.Data.Reason, unix.ENOSPC.Error()) || strings.EqualFold(e.Data.Reason, unix.EDQUOT.Error())
+	f := vm.Fault{Write: e.Data.Operation == "write", NoSpace: full}
+	for i, d := range m.disks {
+		if e.Data.Node == diskNode(i) {
+			f.Disk = d.Serial
+		}
+	}
+	select {
+	case m.faults <- f:
+	default:
+	}
+}
+
+// Faults implements [vm.Faulter].
+func (m *machine) Faults() <-chan vm.Fault { return m.faults }
+
+// Probe implements [vm.Prober].
+func (m *machine) Probe(ctx context.Context) (vm.Vitals, error) {
+	var status struct {
+		Running bool `json:"running"`
+	}
+	err := m.qmp.ask(ctx, "query-status", &status)
+	return vm.Vitals{Running: status.Running, CPU: m.process.CPU()}, err
 }
 
 // Snapshot implements [vm.Snapshotter].

@@ -14,12 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 
 	"creel/internal/sandbox"
 	"creel/internal/vm"
@@ -29,24 +27,19 @@ const (
 	binaryName = "qemu-system-x86_64"
 
 	cpuKVM = "host"
-	// Some hosts offer the guest an MSR that they then refuse to set. Without
-	// the feature behind it they do not.
-	cpuKVMPlain  = "host,-arch-capabilities"
-	msrComplaint = "failed to set MSR 0x10a"
+	// Some hosts offer the guest an MSR that they then refuse to set, at which
+	// QEMU aborts. Without the feature behind it they do not.
+	cpuKVMPlain = "host,-arch-capabilities"
 )
 
 // Options of [New].
 type Options struct {
 	Binary string // "": qemu-system-x86_64 from PATH
-	Logger *slog.Logger
 }
 
 // Driver starts machines. It is safe for use by several goroutines.
 type Driver struct {
 	binary string
-	log    *slog.Logger
-
-	plainCPU atomic.Bool // KVM here needs cpuKVMPlain
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -66,21 +59,22 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the VMM: %w", err)
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	return &Driver{binary: path, log: o.Logger}, nil
+	return &Driver{binary: path}, nil
 }
 
 // Path is the VMM's binary, with symlinks resolved.
 func (d *Driver) Path() string { return d.binary }
 
-// CPU is the model that guests see under an accelerator.
-func CPU(a sandbox.Accel) string {
-	if a == sandbox.AccelKVM {
-		return cpuKVM
+// CPU is the model that guests see under an accelerator. Plain is for a KVM that
+// refuses to set IA32_ARCH_CAPABILITIES.
+func CPU(a sandbox.Accel, plain bool) string {
+	switch {
+	case a != sandbox.AccelKVM:
+		return cpuTCG
+	case plain:
+		return cpuKVMPlain
 	}
-	return cpuTCG
+	return cpuKVM
 }
 
 // Identity of a VMM, for a template's manifest.
@@ -115,17 +109,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (vm.Machine, error) {
 	if err := validate(c); err != nil {
 		return nil, err
 	}
-	cpu := cpuKVM
-	if d.plainCPU.Load() {
-		cpu = cpuKVMPlain
-	}
-	m, err := d.start(ctx, c, cpu)
-	if err != nil && c.Accel == sandbox.AccelKVM && cpu == cpuKVM && strings.Contains(err.Error(), msrComplaint) {
-		d.log.Warn("KVM refuses an MSR that it offers; starting without its feature", "cpu", cpuKVMPlain)
-		if m, err = d.start(ctx, c, cpuKVMPlain); err == nil {
-			d.plainCPU.Store(true)
-		}
-	}
+	m, err := d.start(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("start machine: %w", err)
 	}

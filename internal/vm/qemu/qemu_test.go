@@ -11,6 +11,7 @@ import (
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
+	"creel/internal/vm/accel"
 	"creel/internal/vm/qemu"
 	"creel/internal/vm/vmtest"
 )
@@ -19,9 +20,15 @@ import (
 const kernelEnv = "CREEL_TEST_KERNEL"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == confine.StageArg {
-		confine.StageMain()
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case confine.StageArg:
+			confine.StageMain()
+		case accel.StageArg:
+			accel.StageMain()
+		}
 	}
+	vmtest.RoleMain()
 	os.Exit(m.Run())
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,11 +30,13 @@ type qmp struct {
 	replies chan reply
 	events  chan event
 	closed  chan struct{} // reading has ended
+	awaited atomic.Int64  // number of the command whose reply is waited for
 
 	mu sync.Mutex // one command at a time
 }
 
 type reply struct {
+	ID     int64           `json:"id"`
 	Return json.RawMessage `json:"return"`
 	Error  *struct {
 		Desc string `json:"desc"`
@@ -44,17 +47,19 @@ type event struct {
 	Name string `json:"event"`
 	Data struct {
 		Status string `json:"status"` // MIGRATION
-		Reason string `json:"reason"` // SHUTDOWN
+		Reason string `json:"reason"` // SHUTDOWN; of BLOCK_IO_ERROR strerror's text
+
+		Node      string `json:"node-name"` // BLOCK_IO_ERROR
+		Operation string `json:"operation"`
 	} `json:"data"`
 }
 
-// newQMP starts reading. onEvent sees each event, in the reader's goroutine.
-func newQMP(conn *net.UnixConn, onEvent func(event)) *qmp {
-	q := &qmp{conn: conn, replies: make(chan reply, 1), events: make(chan event, maxQMPEvents), closed: make(chan struct{})}
-	go q.read(onEvent)
-	return q
+// newQMP makes a client; its owner has read run in a goroutine.
+func newQMP(conn *net.UnixConn) *qmp {
+	return &qmp{conn: conn, replies: make(chan reply, 1), events: make(chan event, maxQMPEvents), closed: make(chan struct{})}
 }
 
+// read reads until the VMM's end is closed. onEvent sees each event.
 func (q *qmp) read(onEvent func(event)) {
 	defer close(q.closed)
 	lines := bufio.NewScanner(q.conn)
@@ -75,6 +80,9 @@ func (q *qmp) read(onEvent func(event)) {
 		var r reply
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return
+		}
+		if r.ID != q.awaited.Load() {
+			continue // nobody waits for it any more
 		}
 		select {
 		case q.replies <- r:
@@ -98,35 +106,58 @@ func (q *qmp) keep(e event) {
 	}
 }
 
-// run executes a command; file, where not nil, goes along with it. A command
-// whose ctx ends leaves the connection unusable: the caller closes the machine.
+// run executes a command; file, where not nil, goes along with it. Whether a
+// command whose ctx ends was or will be executed is not known.
 func (q *qmp) run(ctx context.Context, file *os.File, command string, arguments any) error {
+	_, err := q.send(ctx, file, command, arguments)
+	return err
+}
+
+// ask executes a command without arguments and decodes its answer.
+func (q *qmp) ask(ctx context.Context, command string, answer any) error {
+	data, err := q.send(ctx, nil, command, nil)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, answer); err != nil {
+		return fmt.Errorf("%s: decode its answer: %w", command, err)
+	}
+	return nil
+}
+
+func (q *qmp) send(ctx context.Context, file *os.File, command string, arguments any) (json.RawMessage, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	id := q.awaited.Add(1)
+	select {
+	case <-q.replies: // of a command that was given up as it was answered
+	default:
+	}
 	line, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
-	}{command, arguments})
+		ID        int64  `json:"id"`
+	}{command, arguments, id})
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", command, err)
+		return nil, fmt.Errorf("encode %s: %w", command, err)
 	}
 	var rights []byte
 	if file != nil {
 		rights = unix.UnixRights(int(file.Fd()))
 	}
 	if _, _, err := q.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
-		return fmt.Errorf("%s: %w", command, err)
+		return nil, fmt.Errorf("%s: %w", command, err)
 	}
 	select {
 	case r := <-q.replies:
 		if r.Error != nil {
-			return fmt.Errorf("%s: %q", command, r.Error.Desc)
+			return nil, fmt.Errorf("%s: %q", command, r.Error.Desc)
 		}
-		return nil
+		return r.Return, nil
 	case <-q.closed:
-		return fmt.Errorf("%s: %w", command, errQMPClosed)
+		return nil, fmt.Errorf("%s: %w", command, errQMPClosed)
 	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", command, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", command, ctx.Err())
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +46,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (vm.Machine, error) {
 			return nil, err
 		}
 	}
-	m := &Machine{Config: c, done: make(chan struct{})}
+	m := &Machine{Config: c, done: make(chan struct{}), faults: make(chan vm.Fault, 1)}
 	for i := range m.host {
 		host, guest, err := socketpair()
 		if err != nil {
@@ -70,6 +71,8 @@ type Machine struct {
 	host, guest [3]net.Conn // control, share, network
 	serving     sync.WaitGroup
 	done        chan struct{}
+	faults      chan vm.Fault
+	probes      atomic.Int64
 
 	mu     sync.Mutex
 	err    error
@@ -81,6 +84,8 @@ var (
 	_ vm.Machine     = (*Machine)(nil)
 	_ vm.Snapshotter = (*Machine)(nil)
 	_ vm.Pauser      = (*Machine)(nil)
+	_ vm.Prober      = (*Machine)(nil)
+	_ vm.Faulter     = (*Machine)(nil)
 )
 
 func (m *Machine) Control() net.Conn     { return m.host[0] }
@@ -162,6 +167,21 @@ func (m *Machine) setPaused(paused bool) error {
 	m.paused = paused
 	return nil
 }
+
+// Probe implements [vm.Prober].
+func (m *Machine) Probe(context.Context) (vm.Vitals, error) {
+	m.probes.Add(1)
+	return vm.Vitals{Running: !m.Paused()}, m.alive()
+}
+
+// Probes is how often Probe was called.
+func (m *Machine) Probes() int64 { return m.probes.Load() }
+
+// Faults implements [vm.Faulter].
+func (m *Machine) Faults() <-chan vm.Fault { return m.faults }
+
+// Fault is one of the host's disks; the machine's user hears of it.
+func (m *Machine) Fault(f vm.Fault) { m.faults <- f }
 
 func (m *Machine) alive() error {
 	select {

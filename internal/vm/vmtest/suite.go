@@ -6,6 +6,7 @@ package vmtest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -40,8 +41,8 @@ const (
 // Run checks a driver against the contracts of package vm.
 func Run(t *testing.T, d vm.Driver, fx Fixtures) {
 	t.Run("boot, freeze, clone", func(t *testing.T) { testClone(t, d, fx) })
-	t.Run("power-off is no error", func(t *testing.T) { testEnd(t, d, fx, "off", "") })
-	t.Run("a panic is one", func(t *testing.T) { testEnd(t, d, fx, "panic", "gave up") })
+	t.Run("ends", func(t *testing.T) { testEnds(t, d, fx) })
+	t.Run("a full host's disk is the guest's error", func(t *testing.T) { testFullDisk(t, d, fx) })
 	t.Run("a damaged state leaves nothing", func(t *testing.T) { testDamaged(t, d, fx) })
 }
 
@@ -73,12 +74,7 @@ func testClone(t *testing.T, d vm.Driver, fx Fixtures) {
 	g.ask("ping", "pong")
 	g.ask("disks", fmt.Sprintf("root:1:%d scratch:0:%d workspace:1:%[1]d", placeholder/512, placeholder/512))
 	pause(t, m, g)
-	state := temp(t, 0)
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	defer cancel()
-	if err := m.(vm.Snapshotter).Snapshot(ctx, state); err != nil {
-		t.Fatal(err)
-	}
+	state := snapshot(t, m)
 	closeTwice(t, m)
 
 	// Seal it as a holder does: clones must not need to write it.
@@ -105,24 +101,106 @@ func pause(t *testing.T, m vm.Machine, g *guest) {
 		t.Fatal(err)
 	}
 	g.send("ping")
+	if v, err := m.(vm.Prober).Probe(t.Context()); v.Running || err != nil {
+		t.Errorf("paused: Probe() = %+v, %v", v, err)
+	}
 	if err := p.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	g.expect("pong")
 }
 
-func testEnd(t *testing.T, d vm.Driver, fx Fixtures, word, want string) {
-	_, m, g := fx.boot(t, d)
-	g.send(word)
+// testEnds has guests end their machines in every way that a task which is root
+// has: of one that was booted, and of clones, which are other machines to a
+// guest's kernel.
+func testEnds(t *testing.T, d vm.Driver, fx Fixtures) {
+	c, m, _ := fx.boot(t, d)
+	state := snapshot(t, m)
+	closeTwice(t, m)
+	c.Kernel, c.Initrd, c.Cmdline, c.Restore = nil, nil, "", state
+	for word, want := range map[string]string{
+		"off": "", "sysrq o": "", "reboot": "the guest rebooted itself", "sysrq b": "the guest rebooted itself",
+		"sysrq c": "sysrq triggered crash", "panic": "Attempted to kill init",
+	} {
+		t.Run("clone: "+word, func(t *testing.T) {
+			c.Confinement = fx.Confinement(t)
+			clone := start(t, d, c)
+			talk(t, clone.Control()).ask("ping", "pong")
+			testEnd(t, clone, word, want)
+		})
+	}
+	for word, want := range map[string]string{"off": "", "panic": "Attempted to kill init"} {
+		t.Run("booted: "+word, func(t *testing.T) {
+			_, m, _ := fx.boot(t, d)
+			testEnd(t, m, word, want)
+		})
+	}
+}
+
+func testEnd(t *testing.T, m vm.Machine, word, want string) {
+	t.Helper()
+	talk(t, m.Control()).send(word)
 	select {
 	case <-m.Done():
 	case <-time.After(limit):
 		t.Fatal("the machine did not end")
 	}
-	if err := m.Err(); (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+	err := m.Err()
+	if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
 		t.Errorf("Err() = %v, want %q", err, want)
 	}
+	if _, byGuest := errors.AsType[*vm.GuestEnded](err); byGuest != (want != "") {
+		t.Errorf("Err() = %v; that the guest ended it: %v", err, byGuest)
+	}
 	closeTwice(t, m)
+}
+
+// testFullDisk has a guest fill a disk that the host cannot hold.
+func testFullDisk(t *testing.T, d vm.Driver, fx Fixtures) {
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skip("a small file system takes root: ", err)
+	}
+	t.Cleanup(func() { unix.Unmount(small, unix.MNT_DETACH) })
+	f, err := os.Create(small + "/disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(scratchSize); err != nil {
+		t.Fatal(err)
+	}
+	c := fx.config(t)
+	c.Disks[1].File = f
+	c.Kernel, c.Initrd, c.Cmdline = open(t, fx.Kernel), open(t, fx.Initrd), fx.Cmdline
+	m := start(t, d, c)
+	g := talk(t, m.Control())
+	g.expect("hello")
+	g.ask("fill", unix.EIO.Error())
+	g.ask("ping", "pong")
+	if v, err := m.(vm.Prober).Probe(t.Context()); !v.Running || v.CPU == 0 || err != nil {
+		t.Errorf("Probe() = %+v, %v", v, err)
+	}
+	select {
+	case got := <-m.(vm.Faulter).Faults():
+		if want := (vm.Fault{Disk: api.DiskScratch, Write: true, NoSpace: true}); got != want {
+			t.Errorf("a fault of %+v, want %+v", got, want)
+		}
+	case <-time.After(limit):
+		t.Error("nothing was said of the host's full disk")
+	}
+	closeTwice(t, m)
+}
+
+func snapshot(t *testing.T, m vm.Machine) *os.File {
+	t.Helper()
+	state := temp(t, 0)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	if err := m.(vm.Snapshotter).Snapshot(ctx, state); err != nil {
+		t.Fatal(err)
+	}
+	return state
 }
 
 func testDamaged(t *testing.T, d vm.Driver, fx Fixtures) {

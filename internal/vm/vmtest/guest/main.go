@@ -22,7 +22,7 @@ func main() {
 }
 
 func run() error {
-	for _, m := range []struct{ kind, target string }{{"devtmpfs", "/dev"}, {"sysfs", "/sys"}} {
+	for _, m := range []struct{ kind, target string }{{"devtmpfs", "/dev"}, {"sysfs", "/sys"}, {"proc", "/proc"}} {
 		os.MkdirAll(m.target, 0o755)
 		if err := unix.Mount(m.kind, m.target, m.kind, 0, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", m.target, err)
@@ -49,6 +49,13 @@ func run() error {
 			fmt.Fprintln(control, disks())
 		case "off":
 			unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		case "reboot":
+			unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+		case "sysrq o", "sysrq b", "sysrq c":
+			// What a task that is root can ask its kernel for.
+			os.WriteFile("/proc/sysrq-trigger", []byte(lines.Text()[len("sysrq "):]), 0)
+		case "fill":
+			fmt.Fprintln(control, fill("/dev/vdb"))
 		case "panic":
 			return nil
 		}
@@ -84,6 +91,29 @@ func openPort(name string) (*os.File, error) {
 		}
 	}
 	return nil, fmt.Errorf("no port %q among %v", name, ports)
+}
+
+// fill writes a disk from end to end, past every cache, and says how that ended.
+func fill(disk string) string {
+	fd, err := unix.Open(disk, unix.O_WRONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err.Error()
+	}
+	defer unix.Close(fd)
+	data, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned
+	if err != nil {
+		return err.Error()
+	}
+	for i := range data {
+		data[i] = 1
+	}
+	for {
+		if _, err := unix.Write(fd, data); err == unix.ENOSPC {
+			return "written" // a disk's end
+		} else if err != nil {
+			return err.Error()
+		}
+	}
 }
 
 // disks lists serial, read-only flag and size in sectors of each, in order.
