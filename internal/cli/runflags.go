@@ -60,7 +60,7 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.detach, "detach", "d", false, "run in the background, print the ID, and keep record, logs and disk until rm")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not print how the task ended")
 	fs.StringVar(&f.restart, "restart", "no", "refused until there is a daemon; only `no`")
-	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m")
+	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m; its VM is ended 5s later at the latest")
 	fs.StringVar(&f.pull, "pull", "missing", "pull the image before the run: missing, always or never")
 	fs.StringVar(&f.platform, "platform", "", "`os/architecture` of an image that is pulled")
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "let connections in, `[ip:][host:]guest[/proto]`; on 127.0.0.1 unless an address is given")

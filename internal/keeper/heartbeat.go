@@ -156,6 +156,9 @@ func (r *Run) askVMM(ctx context.Context, cpu *time.Duration) vmmWord {
 	}
 	vitals, err := p.Probe(ctx)
 	used := vitals.CPU - *cpu
+	if *cpu == 0 {
+		used = 0 // since when is not known
+	}
 	*cpu = vitals.CPU
 	switch {
 	case err != nil:

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -115,5 +116,54 @@ func TestGuestCannotOpenStreams(t *testing.T) {
 	<-c.Done()
 	if err := c.Err(); !strings.Contains(err.Error(), "may not") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// Whatever a guest answers, no operation panics or returns what is out of range.
+func FuzzAnswers(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `{"pid":1}`, `{"code":0}`, `{"error":{"code":"not-found","step":"root","message":"m"}}`, `{"version":2,"kernel":"6.1"}`,
+		`{"name":"x","size":3}`, `{"memoryBytes":-1}`, `null`, `[]`, `"x"`,
+	} {
+		f.Add([]byte(seed), []byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		if !json.Valid(first) || !json.Valid(second) {
+			return // what is no JSON is for the fuzz targets of wire
+		}
+		c := lying(t, json.RawMessage(first), json.RawMessage(second))
+		ctx := t.Context()
+		c.Ping(ctx)
+		c.Clock(ctx, time.Now())
+		c.Freeze(ctx, api.FreezeRequest{})
+		if r, err := c.Hello(ctx); err == nil && (r.Version != api.Version || len(r.Kernel) > maxText) {
+			t.Errorf("hello: %+v", r)
+		}
+		if r, err := c.Stat(ctx, "/"); err == nil && (r.Size < 0 || len(r.Name) > maxText || len(r.LinkTarget) > maxText) {
+			t.Errorf("stat: %+v", r)
+		}
+		if r, err := c.Usage(ctx); err == nil && (r.MemoryBytes < 0 || r.PIDs < 0 || r.OOMKills < 0) {
+			t.Errorf("usage: %+v", r)
+		}
+		x, err := c.Exec(ctx, sandbox.Process{})
+		if err != nil {
+			return
+		}
+		defer x.Close()
+		if exit, err := x.Wait(ctx); err == nil && (exit.Code < 0 || exit.Code > 255 || exit.Signal < 0 || exit.Signal > 64 || exit.Error != nil) {
+			t.Errorf("exit: %+v", exit)
+		}
+	})
+}
+
+// A process whose end the other side does not know says why.
+func TestExitThatIsNotKnown(t *testing.T) {
+	x, err := lying(t, anything{"pid": 1}, anything{"code": 0, "error": anything{"message": "the VM was ended"}}).Exec(t.Context(), sandbox.Process{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.Close()
+	if _, err := x.Wait(t.Context()); err == nil || !strings.Contains(err.Error(), "the VM was ended") || strings.Contains(err.Error(), "decode") {
+		t.Errorf("got %v", err)
 	}
 }
