@@ -65,7 +65,7 @@ type Rule struct {
 	Unreadable   bool // responses may pass in which a secret cannot be searched for
 	Budget       Budget
 
-	paths []pathPattern
+	paths []pathPattern // of a deny: folded
 	key   string
 }
 
@@ -104,7 +104,11 @@ func New(rules []Rule, budget Budget, cases []Case) *Policy {
 func (r *Rule) prepare() {
 	r.paths = nil
 	for _, s := range r.Paths {
-		r.paths = append(r.paths, compilePath(s))
+		pattern := compilePath(s)
+		if r.Deny {
+			pattern = foldAll(pattern)
+		}
+		r.paths = append(r.paths, pattern)
 	}
 	r.key = fmt.Sprintf("%s %q %v %v %v %q", r.Scope(), r.Upstream, r.AllowPrivate, r.ECH, r.Unreadable, r.Secret)
 }
@@ -190,17 +194,22 @@ func (r *Rule) coversPort(port uint16, udp bool) bool {
 }
 
 func (r *Rule) coversRequest(t *target) bool {
-	if len(r.Methods) > 0 && !slices.Contains(r.Methods, t.method) {
+	if len(r.Methods) > 0 && !r.coversMethod(t.method) {
 		return false
 	}
 	if len(r.paths) == 0 {
 		return true
 	}
-	path := t.read()
 	if r.Deny {
-		return slices.ContainsFunc(r.paths, path.mayMatch)
+		return t.read().mayMatch(r.paths)
 	}
-	return slices.ContainsFunc(r.paths, path.surelyMatches)
+	return t.read().surelyMatches(r.paths)
+}
+
+// coversMethod is in capitals: others are refused before. Servers answer a HEAD
+// as they would a GET, so that a deny of one is a deny of both.
+func (r *Rule) coversMethod(method string) bool {
+	return slices.Contains(r.Methods, method) || r.Deny && method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
 
 // Scope says what the rule is about. With the options it is the whole rule,
