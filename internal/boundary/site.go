@@ -153,7 +153,7 @@ func parameters(query string) (names []string) {
 func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use string, id int64) *web.Pass {
 	began := time.Now()
 	p := &web.Pass{
-		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Whole: use != "", Unreadable: d.Rule.Unreadable,
+		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Exact: d.Inspect, Whole: use != "", Unreadable: d.Rule.Unreadable,
 		Found: func(names []string) { e.alert(d, credential.Found{Mark: names[0], Where: "body"}) },
 		Done: func(r web.Result) {
 			f.answered(d.Rule)
