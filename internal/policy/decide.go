@@ -42,17 +42,18 @@ type Request struct {
 type Why uint8
 
 const (
-	WhyNothing  Why = iota // nothing asked, nothing allowed
-	WhyRule                // the rule allows or denies it
-	WhyNoRule              // no rule names the destination
-	WhyPort                // rules name the host, but not this port and transport
-	WhyHost                // the name is not one
-	WhyClass               // the address is of a class that the rule does not permit
-	WhyProtocol            // another protocol than the rule's
-	WhyRequest             // no rule of the destination allows this method and path
-	WhyOpaque              // a deny by method or path, on a connection that cannot be read
-	WhyBudget              // a limit is used up
-	WhyOdd                 // servers could read the request as another one
+	WhyNothing   Why = iota // nothing asked, nothing allowed
+	WhyRule                 // the rule allows or denies it
+	WhyNoRule               // no rule names the destination
+	WhyPort                 // rules name the host, but not this port and transport
+	WhyHost                 // the name is not one
+	WhyClass                // the address is of a class that the rule does not permit
+	WhyProtocol             // another protocol than the rule's
+	WhyRequest              // no rule of the destination allows this method and path
+	WhyOpaque               // a deny by method or path, on a connection that cannot be read
+	WhyBudget               // a limit is used up
+	WhyOdd                  // servers could read the request as another one
+	WhyByAddress            // a rule by name holds more than the address that was connected to
 )
 
 // Decision is the answer to one Request; the zero Decision is Deny. It is
