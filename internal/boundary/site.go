@@ -114,7 +114,11 @@ func (e *Edge) useOf(wallet *credential.Wallet, d policy.Decision, r *http.Reque
 	if name == "" {
 		return "", nil
 	}
-	if err := wallet.Bound(name, d.Request); err != nil {
+	err := wallet.Bound(name, d.Request)
+	if err == nil {
+		err = wallet.MayGo(name, d.Rule, d.Protocol == policy.HTTP)
+	}
+	if err != nil {
 		e.denyWords(d, err.Error(), "bind it with `creel secret set`, or leave it out of the rule")
 		return "", &web.Denial{Rule: d.RuleName(), Reason: err.Error()}
 	}

@@ -23,7 +23,7 @@ func TestNoHeaderChoosesTheRequest(t *testing.T) {
 	r := j.open(t, rules(
 		rule("methods.test", ", methods: [POST, DELETE]"), rule("paths.test", ", paths: /v1/**"), rule("denied.test", ""), "- {deny: denied.test, methods: DELETE}\n",
 		rule("api.test", ", secret: key"), rule("free.test", ""),
-	), withWallet(wallet(t, secret.AsBearer)))
+	), withWallet(wallet(t, secret.AsBearer, address)))
 	c := r.client("")
 	send := func(method, url string) (int, string) {
 		t.Helper()

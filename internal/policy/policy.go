@@ -9,6 +9,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -43,6 +44,25 @@ func (p PortRange) String() string {
 // Upstream sends a name elsewhere. Address is HOST:PORT; CA is PEM, or "" for
 // the system's roots.
 type Upstream struct{ Address, CA string }
+
+// CheckUpstream says what is wrong with the address of an upstream.
+func CheckUpstream(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = ParsePort(port)
+	}
+	if err == nil {
+		if addr, aerr := netip.ParseAddr(host); aerr != nil {
+			_, err = CleanHost(host)
+		} else if c := AddressClass(addr); addr.Zone() != "" || c == Multicast || c == Reserved {
+			err = fmt.Errorf("%s is a %s address", addr, c)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("upstream: address %.100q: %w", address, err)
+	}
+	return nil
+}
 
 // Rule is one line of a policy. Exactly one of Host and Prefix is set.
 type Rule struct {
