@@ -60,3 +60,25 @@ func TestNoHeaderChoosesTheRequest(t *testing.T) {
 		}
 	}
 }
+
+// A binding that has changed since a policy was admitted holds for the next
+// request.
+func TestSecretsGoOnlyWhereTheyAreBoundTo(t *testing.T) {
+	j := newJournal()
+	plain := j.web(t, "", func(http.ResponseWriter, *http.Request) {})
+	bound := wallet(t, secret.AsBearer, plain)
+	r := j.open(t, rules(fmt.Sprintf("- {allow: api.test, ports: 80, secret: key, upstream: {address: %q}}\n", plain)), withWallet(bound))
+	if status, body := r.get(r.client(""), "http://api.test/"); status != 200 {
+		t.Fatalf("%d %s", status, body)
+	}
+	before := j.count("request GET /")
+	if err := r.edge.SetWallet(t.Context(), wallet(t, secret.AsBearer, "127.0.0.1:1"), []string{"key"}); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := r.get(r.client(""), "http://api.test/"); status != 403 || !strings.Contains(body, "--upstream "+plain) {
+		t.Errorf("%d %s", status, body)
+	}
+	if got := j.count("request GET /"); got != before {
+		t.Errorf("%d requests arrived, want %d", got, before)
+	}
+}

@@ -279,6 +279,21 @@ func (r *Rule) ReachesPrivate() bool {
 	return !r.Deny && (r.AllowPrivate || err == nil && AddressClass(upstream.Addr()) != Public)
 }
 
+// ReachesMetadata is the class of addresses where clouds hand out credentials,
+// or of the network that they are in, where the rule can lead there; else "".
+func (r *Rule) ReachesMetadata() Class {
+	c := Public
+	if upstream, err := netip.ParseAddrPort(r.Upstream.Address); err == nil {
+		c = AddressClass(upstream.Addr())
+	} else if r.Prefix.IsValid() {
+		c = PrefixClass(r.Prefix)
+	}
+	if !r.Deny && (c == Metadata || c == LinkLocal) {
+		return c
+	}
+	return ""
+}
+
 // Protocols are those that an allow rule speaks on its ports, sorted.
 func (r *Rule) Protocols() (out []Protocol) {
 	for _, p := range r.Ports {
