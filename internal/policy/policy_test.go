@@ -146,6 +146,8 @@ func TestDial(t *testing.T) {
   - {allow: priv.test, ports: 443, allow_private: true}
   - {allow: up.test, upstream: {address: "127.0.0.1:8443"}}
   - {allow: meta.test, upstream: {address: "169.254.169.254:80"}}
+  - {allow: upname.test, upstream: {address: "gateway.test:8443"}}
+  - {allow: upnamep.test, upstream: {address: "gateway.test:8443"}, allow_private: true}
   - {allow: host.creel.internal, ports: 443}
   - {deny: 93.184.216.0/24}
   - {allow: 169.254.169.254, ports: 80, allow_private: true}
@@ -172,6 +174,11 @@ func TestDial(t *testing.T) {
 		{"priv.test", "224.0.0.1", false},
 		{"priv.test", "0.0.0.0", false},
 		{"up.test", "127.0.0.1", true},
+		{"up.test", "10.0.0.1", false},
+		{"upname.test", "1.1.1.1", true},
+		{"upname.test", "127.0.0.1", false},
+		{"upname.test", "10.0.0.1", false},
+		{"upnamep.test", "10.0.0.1", true},
 		{"meta.test", "169.254.169.254", true},
 		{"meta.test", "169.254.1.1", false},
 		{"host.creel.internal", "127.0.0.1", true},

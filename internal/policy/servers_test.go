@@ -305,7 +305,7 @@ func noServerReadsElsewhere(t *testing.T, p *Policy, permitted func(string) bool
 	rnd := rand.New(rand.NewPCG(7, 11))
 	allowed, odd := 0, 0
 	elsewhere := map[string]int{} // by server: odd paths that it reads as something else
-	for range 12_000 {
+	for range 5_000 {
 		raw := randomPath(rnd)
 		d := p.Decide(Request{Op: Ask, Host: "a.test", Port: 80, Method: "GET", Path: raw})
 		if d.Allow {
@@ -333,7 +333,7 @@ func noServerReadsElsewhere(t *testing.T, p *Policy, permitted func(string) bool
 			}
 		}
 	}
-	if allowed < 400 || odd < 60 {
+	if allowed < 150 || odd < 25 {
 		t.Errorf("%d paths were allowed, %d of them odd: the test shows little", allowed, odd)
 	}
 	for server := range servers {
