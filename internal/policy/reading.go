@@ -34,8 +34,10 @@ type reading struct {
 }
 
 const (
-	maxPath = 16 << 10
-	maxWays = 128
+	maxPath    = 16 << 10
+	maxWays    = 128
+	maxReading = 64 << 10 // bytes of all ways
+	maxDots    = 32       // in the last name
 )
 
 // What was written as an escape and has a meaning without it stands in a
@@ -65,9 +67,9 @@ func readPath(raw string) *reading {
 	if odd != "" {
 		return &reading{odd: odd}
 	}
-	ways := waysOf(path)
-	if len(ways) > maxWays {
-		return &reading{odd: fmt.Sprintf("can be read in more than %d ways", maxWays)}
+	ways, ok := waysOf(path)
+	if !ok {
+		return &reading{odd: "can be read in too many ways"}
 	}
 	r := &reading{}
 	for _, way := range ways {
@@ -155,6 +157,9 @@ func oddText(path string) string {
 	if strings.Contains(path, ":$") {
 		return "names a stream of a file, as Windows has them"
 	}
+	if strings.Count(path[strings.LastIndexByte(strings.TrimRight(path, "/"), '/')+1:], ".") > maxDots {
+		return fmt.Sprintf("has a name with more than %d dots", maxDots)
+	}
 	for name := range tokens(path) {
 		dotted := name == "." || name == ".."
 		if bare := strings.ReplaceAll(name, escapedDot, "."); name != "" && !dotted && bare != "." && bare != ".." && strings.Trim(bare, " .") == "" {
@@ -199,24 +204,26 @@ var steps = []func(string) string{
 	withoutDots,
 }
 
-// waysOf are all results of any steps in any order, at most one more than
-// maxWays. The first is the path as written.
-func waysOf(path string) []string {
-	ways := []string{path}
+// waysOf are all results of any steps in any order; not ok are too many. The
+// first is the path as written.
+func waysOf(path string) (ways []string, ok bool) {
+	ways = []string{path}
+	bytes := len(path)
 	if !strings.ContainsAny(path, separators[1:]+escapedDot) && !strings.Contains(path, "//") && !strings.Contains(path, "/.") {
-		return ways // as nearly all paths are
+		return ways, true // as nearly all paths are
 	}
 	for i := 0; i < len(ways); i++ {
 		for _, step := range steps {
 			if way := step(ways[i]); !slices.Contains(ways, way) {
 				ways = append(ways, way)
+				bytes += len(way)
 			}
-			if len(ways) > maxWays {
-				return ways
+			if len(ways) > maxWays || bytes > maxReading {
+				return nil, false
 			}
 		}
 	}
-	return ways
+	return ways, true
 }
 
 // withoutParameters takes ;NAME=VALUE from each segment, as servlets do.
@@ -305,35 +312,33 @@ func (r *reading) mayMatch(folded []pathPattern) bool {
 	}
 	if r.folded == nil {
 		for _, way := range r.ways {
-			r.folded = append(r.folded, equivalents(foldAll(way))...)
+			r.folded = append(r.folded, foldAll(way))
 		}
 	}
 	for _, way := range r.folded {
-		if slices.ContainsFunc(folded, func(p pathPattern) bool { return p.match(way) }) {
+		if slices.ContainsFunc(folded, func(p pathPattern) bool { return p.matchEquivalents(way) }) {
 			return true
 		}
 	}
 	return false
 }
 
-// equivalents are a path with and without a slash at its end, and with and
-// without each format that its last name may have.
-func equivalents(segs []string) (all [][]string) {
-	if n := len(segs); n > 1 && segs[n-1] == "" {
-		segs = segs[:n-1]
+// matchEquivalents matches a path with and without a slash at its end, and with
+// and without each format that its last name may have.
+func (p pathPattern) matchEquivalents(segs []string) bool {
+	n := len(segs)
+	if n > 1 && segs[n-1] == "" {
+		n--
 	}
-	add := func(last string) {
-		path := append(slices.Clone(segs[:len(segs)-1]), last)
-		all = append(all, path, append(path[:len(path):len(path)], ""))
-	}
-	last := segs[len(segs)-1]
-	add(last)
-	for i := 1; i < len(last); i++ {
-		if last[i] == '.' {
-			add(last[:i])
+	path := append(slices.Clone(segs[:n]), "")
+	last := path[n-1]
+	for end := len(last); end > 0 || end == len(last); end = strings.LastIndexByte(last[:end], '.') {
+		path[n-1] = last[:end]
+		if p.match(path[:n]) || p.match(path) {
+			return true
 		}
 	}
-	return all
+	return false
 }
 
 func foldAll(segs []string) []string {

@@ -357,6 +357,7 @@ func TestOddPaths(t *testing.T) {
 		"/v1/items/%c0%ae": "UTF-8", "/v1/items/%ff": "UTF-8", "/v1/items/%ef%bc%8fx": "U+FF0F", "/v1/items/%e2%88%95": "U+2215",
 		"/v1/items/%ef%bc%8e": "U+FF0E", "/v1/items/x::$DATA": "stream", "/v1/items/...": "dots", "/v1/items/..%20/x": "dots",
 		"v1/items/x": "slash", "*": "slash", "": "slash", "http://a.test/v1/items/x": "slash", "/" + strings.Repeat("x", 20000): "longer",
+		"/v1/items/" + strings.Repeat("a%2f..;x/%3b/b//./%2e/", 700): "ways", "/v1/items/x" + strings.Repeat(".a", 40) + "/": "dots",
 		"/v1/items.a.%2f..%2fa..;/%2e%2e//%2f/../a%2f/..;///%2e%2e;%3b//..//%3f%2f;": "ways",
 	} {
 		d := ask("a.test", "GET", path)
