@@ -202,7 +202,10 @@ func (p *Policy) afterPort(d *Decision, buckets []*bucket, group []*Rule, partly
 		if req.Own && d.Class != Metadata {
 			d.Class = Loopback
 		}
-		if !d.Rule.permits(req.Addr, d.Class) {
+		// An address that an upstream stands for is not dialled; the upstream is
+		// asked about in its turn.
+		replaced := req.Op != Dial && d.Rule.Upstream.Address != "" && (d.Class == Private || d.Class == Loopback)
+		if !replaced && !d.Rule.permits(req.Addr, d.Class) {
 			return WhyClass
 		}
 	}

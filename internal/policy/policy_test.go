@@ -227,6 +227,17 @@ func TestDialInsteadOfAddress(t *testing.T) {
 	if got := d.Target(); got != "9.9.9.9:53" {
 		t.Errorf("target %s", got)
 	}
+	own := must(t, `  - {allow: 10.9.8.7, ports: 7000, upstream: {address: "127.0.0.1:5353"}}`)
+	for addr, want := range map[string]bool{"10.9.8.7": true, "10.9.8.8": false} {
+		if d := own.Decide(Request{Op: Connect, Addr: netip.MustParseAddr(addr), Port: 7000}); d.Allow != want {
+			t.Errorf("connect to %s, which has an upstream: %v (%s)", addr, d.Allow, d.Reason())
+		}
+	}
+	for addr, want := range map[string]bool{"127.0.0.1": true, "10.9.8.7": false} {
+		if d := own.Decide(Request{Op: Dial, Instead: netip.MustParseAddr("10.9.8.7"), Addr: netip.MustParseAddr(addr), Port: 7000}); d.Allow != want {
+			t.Errorf("dial %s for 10.9.8.7: %v (%s)", addr, d.Allow, d.Reason())
+		}
+	}
 	if d := p.Decide(Request{Op: Connect, Instead: netip.MustParseAddr("8.8.8.8"), Addr: netip.MustParseAddr("1.1.1.1"), Port: 53}); d.Allow {
 		t.Error("Instead counts for a Connect")
 	}
