@@ -58,10 +58,13 @@ func newSet(env Env) *cobra.Command {
 			"--as says how the value gets into requests to the hosts:\n" +
 			"  header:NAME, bearer, basic:USER, query:NAME\n" +
 			"  stand-in: the sandbox has a random value of the same shape, in a variable\n" +
-			"  (--env) or a file (--file), which is swapped on the way out",
+			"  (--env) or a file (--file), which is swapped on the way out\n\n" +
+			"A policy sends it to the hosts, by TLS. One that has an upstream is refused unless\n" +
+			"--upstream names it, and one without TLS unless --clear is given.",
 		Example: "  creel secret set api --host api.example.com --as bearer <key.txt\n" +
 			"  creel secret set model --host api.example.com --as stand-in --env API_KEY --max-age 90d <key.txt\n" +
-			"  creel secret set git --host git.example.com --as basic:x-access-token --from \"file:$PWD/key.txt\"",
+			"  creel secret set git --host git.example.com --as basic:x-access-token --from \"file:$PWD/key.txt\"\n" +
+			"  creel secret set api --host api.example.com --as bearer --upstream gateway.example.com:8443 <key.txt",
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return set(c.Context(), env, args[0], f) },
 	}
