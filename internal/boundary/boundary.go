@@ -63,6 +63,8 @@ type Rules struct {
 type Dialer interface {
 	Dial(ctx context.Context, p *policy.Policy, t egress.Target, w egress.Witness) (net.Conn, error)
 	Roots() *x509.CertPool
+	// Addresses are those of a name, or the address that it is.
+	Addresses(ctx context.Context, host string, w egress.Witness) ([]netip.Addr, error)
 }
 
 // Config is what an edge is opened with.
@@ -97,6 +99,7 @@ type Edge struct {
 	denials   denials
 	alerts    denials // that are on record one by one
 	flows     flows
+	places    places
 	outside   atomic.Int64 // connections, dials too
 	overdrawn sync.Map     // limit and key of the rule of each budget that is on record as used up
 	ids       atomic.Int64

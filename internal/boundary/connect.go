@@ -50,6 +50,10 @@ func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 	}
 	ctx, f := e.begin(ctx, d)
 	defer e.flows.remove(f)
+	if !e.unowned(ctx, f) {
+		a.Refuse()
+		return
+	}
 	if d.Protocol == policy.TCP {
 		e.opaque(ctx, f, a)
 		return
@@ -155,10 +159,12 @@ func (e *Edge) mayGreet(f *flow, said hello.Hello) error {
 	case err == nil && name == f.req.Host:
 		return nil
 	case err == nil && f.req.Host == "":
-		// An address was allowed: the name that it is called by has to be, too.
-		if e.rules.Load().Policy.Decide(policy.Request{Op: policy.Connect, Host: name, Port: f.req.Port, Protocol: policy.TLS}).Allow {
+		f.callBy(name)
+		d := f.named(e.rules.Load().Policy)
+		if d.Allow {
 			return nil
 		}
+		return helloDenied{fmt.Sprintf("the ClientHello names %.100q, the connection is to %s: %s", said.ServerName, f.req.Addr, d.Reason()), d.Hint()}
 	}
 	return helloDenied{fmt.Sprintf("the ClientHello names %.100q, the connection is to %s", said.ServerName, destination(policy.Decision{Request: f.req}).Host), ""}
 }

@@ -35,6 +35,10 @@ func (e *Edge) datagrams(ctx context.Context, a *netstack.Attempt) {
 	}
 	ctx, f := e.begin(ctx, d)
 	defer e.flows.remove(f)
+	if !e.unowned(ctx, f) {
+		a.Refuse()
+		return
+	}
 	e.join(ctx, f, a, func(guest net.Conn, outside *metered) { e.exchange(f, guest, outside) })
 }
 

@@ -28,6 +28,11 @@ type flow struct {
 	guest   net.Conn       // nil: not accepted yet
 	outside []*metered     // open, for all that is known
 	ended   bool
+
+	// Of a connection by address: what it was held against.
+	held   bool           // against owners
+	owners []policy.Owner // whose it is not
+	called string         // the name in its ClientHello
 }
 
 // accept makes the guest's connection part of the flow.
@@ -227,6 +232,9 @@ func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
 	}
 	old := f.charged()
 	if d.Rule.ProtocolAt(f.req.Port) != old.ProtocolAt(f.req.Port) || d.Rule.Upstream != old.Upstream {
+		return false
+	}
+	if f.req.Host == "" && !f.stillUnowned(p) {
 		return false
 	}
 	f.mu.Lock()

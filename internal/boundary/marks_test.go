@@ -78,7 +78,7 @@ func markRig(t *testing.T) (*rig, *tap) {
 	web := "- {allow: %s, ports: 80, upstream: {address: %q}%s}\n"
 	r := j.open(t, rules(allow("tcp.test", opaque), udpRule("udp.test", udp.LocalAddr().String()), "- {allow: \"**.wild.test\"}\n",
 		fmt.Sprintf(web, "web.test", plain, ""), fmt.Sprintf(web, "socket.test", j.socketServer(t, keep), ""),
-		fmt.Sprintf(web, "api.test", plain, ", secret: key")), withWallet(wallet(t, secret.AsStandIn)))
+		fmt.Sprintf(web, "api.test", plain, ", secret: key")), withWallet(wallet(t, secret.AsStandIn, plain)))
 	return r, keep
 }
 

@@ -27,14 +27,17 @@ const (
 	canary  = "ghp_Zt81LqWmXy0VbN37RkPdHs5CgJf9A2eU6oIi"
 )
 
-// wallet has a secret for api.test, as a bearer or as a stand-in, and a canary.
-func wallet(t testing.TB, as string) *credential.Wallet {
+// wallet has a secret for api.test, as a bearer or as a stand-in, which may go
+// to upstreams, also without TLS, and a canary.
+func wallet(t testing.TB, as string, upstreams ...string) *credential.Wallet {
 	t.Helper()
 	v, err := secret.NewValue(value)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := secret.Grant{Name: "key", Value: v, Binding: secret.Binding{Hosts: []string{"api.test"}, Use: secret.Use{As: as}}}
+	g := secret.Grant{Name: "key", Value: v, Binding: secret.Binding{
+		Hosts: []string{"api.test"}, Upstreams: upstreams, Clear: true, Use: secret.Use{As: as},
+	}}
 	if as == secret.AsStandIn {
 		g.StandIn, g.Binding.Use.Env = standIn, "KEY"
 	}
@@ -155,7 +158,7 @@ func recordRig(t *testing.T, j *journal) (*rig, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := j.open(t, text, withWallet(wallet(t, secret.AsBearer)), func(c *Config) {
+	r := j.open(t, text, withWallet(wallet(t, secret.AsBearer, plain)), func(c *Config) {
 		c.Dialer, c.Ports = dialer, []Port{{Stream: l, Guest: 8080}}
 	})
 	inside := r.guest.Listen(t, 8080)

@@ -114,7 +114,11 @@ func (e *Edge) useOf(wallet *credential.Wallet, d policy.Decision, r *http.Reque
 	if name == "" {
 		return "", nil
 	}
-	if err := wallet.Bound(name, d.Request); err != nil {
+	err := wallet.Bound(name, d.Request)
+	if err == nil {
+		err = wallet.MayGo(name, d.Rule, d.Protocol == policy.HTTP)
+	}
+	if err != nil {
 		e.denyWords(d, err.Error(), "bind it with `creel secret set`, or leave it out of the rule")
 		return "", &web.Denial{Rule: d.RuleName(), Reason: err.Error()}
 	}
@@ -153,7 +157,7 @@ func parameters(query string) (names []string) {
 func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use string, id int64) *web.Pass {
 	began := time.Now()
 	p := &web.Pass{
-		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Whole: use != "", Unreadable: d.Rule.Unreadable,
+		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Exact: d.Inspect, Whole: use != "", Unreadable: d.Rule.Unreadable,
 		Found: func(names []string) { e.alert(d, credential.Found{Mark: names[0], Where: "body"}) },
 		Done: func(r web.Result) {
 			f.answered(d.Rule)

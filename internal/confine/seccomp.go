@@ -133,7 +133,7 @@ func vmmFilter(pid int) filter {
 // process descriptors that it holds, to end the VMM that it started.
 func selfFilter(pid int, families []uint32) filter {
 	f := newFilter()
-	f.refuseAll([]uint32{unix.SYS_EXECVE})
+	f.refuseAll([]uint32{unix.SYS_EXECVE, unix.SYS_LISTEN}) // what is listened on is so already
 	f.signalsOnly(pid)
 	f.onlyOn(unix.SYS_SOCKET, 0, families...)
 	return f

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
+	"creel/internal/secret"
 	"creel/internal/standby"
 
 	"github.com/google/go-cmp/cmp"
@@ -281,5 +283,59 @@ func TestFullDiskIsRefused(t *testing.T) {
 	}
 	if free, size, err := diskRoom(t.TempDir()); err != nil || free <= 0 || size < free {
 		t.Errorf("this disk: %d of %d, %v", free, size, err)
+	}
+}
+
+// bindings are secrets by name.
+type bindings map[string]secret.Binding
+
+func (b bindings) Binding(name string) (secret.Binding, error) { return b[name], nil }
+
+func (b bindings) Resolve(context.Context, []string) ([]secret.Grant, error) { return nil, nil }
+
+// Where a policy sends a secret is held against its binding.
+func TestPoliciesSendSecretsOnlyWhereTheyAreBoundTo(t *testing.T) {
+	const pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+	binding := func(change func(*secret.Binding)) secret.Binding {
+		b := secret.Binding{Hosts: []string{"api.test"}, Use: secret.Use{As: secret.AsBearer}}
+		change(&b)
+		return b
+	}
+	e, _, _ := admitting(t)
+	e.opts.Secrets = bindings{
+		"plain": binding(func(*secret.Binding) {}),
+		"up":    binding(func(b *secret.Binding) { b.Upstreams = []string{"Gateway.test:8443", "10.0.0.1:80"} }),
+		"ca":    binding(func(b *secret.Binding) { b.Upstreams, b.CA = []string{"gateway.test:8443"}, pem }),
+		"clear": binding(func(b *secret.Binding) { b.Upstreams, b.Clear = []string{"10.0.0.1:80"}, true }),
+	}
+	gateway := "upstream: {address: 'gateway.test:8443'"
+	ca, otherCA := ", ca: "+strconv.Quote(pem), ", ca: "+strconv.Quote(strings.Replace(pem, "AAAA", "BBBB", 1))
+	for rule, want := range map[string]string{
+		"secret: plain":                                                     "",
+		"secret: up":                                                        "",
+		"secret: plain, " + gateway + "}":                                   "--upstream gateway.test:8443",
+		"secret: up, " + gateway + "}":                                      "",
+		"secret: up, " + gateway + ca + "}":                                 "--upstream-ca",
+		"secret: ca, " + gateway + ca + "}":                                 "",
+		"secret: ca, " + gateway + "}":                                      "",
+		"secret: ca, " + gateway + otherCA + "}":                            "--upstream-ca",
+		"secret: up, upstream: {address: 'gateway.test:443'}":               "--upstream gateway.test:443",
+		"secret: plain, protocol: http":                                     "--clear",
+		"secret: plain, ports: [80, 443]":                                   "--clear",
+		"secret: clear, protocol: http":                                     "",
+		"secret: up, protocol: http, upstream: {address: '10.0.0.1:80'}":    "--clear",
+		"secret: clear, protocol: http, upstream: {address: '10.0.0.1:80'}": "",
+		"secret: clear, upstream: {address: '169.254.169.254:80'}":          "--upstream 169.254.169.254:80",
+	} {
+		p, _, err := syntax.Parse([]byte("version: 1\nrules:\n  - {allow: api.test, "+rule+"}\n"), syntax.Inputs{})
+		if err != nil {
+			t.Fatal(rule, err)
+		}
+		spec := modest(tier.Trusted)
+		spec.Policy = string(syntax.Text(p))
+		_, faults, _ := e.judge(&spec)
+		if want == "" && len(faults) > 0 || want != "" && (len(faults) != 1 || !strings.Contains(faults[0], want)) {
+			t.Errorf("%s: %q, want %q", rule, faults, want)
+		}
 	}
 }

@@ -142,6 +142,11 @@ func (e *Engine) judgeSecrets(p *policy.Policy) (faults []string) {
 			faults = append(faults, fmt.Sprintf("rule %q: secret %q is bound to %s, which does not cover %s; bind it to more with `creel secret set`, or name other hosts",
 				r.Name, r.Secret, strings.Join(b.Hosts, ", "), r.Destination()))
 		}
+		if err := b.MayGo(r.Upstream.Address, r.Upstream.CA, slices.Contains(r.Protocols(), policy.HTTP)); err != nil {
+			for _, line := range lines(err) {
+				faults = append(faults, fmt.Sprintf("rule %q: secret %q is %s", r.Name, r.Secret, line))
+			}
+		}
 	}
 	return faults
 }

@@ -106,8 +106,10 @@ func PrefixClass(p netip.Prefix) Class {
 }
 
 // permits reports whether an allow rule lets its destination be an address of
-// a class. Private and loopback addresses want the rule to say so; link-local
-// and metadata ones want to be written down as such; the rest never are.
+// a class. Private and loopback addresses want the rule to say so, or to have
+// the very address as its upstream: what a name becomes is not the rule's word.
+// Link-local and metadata ones want to be written down as such; the rest never
+// are.
 func (r *Rule) permits(addr netip.Addr, c Class) bool {
 	upstream, err := netip.ParseAddrPort(r.Upstream.Address)
 	literal := err == nil && upstream.Addr().Unmap() == addr
@@ -115,7 +117,7 @@ func (r *Rule) permits(addr netip.Addr, c Class) bool {
 	case Public:
 		return true
 	case Private, Loopback:
-		return r.AllowPrivate || r.Host == HostAlias && c == Loopback || r.Upstream.Address != ""
+		return r.AllowPrivate || r.Host == HostAlias && c == Loopback || literal
 	case LinkLocal, Metadata:
 		return literal || r.AllowPrivate && r.Prefix.IsValid() && (c == PrefixClass(r.Prefix) || PrefixClass(r.Prefix) == LinkLocal && c == LinkLocal)
 	}

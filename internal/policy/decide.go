@@ -2,6 +2,8 @@ package policy
 
 import (
 	"net/netip"
+	"net/url"
+	"strings"
 )
 
 // Op is what a sandbox asks for.
@@ -40,16 +42,18 @@ type Request struct {
 type Why uint8
 
 const (
-	WhyNothing  Why = iota // nothing asked, nothing allowed
-	WhyRule                // the rule allows or denies it
-	WhyNoRule              // no rule names the destination
-	WhyPort                // rules name the host, but not this port and transport
-	WhyHost                // the name is not one
-	WhyClass               // the address is of a class that the rule does not permit
-	WhyProtocol            // another protocol than the rule's
-	WhyRequest             // no rule of the destination allows this method and path
-	WhyOpaque              // a deny by method or path, on a connection that cannot be read
-	WhyBudget              // a limit is used up
+	WhyNothing   Why = iota // nothing asked, nothing allowed
+	WhyRule                 // the rule allows or denies it
+	WhyNoRule               // no rule names the destination
+	WhyPort                 // rules name the host, but not this port and transport
+	WhyHost                 // the name is not one
+	WhyClass                // the address is of a class that the rule does not permit
+	WhyProtocol             // another protocol than the rule's
+	WhyRequest              // no rule of the destination allows this method and path
+	WhyOpaque               // a deny by method or path, on a connection that cannot be read
+	WhyBudget               // a limit is used up
+	WhyOdd                  // servers could read the request as another one
+	WhyByAddress            // a rule by name holds more than the address that was connected to
 )
 
 // Decision is the answer to one Request; the zero Decision is Deny. It is
@@ -66,6 +70,7 @@ type Decision struct {
 	Request Request
 	Class   Class  // of Request.Addr, where that decided
 	Limit   string // the budget's key, where one was used up
+	Odd     string // what is odd about the request
 }
 
 // Decide answers a Request. It is pure, and safe for use by several
@@ -197,7 +202,10 @@ func (p *Policy) afterPort(d *Decision, buckets []*bucket, group []*Rule, partly
 		if req.Own && d.Class != Metadata {
 			d.Class = Loopback
 		}
-		if !d.Rule.permits(req.Addr, d.Class) {
+		// An address that an upstream stands for is not dialled; the upstream is
+		// asked about in its turn.
+		replaced := req.Op != Dial && d.Rule.Upstream.Address != "" && (d.Class == Private || d.Class == Loopback)
+		if !replaced && !d.Rule.permits(req.Addr, d.Class) {
 			return WhyClass
 		}
 	}
@@ -231,21 +239,89 @@ func (p *Policy) deniedAddress(req *Request) *Rule {
 func ask(d *Decision, buckets []*bucket, group []*Rule) Why {
 	req := &d.Request
 	t := target{method: req.Method, path: req.Path}
+	var denies, allows []*Rule
 	for _, b := range buckets {
 		for _, r := range b.deny {
-			if r.Conditional() && r.coversPort(req.Port, false) && r.coversRequest(&t) {
-				d.Rule = r
-				return WhyRule
+			if r.Conditional() && r.coversPort(req.Port, false) {
+				denies = append(denies, r)
 			}
 		}
 	}
 	for _, r := range group {
-		if r.coversPort(req.Port, false) && r.coversRequest(&t) {
+		if r.coversPort(req.Port, false) {
+			allows = append(allows, r)
+		}
+	}
+	if d.Rule, d.Odd = odd(&t, denies, allows); d.Odd != "" {
+		return WhyOdd
+	}
+	for _, r := range denies {
+		if r.coversRequest(&t) {
 			d.Rule = r
 			return WhyRule
 		}
 	}
+	for _, r := range allows {
+		if r.coversRequest(&t) {
+			d.Rule = r
+			return WhyRule
+		}
+	}
+	d.Rule = allows[0]
 	return WhyRequest
+}
+
+// odd says what of a request its server could read as another method or path
+// than the rules do, and names the first rule that asks for those.
+func odd(t *target, denies, allows []*Rule) (*Rule, string) {
+	var methods, paths *Rule
+	for _, rules := range [2][]*Rule{denies, allows} {
+		for _, r := range rules {
+			if methods == nil && r.NeedsHTTP() {
+				methods = r
+			}
+			if paths == nil && len(r.paths) > 0 {
+				paths = r
+			}
+		}
+	}
+	if methods != nil {
+		if text := oddMethod(t); text != "" {
+			return methods, text
+		}
+	}
+	if paths != nil && t.read().odd != "" {
+		return paths, "the path " + t.read().odd
+	}
+	return nil, ""
+}
+
+// oddMethod finds methods that servers do not read as they are written. Some
+// take lower case for capitals, and some let a parameter choose the method.
+func oddMethod(t *target) string {
+	if !methodPattern.MatchString(t.method) {
+		return "the method is not written in capitals"
+	}
+	_, query, _ := strings.Cut(t.path, "?")
+	for query != "" {
+		var pair string
+		if i := strings.IndexAny(query, "&;"); i >= 0 {
+			pair, query = query[:i], query[i+1:]
+		} else {
+			pair, query = query, ""
+		}
+		key, _, _ := strings.Cut(pair, "=")
+		if plain, err := url.QueryUnescape(key); err == nil && methodParameter(plain) {
+			return "the query has a parameter _method, by which some servers choose the method"
+		}
+	}
+	return ""
+}
+
+// methodParameter sees a name as PHP does, to which blanks, dots and opening
+// brackets are underscores.
+func methodParameter(name string) bool {
+	return strings.EqualFold(strings.NewReplacer(" ", "_", ".", "_", "[", "_").Replace(name), "_method")
 }
 
 // resolve allows a name when there is a port of it that no deny closes.

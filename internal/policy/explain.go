@@ -123,6 +123,9 @@ func requestOf(method, rawURL string) (req Request, err error) {
 		if req.Path = u.EscapedPath(); req.Path == "" {
 			req.Path = "/"
 		}
+		if u.RawQuery != "" {
+			req.Path += "?" + u.RawQuery
+		}
 		if !methodPattern.MatchString(req.Method) {
 			return req, fmt.Errorf("method %.40q: want one such as GET", method)
 		}

@@ -8,5 +8,9 @@ var (
 
 func (r *Rule) CoversPort(port uint16, udp bool) bool { return r.coversPort(port, udp) }
 
-// ReadSqueezed is the reading of a path that decodes most.
-func ReadSqueezed(path string) []string { return readPath(path).readings[1] }
+// Readings are the ways in which servers may read a path, and what is odd
+// about it.
+func Readings(path string) (ways [][]string, odd string) {
+	r := readPath(path)
+	return r.ways, r.odd
+}

@@ -9,6 +9,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -44,6 +45,25 @@ func (p PortRange) String() string {
 // the system's roots.
 type Upstream struct{ Address, CA string }
 
+// CheckUpstream says what is wrong with the address of an upstream.
+func CheckUpstream(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = ParsePort(port)
+	}
+	if err == nil {
+		if addr, aerr := netip.ParseAddr(host); aerr != nil {
+			_, err = CleanHost(host)
+		} else if c := AddressClass(addr); addr.Zone() != "" || c == Multicast || c == Reserved {
+			err = fmt.Errorf("%s is a %s address", addr, c)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("upstream: address %.100q: %w", address, err)
+	}
+	return nil
+}
+
 // Rule is one line of a policy. Exactly one of Host and Prefix is set.
 type Rule struct {
 	Name string // how people and records know it; unique in a policy
@@ -65,7 +85,7 @@ type Rule struct {
 	Unreadable   bool // responses may pass in which a secret cannot be searched for
 	Budget       Budget
 
-	paths []pathPattern
+	paths []pathPattern // of a deny: folded
 	key   string
 }
 
@@ -104,7 +124,11 @@ func New(rules []Rule, budget Budget, cases []Case) *Policy {
 func (r *Rule) prepare() {
 	r.paths = nil
 	for _, s := range r.Paths {
-		r.paths = append(r.paths, compilePath(s))
+		pattern := compilePath(s)
+		if r.Deny {
+			pattern = foldAll(pattern)
+		}
+		r.paths = append(r.paths, pattern)
 	}
 	r.key = fmt.Sprintf("%s %q %v %v %v %q", r.Scope(), r.Upstream, r.AllowPrivate, r.ECH, r.Unreadable, r.Secret)
 }
@@ -190,17 +214,22 @@ func (r *Rule) coversPort(port uint16, udp bool) bool {
 }
 
 func (r *Rule) coversRequest(t *target) bool {
-	if len(r.Methods) > 0 && !slices.Contains(r.Methods, t.method) {
+	if len(r.Methods) > 0 && !r.coversMethod(t.method) {
 		return false
 	}
 	if len(r.paths) == 0 {
 		return true
 	}
-	path := t.read()
 	if r.Deny {
-		return slices.ContainsFunc(r.paths, path.mayMatch)
+		return t.read().mayMatch(r.paths)
 	}
-	return slices.ContainsFunc(r.paths, path.surelyMatches)
+	return t.read().surelyMatches(r.paths)
+}
+
+// coversMethod is in capitals: others are refused before. Servers answer a HEAD
+// as they would a GET, so that a deny of one is a deny of both.
+func (r *Rule) coversMethod(method string) bool {
+	return slices.Contains(r.Methods, method) || r.Deny && method == "HEAD" && slices.Contains(r.Methods, "GET")
 }
 
 // Scope says what the rule is about. With the options it is the whole rule,
@@ -248,6 +277,21 @@ func (p *Policy) Secrets() (names []string) {
 func (r *Rule) ReachesPrivate() bool {
 	upstream, err := netip.ParseAddrPort(r.Upstream.Address)
 	return !r.Deny && (r.AllowPrivate || err == nil && AddressClass(upstream.Addr()) != Public)
+}
+
+// ReachesMetadata is the class of addresses where clouds hand out credentials,
+// or of the network that they are in, where the rule can lead there; else "".
+func (r *Rule) ReachesMetadata() Class {
+	c := Public
+	if upstream, err := netip.ParseAddrPort(r.Upstream.Address); err == nil {
+		c = AddressClass(upstream.Addr())
+	} else if r.Prefix.IsValid() {
+		c = PrefixClass(r.Prefix)
+	}
+	if !r.Deny && (c == Metadata || c == LinkLocal) {
+		return c
+	}
+	return ""
 }
 
 // Protocols are those that an allow rule speaks on its ports, sorted.

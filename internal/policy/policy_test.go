@@ -97,7 +97,11 @@ func TestExplain(t *testing.T) {
 		{"GET https://rest.test/v1/./admin/x", false, "no-admin"},
 		{"GET https://rest.test/v1//admin/x", false, "no-admin"},
 		{"GET https://rest.test/v1/a/..%2fadmin/x", false, "no-admin"},
-		{"GET https://rest.test/v1/..;/v1/x", false, "no-admin"},
+		{"GET https://rest.test/v1/..;/v1/x", false, "line 14"},
+		{"GET https://rest.test/v1/x;a=b", true, "rest"},
+		{"GET https://rest.test/v1/admin;a=b/x", false, "no-admin"},
+		{"GET https://rest.test/v1/;/../secret", false, "line 14"},
+		{"GET https://rest.test/v1/x?_method=POST", false, "no-admin"},
 		{"GET https://rest.test/v1/../secret", false, "line 14"},
 		{"GET https://rest.test/v1/%2e%2e/secret", false, "line 14"},
 		{"GET https://rest.test/v1/%252e%252e/secret", false, "no-admin"},
@@ -142,6 +146,8 @@ func TestDial(t *testing.T) {
   - {allow: priv.test, ports: 443, allow_private: true}
   - {allow: up.test, upstream: {address: "127.0.0.1:8443"}}
   - {allow: meta.test, upstream: {address: "169.254.169.254:80"}}
+  - {allow: upname.test, upstream: {address: "gateway.test:8443"}}
+  - {allow: upnamep.test, upstream: {address: "gateway.test:8443"}, allow_private: true}
   - {allow: host.creel.internal, ports: 443}
   - {deny: 93.184.216.0/24}
   - {allow: 169.254.169.254, ports: 80, allow_private: true}
@@ -168,6 +174,11 @@ func TestDial(t *testing.T) {
 		{"priv.test", "224.0.0.1", false},
 		{"priv.test", "0.0.0.0", false},
 		{"up.test", "127.0.0.1", true},
+		{"up.test", "10.0.0.1", false},
+		{"upname.test", "1.1.1.1", true},
+		{"upname.test", "127.0.0.1", false},
+		{"upname.test", "10.0.0.1", false},
+		{"upnamep.test", "10.0.0.1", true},
 		{"meta.test", "169.254.169.254", true},
 		{"meta.test", "169.254.1.1", false},
 		{"host.creel.internal", "127.0.0.1", true},
@@ -215,6 +226,17 @@ func TestDialInsteadOfAddress(t *testing.T) {
 	d := p.Decide(Request{Op: Dial, Instead: netip.MustParseAddr("9.9.9.9"), Addr: netip.MustParseAddr("127.0.0.1"), Port: 53})
 	if got := d.Target(); got != "9.9.9.9:53" {
 		t.Errorf("target %s", got)
+	}
+	own := must(t, `  - {allow: 10.9.8.7, ports: 7000, upstream: {address: "127.0.0.1:5353"}}`)
+	for addr, want := range map[string]bool{"10.9.8.7": true, "10.9.8.8": false} {
+		if d := own.Decide(Request{Op: Connect, Addr: netip.MustParseAddr(addr), Port: 7000}); d.Allow != want {
+			t.Errorf("connect to %s, which has an upstream: %v (%s)", addr, d.Allow, d.Reason())
+		}
+	}
+	for addr, want := range map[string]bool{"127.0.0.1": true, "10.9.8.7": false} {
+		if d := own.Decide(Request{Op: Dial, Instead: netip.MustParseAddr("10.9.8.7"), Addr: netip.MustParseAddr(addr), Port: 7000}); d.Allow != want {
+			t.Errorf("dial %s for 10.9.8.7: %v (%s)", addr, d.Allow, d.Reason())
+		}
 	}
 	if d := p.Decide(Request{Op: Connect, Instead: netip.MustParseAddr("8.8.8.8"), Addr: netip.MustParseAddr("1.1.1.1"), Port: 53}); d.Allow {
 		t.Error("Instead counts for a Connect")
@@ -526,8 +548,14 @@ func FuzzDecide(f *testing.F) {
 		if !strings.HasPrefix(seen, "/") || strings.Contains(seen, "\\") || !strings.HasSuffix(d.Request.Host, ".test") {
 			t.Fatalf("allowed: %q %q", host, path)
 		}
-		if r := ReadSqueezed(path); len(r) > 1 && r[0] == "a" && strings.EqualFold(r[1], "secret") {
-			t.Fatalf("the denied part is allowed: %q", path)
+		ways, odd := Readings(path)
+		if odd != "" {
+			t.Fatalf("a path is allowed that %s: %q", odd, path)
+		}
+		for _, way := range ways {
+			if len(way) > 1 && strings.EqualFold(way[0], "a") && strings.EqualFold(way[1], "secret") {
+				t.Fatalf("the denied part is allowed: %q", path)
+			}
 		}
 	})
 }

@@ -56,6 +56,10 @@ func (d Decision) Reason() string {
 		return "no rule of this destination allows this method and path"
 	case WhyOpaque:
 		return fmt.Sprintf("rule %q denies some requests, and in opaque %s none can be told apart", d.RuleName(), d.Protocol)
+	case WhyOdd:
+		return d.Odd
+	case WhyByAddress:
+		return fmt.Sprintf("rule %q holds for %s, which was connected to by address", d.RuleName(), d.Request.Host)
 	case WhyBudget:
 		if d.Rule == nil {
 			return "the task's budget " + d.Limit + " is used up"
@@ -91,6 +95,10 @@ func (d Decision) Hint() string {
 		return fmt.Sprintf("add method %.20q and path %.200q to rule %q", d.Request.Method, path, d.RuleName())
 	case WhyOpaque:
 		return fmt.Sprintf("remove methods and paths from rule %q, or allow the port as http or tls", d.RuleName())
+	case WhyByAddress:
+		return "connect to the name " + d.Request.Host
+	case WhyOdd:
+		return fmt.Sprintf("send the request in its plain form, or remove methods, paths and secret from rule %q", d.RuleName())
 	case WhyBudget:
 		return "raise `" + d.Limit + "` in the policy file"
 	}

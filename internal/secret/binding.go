@@ -1,8 +1,10 @@
 package secret
 
 import (
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"regexp"
 	"slices"
@@ -53,13 +55,20 @@ type Binding struct {
 	Hosts   []string `json:"hosts"`
 	Methods []string `json:"methods,omitempty"`
 	Paths   []string `json:"paths,omitempty"` // patterns of package policy
-	Use     Use      `json:"use"`
+	// Upstreams are the only places, HOST:PORT, that a policy may send requests
+	// with the secret to instead of the hosts themselves, and CA is the only PEM
+	// that it may have them trusted by. Policies come with what strangers wrote.
+	Upstreams []string `json:"upstreams,omitempty"`
+	CA        string   `json:"ca,omitempty"`
+	Clear     bool     `json:"clear,omitempty"` // it may cross the network without TLS
+	Use       Use      `json:"use"`
 }
 
 const (
 	maxHosts = 64
 	maxList  = 64 // of methods, paths and places
 	maxText  = 512
+	maxCA    = 64 << 10
 )
 
 var (
@@ -107,7 +116,39 @@ func (b Binding) Validate() error {
 			f.add("paths: %.80q: want a pattern that begins with /, of at most %d characters", p, maxText)
 		}
 	}
+	if len(b.Upstreams) > maxList {
+		f.add("upstreams: at most %d; leave some out", maxList)
+	}
+	for _, u := range b.Upstreams {
+		if host, port, err := net.SplitHostPort(u); err != nil || host == "" || port == "" || len(u) > maxText || !printable(u) {
+			f.add("upstreams: %.80q: want HOST:PORT", u)
+		}
+	}
+	if block, _ := pem.Decode([]byte(b.CA)); b.CA != "" && (block == nil || block.Type != "CERTIFICATE" || len(b.CA) > maxCA) {
+		f.add("ca: want certificates in PEM, at most %d bytes", maxCA)
+	}
+	if b.CA != "" && len(b.Upstreams) == 0 {
+		f.add("ca: it is for upstreams, and there are none; name one")
+	}
 	b.Use.check(&f)
+	return errors.Join(f...)
+}
+
+// MayGo says why a secret may not be used where a rule sends requests to an
+// upstream that is trusted by a CA ("": to the host itself, by the system's),
+// or without TLS; nil where it may. The error says how to bind it to that.
+func (b Binding) MayGo(upstream, ca string, plain bool) error {
+	bound := func(u string) bool { return strings.EqualFold(u, upstream) }
+	var f faults
+	switch {
+	case upstream != "" && !slices.ContainsFunc(b.Upstreams, bound):
+		f.add("not bound to the upstream %s: if you trust that with it, set it again with --upstream %s", upstream, upstream)
+	case ca != "" && ca != b.CA:
+		f.add("not bound to the CA of the upstream %s: if you trust that, set it again with --upstream %s --upstream-ca FILE", upstream, upstream)
+	}
+	if plain && !b.Clear {
+		f.add("not bound to be sent without TLS: use tls or, if everybody on the way may read it, set it again with --clear")
+	}
 	return errors.Join(f...)
 }
 

@@ -38,7 +38,7 @@ func claudeWorks(t *testing.T, r *rig.Rig) {
 	const host = "api.anthropic.com"
 	key := "sk-ant-api03-" + rand.Text() + rand.Text()
 	s := serve(t, map[string]string{host: key}, messages("echo written by a tool >/root/proof"))
-	setSecret(t, r, "anthropic-key", key, "--host", host, "--as", "stand-in", "--env", "ANTHROPIC_API_KEY", "--in", "header:X-Api-Key")
+	s.setSecret(t, r, "anthropic-key", key, "--host", host, "--as", "stand-in", "--env", "ANTHROPIC_API_KEY", "--in", "header:X-Api-Key")
 	got := r.RunWithin(t, agentPatience, strings.NewReader("write the proof"), "run", "-i", "--name", "claude", "--policy", example(t, s, "claude.yaml"),
 		"-m", "2g", "--cpus", "2", "-e", "IS_SANDBOX=1", "-e", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1", "agents",
 		"sh", "-c", `claude -p --dangerously-skip-permissions --output-format json && cat /root/proof && echo "$ANTHROPIC_API_KEY"`)
@@ -63,7 +63,7 @@ func codexWorks(t *testing.T, r *rig.Rig) {
 	const host = "api.openai.com"
 	key := "sk-proj-" + rand.Text() + rand.Text()
 	s := serve(t, map[string]string{host: key}, responses("echo written by a tool >/root/proof"))
-	setSecret(t, r, "openai-key", key, "--host", host, "--as", "stand-in", "--env", "CODEX_API_KEY", "--in", "header:Authorization")
+	s.setSecret(t, r, "openai-key", key, "--host", host, "--as", "stand-in", "--env", "CODEX_API_KEY", "--in", "header:Authorization")
 	got := r.RunWithin(t, agentPatience, nil, "run", "--name", "codex", "--policy", example(t, s, "codex.yaml"), "-m", "2g", "--cpus", "2", "agents", "sh", "-c",
 		`codex exec --dangerously-bypass-approvals-and-sandbox --skip-git-repo-check 'write the proof' && cat /root/proof && echo "$CODEX_API_KEY"`)
 	said := lines(got.Out)

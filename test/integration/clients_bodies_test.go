@@ -56,7 +56,7 @@ func serveBodies(w *world, key string) {
 func TestClientsBodies(t *testing.T) {
 	r, image := clients(t)
 	w := newWorld(t)
-	key := keepSecret(t, r, "bodies", "--host", "api.example.com", "--as", "header:"+keyHeader)
+	key := keepSecret(t, r, w, "bodies", "--host", "api.example.com", "--as", "header:"+keyHeader)
 	serveBodies(w, key)
 	text := `
 rules:

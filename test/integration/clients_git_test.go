@@ -49,7 +49,7 @@ func TestClientsGit(t *testing.T) {
 	r, image := clients(t)
 	w := newWorld(t)
 	dir := serveGit(t, w)
-	key := keepSecret(t, r, "git-key", "--host", "git.example.com", "--as", "basic:x-access-token")
+	key := keepSecret(t, r, w, "git-key", "--host", "git.example.com", "--as", "basic:x-access-token")
 	w.guard = func(r *http.Request) bool {
 		user, password, ok := r.BasicAuth()
 		return ok && user == "x-access-token" && password == key

@@ -150,7 +150,7 @@ func TestSecretRotatedWhileInUse(t *testing.T) {
 	r := machines(t)
 	w := newWorld(t)
 	const host = "api.example.com"
-	before := keepSecret(t, r, "rotated", "--host", host, "--as", "bearer")
+	before := keepSecret(t, r, w, "rotated", "--host", host, "--as", "bearer")
 	name := background(t, r, "--policy", w.policy(t, "rules: [{allow: "+host+", secret: rotated, upstream: UPSTREAM}]\n"), "debian", "sleep", "10000")
 	ask := func(path string) rig.Result {
 		return r.Run(t, "exec", name, "python3", "-c", "import urllib.request as u; print(u.urlopen('https://"+host+path+"').read().decode())")

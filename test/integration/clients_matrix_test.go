@@ -53,7 +53,7 @@ func TestClientsMatrix(t *testing.T) {
 	r, image := clients(t)
 	w := newWorld(t)
 	serveGit(t, w)
-	key := keepSecret(t, r, "matrix-key", "--host", "injected.example.com", "--as", "header:"+keyHeader)
+	key := keepSecret(t, r, w, "matrix-key", "--host", "injected.example.com", "--as", "header:"+keyHeader)
 	columns := make([]map[string]string, len(matrixModes))
 	t.Run("modes", func(t *testing.T) {
 		for i, m := range matrixModes {

@@ -194,13 +194,24 @@ func listenLoopback(t *testing.T) net.Listener {
 
 func portIn(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
 
-// keepSecret makes a secret with a fresh value, which the end of the test removes.
-func keepSecret(t *testing.T, r *rig.Rig, name string, flags ...string) (value string) {
+// bound are the flags that let a secret go to the world's server.
+func (w *world) bound(t *testing.T) []string {
+	t.Helper()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, []byte(w.authority), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"--upstream", w.secure, "--upstream-ca", ca}
+}
+
+// keepSecret makes a secret with a fresh value, which may go to the world's
+// server and which the end of the test removes.
+func keepSecret(t *testing.T, r *rig.Rig, w *world, name string, flags ...string) (value string) {
 	t.Helper()
 	random := make([]byte, 16)
 	rand.Read(random)
 	value = "key-" + hex.EncodeToString(random)
-	args := append([]string{"secret", "set", name}, flags...)
+	args := slices.Concat([]string{"secret", "set", name}, w.bound(t), flags)
 	if got := r.RunIn(t, strings.NewReader(value), args...); got.Code != 0 {
 		t.Fatalf("creel %q: %+v", args, got)
 	}

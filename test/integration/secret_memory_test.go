@@ -62,8 +62,8 @@ func TestSecretsAreNowhereButInTheKeeper(t *testing.T) {
 	secrets := map[string]string{"stand-in.example.com": "memory-standin", "added.example.com": "memory-added"}
 	s := serve(t, map[string]string{"stand-in.example.com": value(), "added.example.com": value()}, echo)
 	key := s.key("stand-in.example.com")
-	setSecret(t, r, "memory-standin", key, "--host", "stand-in.example.com", "--as", "stand-in", "--env", "API_KEY", "--in", "header:X-Api-Key")
-	setSecret(t, r, "memory-added", s.key("added.example.com"), "--host", "added.example.com", "--as", "header:X-Api-Key")
+	s.setSecret(t, r, "memory-standin", key, "--host", "stand-in.example.com", "--as", "stand-in", "--env", "API_KEY", "--in", "header:X-Api-Key")
+	s.setSecret(t, r, "memory-added", s.key("added.example.com"), "--host", "added.example.com", "--as", "header:X-Api-Key")
 	policy := s.policy(t, "rules:\n  - {allow: stand-in.example.com, secret: memory-standin, upstream: UPSTREAM}\n"+
 		"  - {allow: added.example.com, secret: memory-added, upstream: UPSTREAM}\n")
 	receipt := filepath.Join(t.TempDir(), "receipt.json")

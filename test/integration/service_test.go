@@ -3,6 +3,7 @@ package integration
 import (
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,10 +46,11 @@ func (s *service) wants(host, key string) {
 	s.keys[host] = key
 }
 
-// setSecret gives Creel a secret for the rest of the test.
-func setSecret(t *testing.T, r *rig.Rig, name, value string, flags ...string) {
+// setSecret gives Creel a secret that may go to the service, for the rest of
+// the test.
+func (s *service) setSecret(t *testing.T, r *rig.Rig, name, value string, flags ...string) {
 	t.Helper()
-	if got := r.RunIn(t, strings.NewReader(value), append([]string{"secret", "set", name}, flags...)...); got.Code != 0 {
+	if got := r.RunIn(t, strings.NewReader(value), slices.Concat([]string{"secret", "set", name}, s.bound(t), flags)...); got.Code != 0 {
 		t.Fatalf("set %s: %+v", name, got)
 	}
 	t.Cleanup(func() { r.Must(t, "secret", "rm", name) })

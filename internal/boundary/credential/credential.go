@@ -251,6 +251,18 @@ func (w *Wallet) Bound(name string, req policy.Request) error {
 	return nil
 }
 
+// MayGo reports why a secret may not go where a rule sends a request; nil where
+// it may. The binding may be another since the rule was admitted.
+func (w *Wallet) MayGo(name string, r *policy.Rule, plain bool) error {
+	if w == nil || w.held[name] == nil {
+		return fmt.Errorf("secret %q was not given to this sandbox", name)
+	}
+	if err := w.held[name].Binding.MayGo(r.Upstream.Address, r.Upstream.CA, plain); err != nil {
+		return fmt.Errorf("secret %q is %w", name, err)
+	}
+	return nil
+}
+
 // As is how a secret gets into requests, "" for one that is not held: it may
 // have been taken back since [Wallet.Bound] was asked.
 func (w *Wallet) As(name string) string {

@@ -147,6 +147,24 @@ func (d *Dialer) Dial(ctx context.Context, p *policy.Policy, t Target, w Witness
 	return d.dialFirst(ctx, allowed, to, w)
 }
 
+// Addresses are those that a name has now, or the address that host is; there
+// are none where names are left to the proxy.
+func (d *Dialer) Addresses(ctx context.Context, host string, w Witness) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{addr.Unmap()}, nil
+	}
+	if d.proxyResolves && d.proxy != nil && len(d.hosts[host]) == 0 {
+		return nil, nil
+	}
+	addrs, err := d.addresses(ctx, place{host: host}, w)
+	if Class(err) == NoSuchName {
+		return nil, nil
+	}
+	return addrs, err
+}
+
 // place is where a connection goes: to a name or to addresses.
 type place struct {
 	host  string // "": only addresses

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -180,8 +181,9 @@ func TestPlaces(t *testing.T) {
 	}{
 		"upstream":                  {rule("api.test", upstream(to.String())), Target{Host: "api.test", Port: 443}, []string{"record dial " + to.String()}},
 		"upstream of an address":    {rule("8.8.8.8/32", upstream(to.String())), Target{Addr: netip.MustParseAddr("8.8.8.8"), Port: 53}, []string{"record dial " + to.String()}},
-		"upstream in hosts":         {rule("api.test", upstream(fmt.Sprintf("box.lan:%d", to.Port()))), Target{Host: "api.test", Port: 443}, []string{"record dial " + to.String()}},
-		"upstream by name":          {rule("api.test", upstream(fmt.Sprintf("up.test:%d", to.Port()))), Target{Host: "api.test", Port: 443}, []string{"record lookup up.test", "record dial " + to.String()}},
+		"upstream in hosts":         {rule("api.test", upstream(fmt.Sprintf("box.lan:%d", to.Port())), private), Target{Host: "api.test", Port: 443}, []string{"record dial " + to.String()}},
+		"upstream by name":          {rule("api.test", upstream(fmt.Sprintf("up.test:%d", to.Port())), private), Target{Host: "api.test", Port: 443}, []string{"record lookup up.test", "record dial " + to.String()}},
+		"upstream, not permitted":   {rule("api.test", upstream(fmt.Sprintf("box.lan:%d", to.Port()))), Target{Host: "api.test", Port: 443}, nil},
 		"the host itself":           {rule(policy.HostAlias), Target{Host: policy.HostAlias, Port: to.Port()}, []string{"record dial " + to.String()}},
 		"the host itself, IPv6":     {rule(policy.HostAlias), Target{Host: policy.HostAlias, Port: to6.Port()}, []string{fmt.Sprintf("record dial 127.0.0.1:%d", to6.Port()), "record dial " + to6.String()}},
 		"in hosts":                  {rule("box.lan", private), Target{Host: "box.lan", Port: to.Port()}, []string{"record dial " + to.String()}},
@@ -373,5 +375,32 @@ func TestClass(t *testing.T) {
 		if got := Class(c.err); got != c.want {
 			t.Errorf("%v: %q, want %q", c.err, got, c.want)
 		}
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	var j journal
+	one := netip.MustParseAddr("127.0.0.1")
+	d, err := New(Config{Hosts: map[string][]netip.Addr{"box.lan": {one}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string][]netip.Addr{"box.lan": {one}, "10.0.0.1": {netip.MustParseAddr("10.0.0.1")}, "::ffff:10.0.0.1": {netip.MustParseAddr("10.0.0.1")}} {
+		if got, err := d.Addresses(t.Context(), host, &j); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v", host, got, err)
+		}
+	}
+	if len(j.all()) > 0 {
+		t.Errorf("looked up: %q", j.all())
+	}
+	if _, err := d.Addresses(t.Context(), "unknown.test", &j); Class(err) != ResolverFailed {
+		t.Errorf("without a nameserver: %v", err)
+	}
+	if got := j.all(); !slices.Equal(got, []string{"record lookup unknown.test"}) {
+		t.Errorf("on record: %q", got)
+	}
+	j.start("lookup")
+	if _, err := d.Addresses(t.Context(), "unknown.test", &j); Class(err) != Unrecorded {
+		t.Errorf("without a record: %v", err)
 	}
 }

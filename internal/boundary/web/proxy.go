@@ -159,6 +159,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 			out.Header[h] = v // the task's own: nothing between them is to be seen
 		}
 	}
+	if x.pass.Exact {
+		straighten(out.Header)
+	}
 	out.Header.Del("Sec-Websocket-Extensions") // compressed frames cannot be looked into
 	if !x.pass.Values.Empty() {
 		narrow(out.Header)

@@ -77,6 +77,9 @@ type Pass struct {
 	Edit func(*http.Request)
 	// Values are taken out of the response, in headers, body and trailers.
 	Values *scrub.Set
+	// Exact takes headers out by which servers choose another method, path or
+	// host than those that were asked about.
+	Exact bool
 	// Whole asks for a response that can be searched: no ranges.
 	Whole bool
 	// Unreadable lets a response pass in an encoding that cannot be searched.

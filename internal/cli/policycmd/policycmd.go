@@ -5,6 +5,7 @@
 package policycmd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -241,6 +242,10 @@ func policyInputs(dir string) syntax.Inputs {
 		File: func(name string) ([]byte, error) {
 			if !filepath.IsAbs(name) {
 				name = filepath.Join(dir, name)
+			}
+			// A policy may be a stranger's: no terminal or pipe is read for it.
+			if info, err := os.Stat(name); err != nil || !info.Mode().IsRegular() {
+				return nil, cmp.Or(err, fmt.Errorf("%s is not a regular file", name))
 			}
 			return command.ReadBounded(name, syntax.MaxFileBytes)
 		},

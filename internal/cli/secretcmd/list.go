@@ -29,6 +29,8 @@ type row struct {
 	Hosts         []string   `json:"hosts"`
 	Methods       []string   `json:"methods,omitempty"`
 	Paths         []string   `json:"paths,omitempty"`
+	Upstreams     []string   `json:"upstreams,omitempty"`
+	Clear         bool       `json:"clear,omitempty"`
 	Use           secret.Use `json:"use"`
 	Created       time.Time  `json:"created"`
 	Rotated       time.Time  `json:"rotated"`
@@ -78,6 +80,7 @@ func newList(env Env) *cobra.Command {
 func newRow(e store.Entry, u uses) row {
 	r := row{
 		Name: e.Name, Source: e.Source.String(), Hosts: e.Binding.Hosts, Methods: e.Binding.Methods, Paths: e.Binding.Paths,
+		Upstreams: e.Binding.Upstreams, Clear: e.Binding.Clear,
 		Use: e.Binding.Use, Created: e.Created, Rotated: e.Rotated, MaxAgeSeconds: int64(e.MaxAge / time.Second),
 		Over: e.Over(time.Now()), Sandboxes: []user{},
 	}
@@ -113,6 +116,12 @@ func (r row) target() string {
 		if len(list) > 0 {
 			words = append(words, strings.Join(list, ","))
 		}
+	}
+	if len(r.Upstreams) > 0 {
+		words = append(words, "at "+strings.Join(r.Upstreams, ","))
+	}
+	if r.Clear {
+		words = append(words, "without TLS too")
 	}
 	return strings.Join(words, " ")
 }

@@ -38,8 +38,9 @@ func New(env Env) *cobra.Command {
 
 // setFlags are the words that make a [store.Request].
 type setFlags struct {
-	from, as, prefix, env, file, maxAge string
-	hosts, methods, paths, in           []string
+	from, as, prefix, env, file, maxAge, ca string
+	hosts, methods, paths, in, upstreams    []string
+	clear                                   bool
 }
 
 func newSet(env Env) *cobra.Command {
@@ -55,10 +56,13 @@ func newSet(env Env) *cobra.Command {
 			"--as says how the value gets into requests to the hosts:\n" +
 			"  header:NAME, bearer, basic:USER, query:NAME\n" +
 			"  stand-in: the sandbox has a random value of the same shape, in a variable\n" +
-			"  (--env) or a file (--file), which is swapped on the way out",
+			"  (--env) or a file (--file), which is swapped on the way out\n\n" +
+			"A policy sends it to the hosts, by TLS. One that has an upstream is refused unless\n" +
+			"--upstream names it, and one without TLS unless --clear is given.",
 		Example: "  creel secret set api --host api.example.com --as bearer <key.txt\n" +
 			"  creel secret set model --host api.example.com --as stand-in --env API_KEY --max-age 90d <key.txt\n" +
-			"  creel secret set git --host git.example.com --as basic:x-access-token --from \"file:$PWD/key.txt\"",
+			"  creel secret set git --host git.example.com --as basic:x-access-token --from \"file:$PWD/key.txt\"\n" +
+			"  creel secret set api --host api.example.com --as bearer --upstream gateway.example.com:8443 <key.txt",
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return set(c.Context(), env, args[0], f) },
 	}
@@ -67,6 +71,9 @@ func newSet(env Env) *cobra.Command {
 	fs.StringSliceVar(&f.hosts, "host", nil, "`host` that it may be sent to, *.NAME or **.NAME; may be repeated")
 	fs.StringSliceVar(&f.methods, "method", nil, "`method` that it may be used with (default: every one)")
 	fs.StringSliceVar(&f.paths, "path", nil, "`path` that it may be used with, as in policies (default: every one)")
+	fs.StringSliceVar(&f.upstreams, "upstream", nil, "`HOST:PORT` that a policy may send it to instead of the host; may be repeated (default: none)")
+	fs.StringVar(&f.ca, "upstream-ca", "", "PEM `file` that a policy may have the upstreams trusted by (default: the system's)")
+	fs.BoolVar(&f.clear, "clear", false, "a policy may have it sent without TLS, where everybody on the way can read it")
 	fs.StringVar(&f.as, "as", "", "how it is used: header:NAME, bearer, basic:USER, query:NAME or stand-in")
 	fs.StringVar(&f.prefix, "prefix", "", "`text` before the value in a header, such as \"token \"")
 	fs.StringVar(&f.env, "env", "", "`variable` of the sandbox that holds the stand-in")
@@ -109,7 +116,12 @@ func (f setFlags) request(name string) (store.Request, error) {
 	for _, m := range f.methods {
 		methods = append(methods, strings.ToUpper(m))
 	}
-	binding := secret.Binding{Hosts: f.hosts, Methods: methods, Paths: f.paths, Use: use}
+	binding := secret.Binding{Hosts: f.hosts, Methods: methods, Paths: f.paths, Upstreams: f.upstreams, Clear: f.clear, Use: use}
+	if f.ca != "" {
+		pem, err := command.ReadBounded(f.ca, secret.MaxBytes*4)
+		fault("--upstream-ca", err)
+		binding.CA = strings.TrimSpace(string(pem)) + "\n" // as package syntax has it
+	}
 	return store.Request{Name: name, Source: source, Binding: binding, MaxAge: maxAge}, errors.Join(errs...)
 }
 

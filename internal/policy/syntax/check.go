@@ -324,6 +324,12 @@ func warnings(p *policy.Policy) (ws policy.Faults) {
 				warn("name the hosts", "secret %q is used for every name that %s matches", r.Secret, r.Host)
 			}
 		}
+		if class := r.ReachesMetadata(); class != "" {
+			warn("leave it out, unless the task is meant to act as this machine", "it reaches a %s address, where clouds give out the credentials of the machine", class)
+		}
+		if wildcard(r) && r.AllowPrivate {
+			warn("name the hosts", "any name that %s matches may be an address of a private network or of this machine", r.Host)
+		}
 		if r.Prefix.IsValid() && r.Prefix.Bits() < 8 {
 			warn("name the networks that the task needs", "%s is a large part of the internet", r.Prefix)
 		}

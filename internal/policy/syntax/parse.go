@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -315,19 +314,8 @@ func (r *reader) upstream(n *yaml.Node) (u policy.Upstream) {
 		"address": func(n *yaml.Node) { u.Address = r.text(n, "address") },
 		"ca":      func(n *yaml.Node) { u.CA = r.ca(n) },
 	})
-	host, port, err := net.SplitHostPort(u.Address)
-	if err == nil {
-		_, err = policy.ParsePort(port)
-	}
-	if err == nil {
-		if addr, aerr := netip.ParseAddr(host); aerr != nil {
-			_, err = policy.CleanHost(host)
-		} else if c := policy.AddressClass(addr); addr.Zone() != "" || c == policy.Multicast || c == policy.Reserved {
-			err = fmt.Errorf("%s is a %s address", addr, c)
-		}
-	}
-	if err != nil {
-		r.fault(n.Line, "write `address: HOST:PORT`", "upstream: address %.100q: %v", u.Address, err)
+	if err := policy.CheckUpstream(u.Address); err != nil {
+		r.fault(n.Line, "write `address: HOST:PORT`", "%v", err)
 	}
 	return u
 }

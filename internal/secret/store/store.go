@@ -298,6 +298,9 @@ func CheckBinding(b *secret.Binding) error {
 	for _, p := range b.Paths {
 		errs = append(errs, policy.CheckPath(p))
 	}
+	for _, u := range b.Upstreams {
+		errs = append(errs, policy.CheckUpstream(u))
+	}
 	return errors.Join(append(errs, b.Validate())...)
 }
 

@@ -244,7 +244,7 @@ func TestSources(t *testing.T) {
 			wantFault(t, err, fault)
 			wantFault(t, rotated, fault)
 		} else if err != nil || rotated != nil || g[0].Value.Reveal() != plain+want {
-			t.Errorf("%s: %v, %v, %q", text, err, rotated, g)
+			t.Errorf("%s: %v, %v, %v", text, err, rotated, g)
 		}
 	}
 }

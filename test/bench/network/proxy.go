@@ -103,7 +103,7 @@ func serveEdge(o order, l net.Listener) (authority string, err error) {
 		return "", err
 	}
 	wallet, err := credential.New([]secret.Grant{{Name: "bench-key", Value: key, Binding: secret.Binding{
-		Hosts: []string{edgeHost}, Use: secret.Use{As: secret.AsBearer},
+		Hosts: []string{edgeHost}, Upstreams: []string{p.Rules[0].Upstream.Address}, CA: p.Rules[0].Upstream.CA, Use: secret.Use{As: secret.AsBearer},
 	}}}, nil)
 	if err != nil {
 		return "", err
