@@ -40,8 +40,8 @@ const (
 	maxRequests       = 1024      // of all connections at once, each with a header of its own
 	maxResponseHeader = 64 << 10
 	maxFields         = 512 // of a response; each takes more than 200 bytes, however short it is
-	maxUpstreamConns  = 32 // of one guest connection
-	maxHints          = 32 // 1xx answers to one request
+	maxUpstreamConns  = 32  // of one guest connection
+	maxHints          = 32  // 1xx answers to one request
 
 	// What the decoders of all responses hold together; see package decode. A
 	// response that needs more waits, and is then refused.
