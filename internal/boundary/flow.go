@@ -19,6 +19,7 @@ import (
 type flow struct {
 	req     policy.Request     // Connect, as it was asked
 	inspect bool               // requests are asked for one by one
+	read    bool               // as HTTP, by whatever way
 	stop    context.CancelFunc // of what is done for it
 	dialing sync.WaitGroup     // added to with mu held, and not once it has ended
 
@@ -204,13 +205,16 @@ func (fs *flows) closeAll() {
 // than ctx.
 func (e *Edge) begin(ctx context.Context, d policy.Decision) (context.Context, *flow) {
 	ctx, stop := context.WithCancel(ctx)
-	f := &flow{req: d.Request, inspect: d.Inspect, rule: d.Rule, stop: stop}
+	f := &flow{req: d.Request, inspect: d.Inspect, read: d.Inspect || d.Protocol == policy.HTTP, rule: d.Rule, stop: stop}
 	e.flows.add(f)
 	e.recheck(f) // rules may have come between the decision and now
 	return ctx, f
 }
 
-var errRules = errors.New("the policy was changed")
+var (
+	errRules   = errors.New("the policy was changed")
+	errSecrets = errors.New("the secrets were changed")
+)
 
 // recheck ends a flow that the rules in force do not allow.
 func (e *Edge) recheck(f *flow) {

@@ -1,6 +1,7 @@
 // Package credential puts the secrets of one sandbox into its requests, and
 // knows what of them must never be seen where. [Wallet] holds what the sandbox
-// was granted and what was planted in it; it is made anew when a value changes.
+// was granted and what was planted in it; it is made anew when a value changes,
+// and then knows by [Wallet.After] what the sandbox was granted before.
 //
 // The package must not decide which requests may use a secret (a rule of the
 // policy says so), must not send anything, and must not let a value into an
@@ -34,6 +35,7 @@ const (
 // nil Wallet is empty.
 type Wallet struct {
 	held   map[string]*held
+	known  map[string]string // name → value, of all that were ever granted
 	marks  map[string]string // mark → what must not leave
 	values *scrub.Set
 	lower  *scrub.Set // marks as the name system leaves them
@@ -56,14 +58,13 @@ type held struct {
 
 // New makes a wallet of what is granted and planted.
 func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
-	w := &Wallet{held: map[string]*held{}, marks: map[string]string{}, sets: map[string]*marked{}}
-	values := map[string]string{}
+	w := &Wallet{held: map[string]*held{}, known: map[string]string{}, marks: map[string]string{}}
 	for _, g := range grants {
 		if err := g.Validate(); err != nil {
 			return nil, fmt.Errorf("secret %s: %w", g.Name, err)
 		}
 		w.held[g.Name] = &held{g, boundTo(g.Binding)}
-		values[g.Name] = g.Value.Reveal()
+		w.known[g.Name] = g.Value.Reveal()
 		if g.StandIn != "" {
 			w.marks[standInMark+g.Name] = g.StandIn
 		}
@@ -71,21 +72,68 @@ func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
 	for _, c := range canaries {
 		w.marks[canaryMark+c.Name] = c.Value
 	}
-	var err error
-	if w.values, err = scrub.Compile(values); err != nil {
-		return nil, fmt.Errorf("prepare the search for secrets: %w", err)
+	return w, w.compile()
+}
+
+// After is w, which also looks for everything that old looks for: a value that
+// was replaced or taken back is still known outside, and may come back. What is
+// open goes on with what the caller of [Wallet.Succeed] says.
+func (w *Wallet) After(old *Wallet) (*Wallet, error) {
+	if old == nil {
+		return w, nil
+	}
+	out := &Wallet{held: map[string]*held{}, known: maps.Clone(old.known), marks: maps.Clone(old.marks)}
+	if w != nil {
+		out.held = w.held
+		add(out.known, w.known)
+		add(out.marks, w.marks)
+	}
+	return out, out.compile()
+}
+
+// add adds what is not there by any name. What is there under the same name
+// becomes a former one.
+func add(all, more map[string]string) {
+	for name, value := range more {
+		before, taken := all[name]
+		if before == value {
+			continue
+		}
+		all[name] = value
+		for i := 1; taken; i++ {
+			former := fmt.Sprintf("%s, former %d", name, i)
+			if _, used := all[former]; !used {
+				all[former], taken = before, false
+			}
+		}
+	}
+}
+
+// Succeed puts w in the place of old, also for the search in what is open. It
+// must be old's [Wallet.After].
+func (w *Wallet) Succeed(old *Wallet) {
+	if old != nil && old != w {
+		old.values.Succeed(w.values)
+	}
+}
+
+// compile makes the sets of what is looked for.
+func (w *Wallet) compile() (err error) {
+	w.sets = map[string]*marked{}
+	if w.values, err = scrub.Compile(w.known); err != nil {
+		return fmt.Errorf("prepare the search for secrets, those that were replaced included: %w", err)
 	}
 	if _, err = w.without(nil); err != nil {
-		return nil, err
+		return err
 	}
 	lower := map[string]string{}
 	for name, value := range w.marks {
 		lower[name] = strings.ToLower(value)
 	}
 	if w.lower, err = scrub.Compile(lower); err != nil {
-		return nil, fmt.Errorf("prepare the search in names: %w", err)
+		return fmt.Errorf("prepare the search in names: %w", err)
 	}
-	return w, nil
+	return nil
 }
 
 // boundTo is a binding as a policy, so that hosts, methods and paths mean the
@@ -119,18 +167,36 @@ func (w *Wallet) Marks(host string) *scrub.Set {
 }
 
 func (w *Wallet) marksFor(host string) *marked {
-	var left []string
-	for name, h := range w.held {
-		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
-			left = append(left, standInMark+name)
-		}
-	}
-	slices.Sort(left)
-	m, err := w.without(left)
+	m, err := w.without(w.harmless(host))
 	if err != nil { // all of them compiled, and so do some
 		panic(err)
 	}
 	return m
+}
+
+// harmless are the marks that may leave for host, sorted.
+func (w *Wallet) harmless(host string) (names []string) {
+	for name, h := range w.held {
+		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
+			names = append(names, standInMark+name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Like reports whether old looks for the same marks in what leaves for host: if
+// not, what is open to it was searched for others.
+func (w *Wallet) Like(old *Wallet, host string) bool {
+	var marks, before map[string]string
+	var left, leftBefore []string
+	if w != nil {
+		marks, left = w.marks, w.harmless(host)
+	}
+	if old != nil {
+		before, leftBefore = old.marks, old.harmless(host)
+	}
+	return maps.Equal(marks, before) && slices.Equal(left, leftBefore)
 }
 
 // InName is the mark in a name that is asked for, or "": none may be in one,

@@ -34,6 +34,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Bounds of what Compile takes, in bytes.
@@ -45,8 +46,11 @@ const (
 
 // Set is a number of values, ready to be looked for. It is safe for use by
 // several goroutines and does not change, but for a cache of at most 8 MiB that
-// all of its streams share. A nil Set is one of no values.
+// all of its streams share, and for the set that succeeds it. A nil Set is one
+// of no values.
 type Set struct {
+	next atomic.Pointer[Set] // has taken its place
+
 	names   []string
 	forms   []form
 	letters []letter
@@ -109,12 +113,32 @@ func (s *Set) index() {
 	}
 }
 
+// Succeed puts another set, which has every value of this one and more, in its
+// place: also in streams that are open, unless this set is empty.
+func (s *Set) Succeed(next *Set) { s.next.Store(next) }
+
+// latest is what has taken the set's place, or the set.
+func (s *Set) latest() *Set {
+	for s != nil {
+		next := s.next.Load()
+		if next == nil {
+			break
+		}
+		s = next
+	}
+	return s
+}
+
 // Empty says that there is nothing to look for.
-func (s *Set) Empty() bool { return s == nil || len(s.names) == 0 }
+func (s *Set) Empty() bool {
+	s = s.latest()
+	return s == nil || len(s.names) == 0
+}
 
 // Text replaces every match in a short text, and names the values found, sorted.
 func (s *Set) Text(text string) (clean string, found []string) {
 	p := []byte(text)
+	s = s.latest()
 	if s.Empty() || !s.in(p) {
 		return text, nil
 	}
@@ -125,6 +149,7 @@ func (s *Set) Text(text string) (clean string, found []string) {
 
 // Stream is for one direction of one stream, whose matches it replaces.
 func (s *Set) Stream() *Stream {
+	s = s.latest()
 	if s.Empty() {
 		return &Stream{}
 	}

@@ -8,7 +8,9 @@ import (
 // Stream looks for the values of its set in what is written to it, and holds
 // back what may still become a match: at most fourteen times the longest value,
 // if each of its characters is spelled as long as can be. It is for one
-// goroutine at a time. The zero Stream is one of no values.
+// goroutine at a time. The zero Stream is one of no values. When its set is
+// succeeded by another, the stream looks for what that one has, and for what had
+// begun before.
 //
 // The bytes that come out do not depend on how the stream was cut into writes,
 // if Release is not called.
@@ -25,11 +27,54 @@ type Stream struct {
 	names   []string
 	stop    bool // at the first match
 	stopped bool
+
+	// older is the same stream with the set that was succeeded, before this one,
+	// as long as a match is under way in it.
+	older *Stream
+}
+
+// follow goes on with the set that has succeeded the stream's.
+func (st *Stream) follow() {
+	if st.set != nil && st.set.next.Load() != nil {
+		older := *st
+		*st = *older.set.Stream()
+		st.stop, st.stopped, st.older = older.stop, older.stopped, &older
+	}
+	st.settle()
+}
+
+// settle lets the older stream go once nothing is under way in it.
+func (st *Stream) settle() {
+	old := st.older
+	if old == nil {
+		return
+	}
+	if old.settle(); len(old.live) > 0 || old.older != nil {
+		return
+	}
+	st.found += old.found
+	for _, name := range old.names {
+		st.name(name)
+	}
+	st.older = nil
 }
 
 // Write appends to dst what can go out once p has arrived, and returns it. dst
 // and p must not overlap.
 func (st *Stream) Write(dst, p []byte) []byte {
+	st.follow()
+	return st.write(dst, p)
+}
+
+func (st *Stream) write(dst, p []byte) []byte {
+	if st.older != nil {
+		p = st.older.write(nil, p)
+	}
+	return st.own(dst, p)
+}
+
+// own is write of what has gone through the older stream.
+func (st *Stream) own(dst, p []byte) []byte {
 	mark := len(dst)
 	dst = append(append(dst, st.held...), p...)
 	return dst[:mark+st.pass(p, dst[mark:])]
@@ -37,7 +82,17 @@ func (st *Stream) Write(dst, p []byte) []byte {
 
 // Filter is Write for a stream that holds nothing back: what it returns is a
 // beginning of p, changed in place.
-func (st *Stream) Filter(p []byte) []byte { return p[:st.pass(p, p)] }
+func (st *Stream) Filter(p []byte) []byte {
+	st.follow()
+	return st.filter(p)
+}
+
+func (st *Stream) filter(p []byte) []byte {
+	if st.older != nil {
+		p = st.older.filter(p)
+	}
+	return p[:st.pass(p, p)]
+}
 
 // pass looks at p, and in out, which is what was held and p, replaces matches.
 // It says how much of out may go, and holds the rest. Where nothing was held, out
@@ -162,6 +217,10 @@ func (st *Stream) mask(out []byte, origin, end int64) (cut int) {
 
 func (st *Stream) count(name string) {
 	st.found++
+	st.name(name)
+}
+
+func (st *Stream) name(name string) {
 	if i, known := slices.BinarySearch(st.names, name); !known {
 		st.names = slices.Insert(st.names, i, name)
 	}
@@ -178,13 +237,21 @@ func (st *Stream) earliest(out []byte, origin int64) int {
 }
 
 // Pending is how many bytes are held back.
-func (st *Stream) Pending() int { return len(st.held) }
+func (st *Stream) Pending() int {
+	if st.older != nil {
+		return st.older.Pending() + len(st.held)
+	}
+	return len(st.held)
+}
 
 // Release appends to dst what is held back and harmless, for a stream that is
 // idle. Of a value's beginning it lets out at most seven bytes, or half of the
 // value if that is less, in whatever encoding; the rest is still replaced when
 // it comes. So an upstream that sends a value byte by byte gets that much through.
 func (st *Stream) Release(dst []byte) []byte {
+	if st.older != nil {
+		dst = st.own(dst, st.older.Release(nil))
+	}
 	if len(st.held) == 0 {
 		return dst
 	}
@@ -201,6 +268,10 @@ func (st *Stream) Release(dst []byte) []byte {
 // Flush appends to dst all that is held back: at the end of the stream it is
 // no match. What is written after it begins anew.
 func (st *Stream) Flush(dst []byte) []byte {
+	if st.older != nil {
+		dst = st.own(dst, st.older.Flush(nil))
+		st.settle()
+	}
 	dst = append(dst, st.held...)
 	st.held, st.live = st.held[:0], st.live[:0]
 	if st.set != nil {
@@ -211,7 +282,20 @@ func (st *Stream) Flush(dst []byte) []byte {
 
 // Found is how many matches there were. Where one value can be read in two
 // ways that end in different places, it counts twice.
-func (st *Stream) Found() int64 { return st.found }
+func (st *Stream) Found() int64 {
+	if st.older != nil {
+		return st.older.Found() + st.found
+	}
+	return st.found
+}
 
 // Names are the names of the values that were found, sorted.
-func (st *Stream) Names() []string { return slices.Clone(st.names) }
+func (st *Stream) Names() []string {
+	names := slices.Clone(st.names)
+	if st.older != nil {
+		names = append(names, st.older.Names()...)
+		slices.Sort(names)
+		names = slices.Compact(names)
+	}
+	return names
+}
