@@ -9,10 +9,11 @@
 // What is found of a value:
 //
 //   - text: each byte, independent of the others, as itself; as %HH, or '+' for
-//     a space; as \u00HH or JSON's short escape (\" \\ \/ \b \f \n \r \t); as the
-//     HTML entity &#N; (also with one zero before it), &#xHH; or &quot; &amp;
-//     &apos; &lt; &gt;. A character beyond ASCII also as \uHHHH, as a pair of
-//     surrogates, and as &#N; or &#xH;. All may be mixed within one match;
+//     a space; as \u00HH or JSON's short escape (\" \\ \/ \b \f \n \r \t); as a
+//     character reference of HTML, &#N or &#xHH, with up to eight zeros before
+//     its digits, with or without a semicolon, or by any of HTML's names for it
+//     (&quot; &lowbar; ...). A character beyond ASCII also as \uHHHH, as a pair of
+//     surrogates, and as &#N or &#xH. All may be mixed within one match;
 //   - hex: two digits a byte, without separators;
 //   - base64: the standard or the URL alphabet, even mixed; any padding or none;
 //     the value alone or inside of a larger encoded text, in each of the three

@@ -6,7 +6,7 @@ import (
 )
 
 // Stream looks for the values of its set in what is written to it, and holds
-// back what may still become a match: at most fourteen times the longest value,
+// back what may still become a match: at most eighteen times the longest value,
 // if each of its characters is spelled as long as can be. It is for one
 // goroutine at a time. The zero Stream is one of no values. When its set is
 // succeeded by another, the stream looks for what that one has, and for what had
