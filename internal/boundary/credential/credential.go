@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -120,7 +119,13 @@ func (w *Wallet) Succeed(old *Wallet) {
 // compile makes the sets of what is looked for.
 func (w *Wallet) compile() (err error) {
 	w.sets = map[string]*marked{}
-	if w.values, err = scrub.Compile(w.known); err != nil {
+	public := map[string]int{}
+	for name, value := range w.known {
+		if v, err := secret.NewValue(value); err == nil {
+			public[name] = v.Public()
+		}
+	}
+	if w.values, err = scrub.CompileParts(w.known, public); err != nil {
 		return fmt.Errorf("prepare the search for secrets, those that were replaced included: %w", err)
 	}
 	if _, err = w.without(nil); err != nil {
@@ -324,119 +329,4 @@ func (w *Wallet) As(name string) string {
 		return ""
 	}
 	return w.held[name].Binding.Use.As
-}
-
-// brought are headers that carry credentials: what the task brings itself must
-// not go where the policy puts its own.
-var brought = []string{
-	"Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "Api-Key", "Apikey", "X-Goog-Api-Key", "X-Auth-Token",
-	"X-Access-Token", "Private-Token", "X-Gitlab-Token", "X-Vault-Token", "X-Amz-Security-Token",
-}
-
-var broughtQueries = []string{"access_token", "api_key", "apikey", "api-key"}
-
-// Swaps reports whether [Wallet.Put] would put the value into a request: a
-// stand-in has to be in a place where it is swapped.
-func (w *Wallet) Swaps(name string, r *http.Request) bool {
-	switch w.As(name) {
-	case "":
-		return false
-	case secret.AsStandIn:
-		return w.held[name].swap(r.Clone(r.Context())) > 0
-	}
-	return true
-}
-
-// Put puts a secret that is held into a request, which it changes, and takes
-// out what the task brought. A stand-in stays that is not where it is swapped.
-func (w *Wallet) Put(name string, r *http.Request) {
-	h := w.held[name]
-	use, value := h.Binding.Use, h.Value.Reveal()
-	for _, header := range brought {
-		left := slices.DeleteFunc(r.Header[header], func(v string) bool { return use.As != secret.AsStandIn || h.swapped(v) == v })
-		if len(left) > 0 {
-			r.Header[header] = left
-		} else {
-			r.Header.Del(header)
-		}
-	}
-	for _, q := range broughtQueries {
-		if use.As != secret.AsStandIn || !slices.Contains(use.Places(), "query:"+q) {
-			r.URL.RawQuery = withoutParameter(r.URL.RawQuery, q)
-		}
-	}
-	switch use.As {
-	case secret.AsHeader:
-		r.Header.Set(use.Name, use.Prefix+value)
-	case secret.AsBearer:
-		r.Header.Set("Authorization", "Bearer "+value)
-	case secret.AsBasic:
-		r.SetBasicAuth(use.User, value)
-	case secret.AsQuery:
-		q := withoutParameter(r.URL.RawQuery, use.Name)
-		if q != "" {
-			q += "&"
-		}
-		r.URL.RawQuery = q + url.QueryEscape(use.Name) + "=" + url.QueryEscape(value)
-	case secret.AsStandIn:
-		h.swap(r)
-	}
-}
-
-// swap puts the value in the place of the stand-in, and counts.
-func (h *held) swap(r *http.Request) (n int) {
-	for _, place := range h.Binding.Use.Places() {
-		kind, name, _ := strings.Cut(place, ":")
-		if kind == "header" {
-			for i, v := range r.Header.Values(name) {
-				if s := h.swapped(v); s != v {
-					r.Header.Values(name)[i] = s
-					n++
-				}
-			}
-			continue
-		}
-		pairs := strings.Split(r.URL.RawQuery, "&")
-		for i, pair := range pairs {
-			key, value, _ := strings.Cut(pair, "=")
-			if plain, err := url.QueryUnescape(value); err == nil && named(key, name) && strings.Contains(plain, h.StandIn) {
-				pairs[i] = key + "=" + url.QueryEscape(strings.ReplaceAll(plain, h.StandIn, h.Value.Reveal()))
-				n++
-			}
-		}
-		r.URL.RawQuery = strings.Join(pairs, "&")
-	}
-	return n
-}
-
-// swapped is a header's value with the value in the place of the stand-in.
-func (h *held) swapped(v string) string {
-	if strings.Contains(v, h.StandIn) {
-		return strings.ReplaceAll(v, h.StandIn, h.Value.Reveal())
-	}
-	r := http.Request{Header: http.Header{"Authorization": {v}}}
-	user, password, ok := r.BasicAuth()
-	if !ok || !strings.Contains(user+":"+password, h.StandIn) {
-		return v
-	}
-	put := func(s string) string { return strings.ReplaceAll(s, h.StandIn, h.Value.Reveal()) }
-	r.SetBasicAuth(put(user), put(password))
-	return r.Header.Get("Authorization")
-}
-
-func named(key, name string) bool {
-	plain, err := url.QueryUnescape(key)
-	return err == nil && plain == name
-}
-
-// withoutParameter leaves the rest of a query as it was written.
-func withoutParameter(query, name string) string {
-	if query == "" {
-		return ""
-	}
-	pairs := slices.DeleteFunc(strings.Split(query, "&"), func(pair string) bool {
-		key, _, _ := strings.Cut(pair, "=")
-		return named(key, name)
-	})
-	return strings.Join(pairs, "&")
 }

@@ -144,7 +144,7 @@ type state struct {
 }
 
 const (
-	cacheSize = 8 << 20 // bytes
+	cacheSize = 32 << 20 // bytes
 	stateSize = 256*8 + 128
 )
 

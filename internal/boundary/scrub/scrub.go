@@ -23,6 +23,8 @@
 //     end of the value stay in characters that it shares with its neighbours;
 //   - UTF-16, either byte order, of a value that is ASCII, without escapes.
 //
+// Of a set from [CompileParts], parts of a value are found too.
+//
 // Hex digits of every kind may be of either case. A line break at the end of a
 // value is not a part of it. Not found are values that are encoded twice, save
 // what is named here, compressed, encrypted, split, reversed or in another case;
@@ -46,7 +48,7 @@ const (
 )
 
 // Set is a number of values, ready to be looked for. It is safe for use by
-// several goroutines and does not change, but for a cache of at most 8 MiB that
+// several goroutines and does not change, but for a cache of at most 32 MiB that
 // all of its streams share, and for the set that succeeds it. A nil Set is one
 // of no values.
 type Set struct {
@@ -64,6 +66,11 @@ type Set struct {
 // Compile makes a Set of values by name. The error names each value that is too
 // short or too long.
 func Compile(values map[string]string) (*Set, error) {
+	return compileSet(values, func(*Set, string, string) {})
+}
+
+// compileSet makes a set with more forms of each value than that of the whole.
+func compileSet(values map[string]string, more func(s *Set, name, value string)) (*Set, error) {
 	s := &Set{keys: make(map[string]uint32)}
 	total := 0
 	var faults []error
@@ -80,6 +87,7 @@ func Compile(values map[string]string) (*Set, error) {
 			return nil, errors.Join(faults...)
 		default:
 			s.add(name, value)
+			more(s, name, value)
 		}
 	}
 	if len(faults) > 0 {

@@ -142,24 +142,27 @@ func (s *Set) letter(key string, make func(*letter)) uint32 {
 // add appends all forms of a value.
 func (s *Set) add(name, value string) {
 	s.names = append(s.names, name)
-	s.addForm(value, s.text(value), 8, 0)
-	s.addForm(value, s.hex(value), 4, 0)
+	free := min(7, len(value)/2)
+	s.addForm(s.text(value), 8, 0, free)
+	s.addForm(s.hex(value), 4, 0, free)
 	for before := range 3 {
 		letters, lead := s.base64(value, before)
-		s.addForm(value, letters, 6, lead)
+		s.addForm(letters, 6, lead, free)
 	}
 	if strings.IndexFunc(value, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
-		s.addForm(value, s.utf16(value), 8, 0)
+		s.addForm(s.utf16(value), 8, 0, free)
 	}
 }
 
-func (s *Set) addForm(value string, letters []uint32, bits, lead int) {
+// addForm appends a form; free are the bytes of its beginning that Release may
+// let out.
+func (s *Set) addForm(letters []uint32, bits, lead, free int) {
 	longest := 0
 	for _, n := range letters {
 		longest = max(longest, s.letters[n].longest)
 	}
 	s.forms = append(s.forms, form{value: len(s.names) - 1, letters: letters, longest: longest,
-		bits: bits, lead: lead, free: 8 * min(7, len(value)/2)})
+		bits: bits, lead: lead, free: 8 * free})
 }
 
 // text has one letter a byte. The first letter of a character of several bytes

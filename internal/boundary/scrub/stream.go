@@ -25,7 +25,8 @@ type Stream struct {
 
 	found   int64
 	names   []string
-	stop    bool // at the first match
+	matched map[int]int64 // value → end of its last match
+	stop    bool          // at the first match
 	stopped bool
 
 	// older is the same stream with the set that was succeeded, before this one,
@@ -200,24 +201,31 @@ func (st *Stream) track(p []byte, exact, from, to int) int {
 // a detector it says where the output must end.
 func (st *Stream) mask(out []byte, origin, end int64) (cut int) {
 	cut = st.earliest(out, origin)
-	for i, t := range st.mover.done {
+	for _, t := range st.mover.done {
 		start := max(t.start-origin, 0) // what Release let out is gone
 		cut = min(cut, int(start))
 		for j := start; j < end-origin; j++ {
 			out[j] = '*'
 		}
-		value := st.set.forms[t.form()].value
-		if !slices.ContainsFunc(st.mover.done[:i], func(t thread) bool { return st.set.forms[t.form()].value == value }) {
-			st.count(st.set.names[value])
-		}
+		st.count(st.set.forms[t.form()].value, t.start, end)
 	}
 	st.stopped = st.stop
 	return cut
 }
 
-func (st *Stream) count(name string) {
+// count counts a match, unless it is one with the value's match before it, which
+// it overlaps: a part of it, or it in another reading.
+func (st *Stream) count(value int, start, end int64) {
+	if st.matched == nil {
+		st.matched = make(map[int]int64)
+	}
+	before, any := st.matched[value]
+	st.matched[value] = max(before, end)
+	if any && start < before {
+		return
+	}
 	st.found++
-	st.name(name)
+	st.name(st.set.names[value])
 }
 
 func (st *Stream) name(name string) {
@@ -280,8 +288,8 @@ func (st *Stream) Flush(dst []byte) []byte {
 	return dst
 }
 
-// Found is how many matches there were. Where one value can be read in two
-// ways that end in different places, it counts twice.
+// Found is how many matches there were. Of a value, matches that overlap are
+// one.
 func (st *Stream) Found() int64 {
 	if st.older != nil {
 		return st.older.Found() + st.found
