@@ -20,6 +20,7 @@ type flow struct {
 	req     policy.Request     // Connect, as it was asked
 	inspect bool               // requests are asked for one by one
 	read    bool               // as HTTP, by whatever way
+	inbound bool               // let in by a published port; no rule is about it
 	stop    context.CancelFunc // of what is done for it
 	dialing sync.WaitGroup     // added to with mu held, and not once it has ended
 
@@ -225,6 +226,9 @@ func (e *Edge) recheck(f *flow) {
 
 // stillAllowed asks other rules about an open flow, and lets them charge it.
 func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
+	if f.inbound {
+		return true
+	}
 	d := p.Decide(f.req)
 	if !d.Allow || d.Inspect != f.inspect {
 		return false
@@ -253,9 +257,15 @@ func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
 
 var errBudget = errors.New("a budget is used up")
 
-// spend charges an act to a rule, or closes what the spent budget is about.
+// spend charges an act to a rule, or, where it was let in, to the task alone; or
+// closes what the spent budget is about.
 func (e *Edge) spend(f *flow, r *policy.Rule, u policy.Usage) policy.Decision {
-	d := e.meter.Use(e.rules.Load().Policy, r, u, time.Now())
+	var d policy.Decision
+	if f.inbound {
+		d = e.meter.UseTask(e.rules.Load().Policy, u, time.Now())
+	} else {
+		d = e.meter.Use(e.rules.Load().Policy, r, u, time.Now())
+	}
 	if d.Allow {
 		return d
 	}
@@ -301,7 +311,7 @@ func (e *Edge) dial(ctx context.Context, f *flow) (*metered, error) {
 	if host == "" {
 		host = f.req.Addr.String()
 	}
-	m := &metered{edge: e, flow: f, host: host}
+	m := &metered{charging: charging{edge: e, flow: f}, host: host}
 	rules := e.rules.Load()
 	err := e.connectTo(ctx, m, rules.Policy)
 	if err != nil {

@@ -23,6 +23,7 @@ func Loose(n int) int { return min(maxLoose, max(MinValue-1, n/2-1)) }
 // secret: a part of them alone is not looked for.
 func CompileParts(values map[string]string, public map[string]int) (*Set, error) {
 	return compileSet(values, func(s *Set, name, value string) {
+		s.cache.size = partsSize
 		hidden := value[min(public[name], len(value)):]
 		hidden = hidden[:min(len(hidden), maxParts)]
 		step := Loose(len(hidden)) - MinValue + 2

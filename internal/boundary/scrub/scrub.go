@@ -48,8 +48,8 @@ const (
 )
 
 // Set is a number of values, ready to be looked for. It is safe for use by
-// several goroutines and does not change, but for a cache of at most 32 MiB that
-// all of its streams share, and for the set that succeeds it. A nil Set is one
+// several goroutines and does not change, but for a cache of at most 8 MiB, or 32
+// MiB where it looks for parts, that all of its streams share, and for the set that succeeds it. A nil Set is one
 // of no values.
 type Set struct {
 	next atomic.Pointer[Set] // has taken its place
@@ -72,6 +72,7 @@ func Compile(values map[string]string) (*Set, error) {
 // compileSet makes a set with more forms of each value than that of the whole.
 func compileSet(values map[string]string, more func(s *Set, name, value string)) (*Set, error) {
 	s := &Set{keys: make(map[string]uint32)}
+	s.cache.size = cacheSize
 	total := 0
 	var faults []error
 	for _, name := range slices.Sorted(maps.Keys(values)) {

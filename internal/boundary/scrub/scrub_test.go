@@ -601,7 +601,7 @@ func TestDetector(t *testing.T) {
 // streams at once.
 func TestCacheIsBounded(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
-	value := make([]byte, 4<<10)
+	value := make([]byte, 1<<10)
 	for i := range value {
 		value[i] = byte('!' + r.IntN(90))
 	}
