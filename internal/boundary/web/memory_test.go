@@ -47,8 +47,7 @@ func TestManyResponsesThatCostMuch(t *testing.T) {
 	})
 	for _, coding := range []string{"br", "gzip, br"} {
 		t.Run(coding, func(t *testing.T) {
-			w := newWorld(t, plainHTTP, serveHTTP(t, plainHTTP, h))
-			w.server.patience = 50 * time.Millisecond
+			w := newWorld(t, plainHTTP, serveHTTP(t, plainHTTP, h), func(s *Server) { s.patience = 50 * time.Millisecond })
 			w.pass.Values = compile(t, theSecret)
 			w.get("/small?gzip")
 			before := heap()
@@ -113,8 +112,8 @@ func TestDecodersGiveBack(t *testing.T) {
 			io.WriteString(w, zipped("br", "whole"))
 		}
 	})
-	eachWay(t, h, func(t *testing.T, w *world) {
-		w.server.patience = patience
+	for _, way := range ways {
+		w := newWorld(t, way, serveHTTP(t, way, h))
 		w.pass.Values = compile(t, theSecret)
 		for i := range 3 * maxDecoders >> 24 {
 			r := w.request([]string{"GET", "HEAD"}[i%2], []string{"/broken", "/whole", "/empty"}[i%3], nil)
@@ -125,10 +124,10 @@ func TestDecodersGiveBack(t *testing.T) {
 			}
 			res.Body.Close()
 			if res.StatusCode != 200 {
-				t.Errorf("response %d got %s", i, res.Status)
+				t.Errorf("%s: response %d got %s", way, i, res.Status)
 			}
 		}
-	})
+	}
 }
 
 func TestOnlyWhatWasAskedForIsOpened(t *testing.T) {
