@@ -82,10 +82,11 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 			return parts, err
 		},
 		Waiting: waiting,
-		Audit:   records, Dir: dir, Log: log, Network: network,
+		Audit:   records, Dir: dir, Log: log, Network: network, Memory: keeper.UsualMemory,
 		Confine: func() error {
 			achieved, err := confine.Self(confine.Options{
 				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir}, Internet: network.Dialer != nil,
+				DataBytes: uint64(keeper.UsualMemory.Data),
 			})
 			if err != nil {
 				return err

@@ -227,14 +227,28 @@ func (e *Edge) SetRules(ctx context.Context, r Rules) error {
 	return nil
 }
 
-// SetWallet replaces what secrets are. The change is on record before.
+// SetWallet replaces what secrets are; what they were is searched for as before,
+// also in what is open, where the new ones are searched for too. What cannot be
+// searched for them is reset. The change is on record before.
 func (e *Edge) SetWallet(ctx context.Context, w *credential.Wallet, names []string) error {
 	e.change.Lock()
 	defer e.change.Unlock()
+	old := e.wallet.Load()
+	w, err := w.After(old)
+	if err != nil {
+		return fmt.Errorf("%w; start another sandbox with them", err)
+	}
 	if err := e.record(ctx, event.KindSecrets, event.Secrets{Names: names}); err != nil {
 		return err
 	}
+	w.Succeed(old)
 	e.wallet.Store(w)
+	unsearched := old.Values().Empty() && !w.Values().Empty()
+	e.flows.each(func(f *flow) {
+		if unsearched && f.read || !w.Like(old, f.req.Host) {
+			f.reset(errSecrets)
+		}
+	})
 	return nil
 }
 

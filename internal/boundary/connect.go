@@ -95,7 +95,8 @@ func (e *Edge) join(ctx context.Context, f *flow, a *netstack.Attempt, do func(g
 	do(guest, outside)
 }
 
-// searched is what the guest sends on an opaque connection, up to a mark.
+// searched is what the guest sends on an opaque connection, up to a mark. On one
+// that was let in, no mark is harmless.
 func (e *Edge) searched(f *flow, guest net.Conn) io.Reader {
 	marks := e.wallet.Load().Marks(f.req.Host)
 	if marks.Empty() {
@@ -195,12 +196,16 @@ func (e *Edge) denyHello(f *flow, guest net.Conn, err error) {
 // replayed is a connection whose first bytes were read before.
 type replayed struct {
 	net.Conn
-	head *bytes.Reader
+	head *bytes.Reader // nil once it was read again
 }
 
 func (r *replayed) Read(p []byte) (int, error) {
-	if r.head.Len() > 0 {
-		return r.head.Read(p)
+	if r.head != nil {
+		n, _ := r.head.Read(p)
+		if r.head.Len() == 0 {
+			r.head = nil
+		}
+		return n, nil
 	}
 	return r.Conn.Read(p)
 }

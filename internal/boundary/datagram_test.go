@@ -158,8 +158,9 @@ func TestPublishedPorts(t *testing.T) {
 	}
 }
 
-// Whoever connects to a published port does not hold more than maxInbound
-// places, and is let go with the edge.
+// Whoever connects to published ports does not hold more than maxInbound places,
+// and as many for datagrams, however many ports there are, and is let go with the
+// edge.
 func TestFloodOfPublished(t *testing.T) {
 	j := newJournal()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -170,7 +171,13 @@ func TestFloodOfPublished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := j.open(t, "", func(c *Config) { c.Ports = []Port{{Stream: l, Guest: 8080}, {Datagram: p, Guest: 8080}} })
+	l2, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := j.open(t, "", func(c *Config) {
+		c.Ports = []Port{{Stream: l, Guest: 8080}, {Datagram: p, Guest: 8080}, {Stream: l2, Guest: 8080}}
+	})
 	r.guest.Listen(t, 8080) // accepts nothing
 	r.guest.ListenPacket(t, 8080)
 	var conns []net.Conn
@@ -186,9 +193,14 @@ func TestFloodOfPublished(t *testing.T) {
 		}
 		defer u.Close()
 		u.Write([]byte("x"))
-		conns = append(conns, c)
+		c2, err := net.Dial("tcp", l2.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c2.Close()
+		conns = append(conns, c, c2)
 	}
-	j.await(t, "record published", maxInbound)
+	j.await(t, "record published", 2*maxInbound)
 	if n := j.count("record published"); n > 2*maxInbound {
 		t.Errorf("%d were let in", n)
 	}

@@ -19,6 +19,8 @@ import (
 type flow struct {
 	req     policy.Request     // Connect, as it was asked
 	inspect bool               // requests are asked for one by one
+	read    bool               // as HTTP, by whatever way
+	inbound bool               // let in by a published port; no rule is about it
 	stop    context.CancelFunc // of what is done for it
 	dialing sync.WaitGroup     // added to with mu held, and not once it has ended
 
@@ -209,13 +211,16 @@ func (fs *flows) closeAll() {
 // than ctx.
 func (e *Edge) begin(ctx context.Context, d policy.Decision) (context.Context, *flow) {
 	ctx, stop := context.WithCancel(ctx)
-	f := &flow{req: d.Request, inspect: d.Inspect, rule: d.Rule, stop: stop}
+	f := &flow{req: d.Request, inspect: d.Inspect, read: d.Inspect || d.Protocol == policy.HTTP, rule: d.Rule, stop: stop}
 	e.flows.add(f)
 	e.recheck(f) // rules may have come between the decision and now
 	return ctx, f
 }
 
-var errRules = errors.New("the policy was changed")
+var (
+	errRules   = errors.New("the policy was changed")
+	errSecrets = errors.New("the secrets were changed")
+)
 
 // recheck ends a flow that the rules in force do not allow.
 func (e *Edge) recheck(f *flow) {
@@ -226,6 +231,9 @@ func (e *Edge) recheck(f *flow) {
 
 // stillAllowed asks other rules about an open flow, and lets them charge it.
 func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
+	if f.inbound {
+		return true
+	}
 	d := p.Decide(f.req)
 	if !d.Allow || d.Inspect != f.inspect {
 		return false
@@ -257,9 +265,15 @@ func (e *Edge) stillAllowed(p *policy.Policy, f *flow) bool {
 
 var errBudget = errors.New("a budget is used up")
 
-// spend charges an act to a rule, or closes what the spent budget is about.
+// spend charges an act to a rule, or, where it was let in, to the task alone; or
+// closes what the spent budget is about.
 func (e *Edge) spend(f *flow, r *policy.Rule, u policy.Usage) policy.Decision {
-	d := e.meter.Use(e.rules.Load().Policy, r, u, time.Now())
+	var d policy.Decision
+	if f.inbound {
+		d = e.meter.UseTask(e.rules.Load().Policy, u, time.Now())
+	} else {
+		d = e.meter.Use(e.rules.Load().Policy, r, u, time.Now())
+	}
 	if d.Allow {
 		return d
 	}
@@ -305,7 +319,7 @@ func (e *Edge) dial(ctx context.Context, f *flow) (*metered, error) {
 	if host == "" {
 		host = f.req.Addr.String()
 	}
-	m := &metered{edge: e, flow: f, host: host}
+	m := &metered{charging: charging{edge: e, flow: f}, host: host}
 	rules := e.rules.Load()
 	err := e.connectTo(ctx, m, rules.Policy)
 	if err != nil {

@@ -19,50 +19,58 @@ const (
 	narrowCopy = 16 << 10 // bytes that each direction of a further connection is copied with
 )
 
-// metered is a connection to the outside that charges every byte.
-type metered struct {
+// charging is a connection with whoever is outside that charges every byte.
+type charging struct {
 	net.Conn
 	edge    *Edge
 	flow    *flow
-	id      int64
-	dialled policy.Request // what was allowed: Dial, or Connect where a proxy resolves
-	host    string
-	began   time.Time
 	out, in atomic.Int64
-	once    sync.Once
 	failed  atomic.Pointer[error]
 }
 
-func (m *metered) Write(p []byte) (n int, err error) {
+func (c *charging) Write(p []byte) (n int, err error) {
 	for {
 		part := p[n:min(n+maxCharge, len(p))]
-		if d := m.edge.spend(m.flow, m.flow.charged(), policy.Usage{BytesOut: int64(len(part))}); !d.Allow {
-			return n, m.fail(errBudget)
+		if d := c.edge.spend(c.flow, c.flow.charged(), policy.Usage{BytesOut: int64(len(part))}); !d.Allow {
+			return n, c.fail(errBudget)
 		}
-		k, err := m.Conn.Write(part)
+		k, err := c.Conn.Write(part)
 		n += k
-		m.out.Add(int64(k))
+		c.out.Add(int64(k))
 		if err != nil || n == len(p) {
 			return n, err
 		}
 	}
 }
 
-func (m *metered) Read(p []byte) (int, error) {
-	n, err := m.Conn.Read(p[:min(len(p), maxCharge)])
+func (c *charging) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p[:min(len(p), maxCharge)])
 	if n > 0 {
-		if d := m.edge.spend(m.flow, m.flow.charged(), policy.Usage{BytesIn: int64(n)}); !d.Allow {
-			return 0, m.fail(errBudget)
+		if d := c.edge.spend(c.flow, c.flow.charged(), policy.Usage{BytesIn: int64(n)}); !d.Allow {
+			return 0, c.fail(errBudget)
 		}
-		m.in.Add(int64(n))
+		c.in.Add(int64(n))
 	}
 	return n, err
 }
 
 // fail keeps the first reason for the connection's end.
-func (m *metered) fail(err error) error {
-	m.failed.CompareAndSwap(nil, &err)
+func (c *charging) fail(err error) error {
+	c.failed.CompareAndSwap(nil, &err)
 	return err
+}
+
+// Reset passes the wish on.
+func (c *charging) Reset() { abort(c.Conn) }
+
+// metered is a connection to the outside.
+type metered struct {
+	charging
+	id      int64
+	dialled policy.Request // what was allowed: Dial, or Connect where a proxy resolves
+	host    string
+	began   time.Time
+	once    sync.Once
 }
 
 // Reset is Close, and tells the other side that it did not get everything.
@@ -81,11 +89,19 @@ func (m *metered) CloseWrite() error {
 	return m.Close()
 }
 
+// CloseWrite tells the other side that no more comes.
+func (c *charging) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Close()
+}
+
 // Close also puts on record what has passed.
 func (m *metered) Close() error {
 	err := m.Conn.Close()
 	m.once.Do(func() {
-		m.flow.left(m)
+		defer m.flow.left(m) // last: the flow waits for the record as long as it knows of m
 		m.edge.outside.Add(-1)
 		d := event.Disconnected{
 			ID: m.id, Host: m.host, Port: m.flow.req.Port, BytesOut: m.out.Load(), BytesIn: m.in.Load(),
@@ -100,7 +116,7 @@ func (m *metered) Close() error {
 }
 
 // carry copies both directions until both have ended or one has failed.
-func (e *Edge) carry(guest net.Conn, outside *metered, up io.Reader) {
+func (e *Edge) carry(guest, outside net.Conn, up io.Reader) {
 	var done sync.WaitGroup
 	size, ends := e.flows.buffer(), [2]net.Conn{guest, outside}
 	done.Go(func() { pass(outside, up, ends, make([]byte, size)) })

@@ -2,12 +2,12 @@ package boundary
 
 import (
 	"context"
-	"io"
 	"net"
 	"sync"
 	"time"
 
 	"creel/internal/audit/event"
+	"creel/internal/policy"
 )
 
 // Port is one that is published: a listener on the host, and the port of the
@@ -30,32 +30,38 @@ func (p Port) close() {
 	}
 }
 
-// maxInbound are connections from outside at once, of one port.
+// maxInbound are connections from outside at once, and so many senders of
+// datagrams.
 const maxInbound = 256
 
 // publish lets connections in, each on record before it reaches the guest.
 func (e *Edge) publish(ctx context.Context) {
+	streams, senders := make(chan struct{}, maxInbound), make(chan struct{}, maxInbound)
 	for _, p := range e.cfg.Ports {
 		e.serving.Go(func() {
 			if p.Stream != nil {
-				e.admitStreams(ctx, p)
+				e.admitStreams(ctx, p, streams)
 			} else {
-				e.admitDatagrams(ctx, p)
+				e.admitDatagrams(ctx, p, senders)
 			}
 		})
 	}
 }
 
-func (e *Edge) admitStreams(ctx context.Context, p Port) {
+func (e *Edge) admitStreams(ctx context.Context, p Port, places chan struct{}) {
 	var open sync.WaitGroup
 	defer open.Wait()
-	places := make(chan struct{}, maxInbound)
 	for {
 		c, err := p.Stream.Accept()
 		if err != nil {
 			return
 		}
-		places <- struct{}{}
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			c.Close()
+			return
+		}
 		open.Go(func() {
 			defer func() { <-places }()
 			defer c.Close()
@@ -64,46 +70,50 @@ func (e *Edge) admitStreams(ctx context.Context, p Port) {
 	}
 }
 
+// letIn begins the flow of who comes from outside, unless a budget is used up or
+// it cannot be put on record. Bytes are charged to the task, as they are on its
+// own connections; the connection is not the task's act, and is not.
+func (e *Edge) letIn(ctx context.Context, p Port, from net.Addr, proto string) (context.Context, *flow) {
+	ctx, stop := context.WithCancel(ctx)
+	f := &flow{inbound: true, stop: stop, req: policy.Request{Op: policy.Connect, Port: p.Guest, Addr: guestAddress}}
+	if !e.spend(f, nil, policy.Usage{}).Allow ||
+		e.record(ctx, event.KindPublished, event.Published{From: from.String(), Port: p.Guest, Proto: proto}) != nil {
+		stop()
+		return nil, nil
+	}
+	e.flows.add(f)
+	return ctx, f
+}
+
 func (e *Edge) admit(ctx context.Context, p Port, from net.Conn) {
-	defer context.AfterFunc(ctx, func() { from.Close() })()
-	if e.record(ctx, event.KindPublished, event.Published{From: from.RemoteAddr().String(), Port: p.Guest, Proto: "tcp"}) != nil {
+	ctx, f := e.letIn(ctx, p, from.RemoteAddr(), "tcp")
+	if f == nil {
 		abort(from)
 		return
 	}
+	defer e.flows.remove(f)
+	defer context.AfterFunc(ctx, func() { abort(from) })()
 	guest, err := e.stack.Dial(ctx, "tcp", p.Guest)
 	if err != nil {
 		abort(from)
 		return
 	}
 	defer guest.Close()
-	defer context.AfterFunc(ctx, func() { guest.Close() })()
-	var done sync.WaitGroup
-	copyHalf := func(to, from net.Conn) {
-		if _, err := io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{from}); err != nil {
-			abort(to)
-			abort(from)
-			return
-		}
-		if half, ok := to.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
-		}
-	}
-	done.Go(func() { copyHalf(guest, from) })
-	done.Go(func() { copyHalf(from, guest) })
-	done.Wait()
+	f.accept(guest)
+	e.carry(guest, &charging{Conn: from, edge: e, flow: f}, e.searched(f, guest))
 }
 
 // admitDatagrams keeps one flow for each sender.
-func (e *Edge) admitDatagrams(ctx context.Context, p Port) {
+func (e *Edge) admitDatagrams(ctx context.Context, p Port, places chan struct{}) {
 	var mu sync.Mutex
-	peers := map[string]net.Conn{}
+	senders := map[string]*sender{}
 	var open sync.WaitGroup
 	defer open.Wait()
 	defer func() {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, c := range peers {
-			c.Close()
+		for _, s := range senders {
+			s.guest.Close()
 		}
 	}()
 	buf := make([]byte, maxDatagram)
@@ -114,42 +124,71 @@ func (e *Edge) admitDatagrams(ctx context.Context, p Port) {
 		}
 		key := from.String()
 		mu.Lock()
-		c, full := peers[key], len(peers) >= maxInbound
+		s := senders[key]
 		mu.Unlock()
-		if c == nil {
-			if full || e.record(ctx, event.KindPublished, event.Published{From: key, Port: p.Guest, Proto: "udp"}) != nil {
+		if s == nil {
+			select {
+			case places <- struct{}{}:
+			default:
 				continue
 			}
-			if c, err = e.stack.Dial(ctx, "udp", p.Guest); err != nil {
+			if s = e.admitSender(ctx, p, from); s == nil {
+				<-places
 				continue
 			}
 			mu.Lock()
-			peers[key] = c
+			senders[key] = s
 			mu.Unlock()
 			open.Go(func() {
-				e.answerDatagrams(p.Datagram, from, c)
+				defer func() { <-places }()
+				defer e.flows.remove(s.flow)
+				e.answerDatagrams(p.Datagram, s)
 				mu.Lock()
-				delete(peers, key)
+				delete(senders, key)
 				mu.Unlock()
-				c.Close()
+				s.guest.Close()
 			})
 		}
-		e.touch(c)
-		c.Write(buf[:n])
+		if !e.spend(s.flow, nil, policy.Usage{BytesIn: int64(n)}).Allow {
+			continue
+		}
+		e.touch(s.guest)
+		s.guest.Write(buf[:n])
 	}
 }
 
+// sender is one who sends datagrams from outside.
+type sender struct {
+	addr  net.Addr
+	flow  *flow
+	guest net.Conn
+}
+
+func (e *Edge) admitSender(ctx context.Context, p Port, from net.Addr) *sender {
+	ctx, f := e.letIn(ctx, p, from, "udp")
+	if f == nil {
+		return nil
+	}
+	guest, err := e.stack.Dial(ctx, "udp", p.Guest)
+	if err != nil {
+		e.flows.remove(f)
+		return nil
+	}
+	f.accept(guest)
+	return &sender{from, f, guest}
+}
+
 // answerDatagrams carries what the sandbox answers one sender, until the flow
-// is idle.
-func (e *Edge) answerDatagrams(to net.PacketConn, peer net.Addr, from net.Conn) {
+// is idle or a mark was about to leave.
+func (e *Edge) answerDatagrams(to net.PacketConn, s *sender) {
 	buf := make([]byte, maxDatagram)
 	for {
-		n, err := from.Read(buf)
-		if err != nil {
+		n, err := s.guest.Read(buf)
+		if err != nil || !e.unmarked(s.flow, buf[:n]) || !e.spend(s.flow, nil, policy.Usage{BytesOut: int64(n)}).Allow {
 			return
 		}
-		e.touch(from)
-		if _, err := to.WriteTo(buf[:n], peer); err != nil {
+		e.touch(s.guest)
+		if _, err := to.WriteTo(buf[:n], s.addr); err != nil {
 			return
 		}
 	}

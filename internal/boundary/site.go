@@ -144,7 +144,7 @@ func parameters(query string) (names []string) {
 	if query == "" {
 		return nil
 	}
-	for pair := range strings.SplitSeq(query, "&") {
+	for _, pair := range strings.FieldsFunc(query, func(r rune) bool { return r == '&' || r == ';' }) {
 		name, _, _ := strings.Cut(pair, "=")
 		if name = printable(name); len(names) < maxParameters && !slices.Contains(names, name) {
 			names = append(names, tier.Hide(name))

@@ -24,6 +24,11 @@ type Options struct {
 	ReadPaths, WritePaths []string
 	Unix                  bool // may make Unix sockets; accepting on one it holds needs no leave
 	Internet              bool // may make IPv4 and IPv6 sockets
+	// DataBytes is how much private memory the process may have mapped for
+	// writing, what it has already included; 0 is no limit. A Go program that
+	// wants more ends, with words that say so. A child that was started before
+	// keeps its own limit.
+	DataBytes uint64
 }
 
 // Self locks the calling process in, all its threads, for good. It returns
@@ -33,6 +38,11 @@ type Options struct {
 func Self(o Options) (achieved string, err error) {
 	if err := unix.Prlimit(0, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil {
 		return "", fmt.Errorf("forbid core dumps: %w", err)
+	}
+	if o.DataBytes > 0 {
+		if err := unix.Prlimit(0, unix.RLIMIT_DATA, &unix.Rlimit{Cur: o.DataBytes, Max: o.DataBytes}, nil); err != nil {
+			return "", fmt.Errorf("limit memory: %w", err)
+		}
 	}
 	// Paths are opened while the privileges to reach them are there. Landlock
 	// also sets no_new_privs.

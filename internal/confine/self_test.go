@@ -1,11 +1,16 @@
 package confine
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +39,8 @@ func selfConfined(order string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(3)
 	}
-	o := Options{WritePaths: []string{g.Dir}}
+	const more = 256 << 20
+	o := Options{WritePaths: []string{g.Dir}, DataBytes: mapped() + more}
 	if os.Geteuid() == 0 {
 		o.UID, o.GID = 20001, 20001
 	}
@@ -67,7 +73,24 @@ func selfConfined(order string) {
 	note("make a TCP socket", err)
 	note("unshare", unix.Unshare(unix.CLONE_FS))
 	note("become root", unix.Setuid(0))
+	_, err = unix.Mmap(-1, 0, 2*more, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	note("map more memory than it may", err)
+	note("lift its limit", unix.Prlimit(0, unix.RLIMIT_DATA, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil))
 	json.NewEncoder(os.Stderr).Encode(result)
+	for range 64 {
+		grown = append(grown, bytes.Repeat([]byte{1}, more/16))
+	}
+}
+
+var grown [][]byte // for the compiler to leave it
+
+// mapped is what counts against DataBytes.
+func mapped() (bytes uint64) {
+	status, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(status)) {
+		fmt.Sscanf(line, "VmData: %d kB", &bytes)
+	}
+	return bytes << 10
 }
 
 func TestSelf(t *testing.T) {
@@ -90,17 +113,28 @@ func TestSelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got selfResult
-	if err := json.NewDecoder(report).Decode(&got); err != nil {
+	lines := bufio.NewReader(report)
+	line, err := lines.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &got)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Wait()
+	words, err := io.ReadAll(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || !regexp.MustCompile(`out of memory|cannot (allocate|map)|failed to allocate`).Match(words) {
+		t.Errorf("when it wanted more than its limit, it ended with %v and said\n%.2000s", err, words)
+	}
 	for _, name := range []string{"self", "write in its directory", "kill its VMM"} {
 		if got[name] != "" {
 			t.Errorf("%s: %s", name, got[name])
 		}
 		delete(got, name)
 	}
-	if len(got) != 7 {
+	if len(got) != 9 {
 		t.Errorf("tried %d things: %v", len(got), got)
 	}
 	for name, text := range got {

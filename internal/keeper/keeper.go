@@ -65,6 +65,7 @@ type Deps struct {
 	Audit       audit.Recorder
 	Dir         *os.Root // the sandbox's directory
 	Network     Network
+	Memory      Memory       // of this process
 	Confine     func() error // locks this process in; nothing is opened by path after it
 	Log         *slog.Logger
 }
@@ -155,6 +156,7 @@ func New(cfg Config, deps Deps) *Run {
 // has its answer. Cancelling ctx kills the task. The error is for the keeper's
 // own log; clients learn of it from the status.
 func (r *Run) Do(ctx context.Context) error {
+	defer r.watchMemory()()
 	up, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { // a run that is ended while it comes up stops coming up
@@ -264,6 +266,16 @@ func (r *Run) isOver() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// abandon ends the run without asking the guest.
+func (r *Run) abandon(reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.isOver() {
+		r.abrupt = true
+		r.endLocked(reason)
 	}
 }
 

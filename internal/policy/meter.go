@@ -60,6 +60,21 @@ func (m *Meter) Use(p *Policy, rule *Rule, u Usage, now time.Time) Decision {
 	return Decision{Allow: true, Why: WhyRule, Rule: rule}
 }
 
+// UseTask is Use for what no rule is about: connections that are let in. It is
+// charged to the task alone; without a policy there is nothing to exceed.
+func (m *Meter) UseTask(p *Policy, u Usage, now time.Time) Decision {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.task.advance(now)
+	if p != nil {
+		if limit := m.task.exceeds(&p.Budget, &u); limit != "" {
+			return Decision{Why: WhyBudget, Limit: limit}
+		}
+	}
+	m.task.add(&u)
+	return Decision{Allow: true, Why: WhyRule}
+}
+
 // Spent names the total that was exceeded by the task, or by a rule (nil: only
 // the task), or is "".
 func (m *Meter) Spent(rule *Rule) string {

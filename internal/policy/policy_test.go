@@ -515,6 +515,28 @@ rules:
 	}
 }
 
+// What no rule is about is charged to the task, whose budget it spends for all.
+func TestMeterOfTheTask(t *testing.T) {
+	p, _, err := syntax.Parse([]byte("version: 1\nbudget: {bytes_out: 100}\nrules:\n  - {allow: a.test}\n"), syntax.Inputs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1e9, 0)
+	var m Meter
+	if !m.UseTask(nil, Usage{BytesOut: 60}, now).Allow || !m.UseTask(p, Usage{BytesOut: 30}, now).Allow {
+		t.Fatal("within the budget, and without one, use is denied")
+	}
+	if d := m.UseTask(p, Usage{BytesOut: 20}, now); d.Allow || d.Limit != "bytes_out" {
+		t.Errorf("over the budget: %+v", d)
+	}
+	if m.UseTask(p, Usage{}, now).Allow || m.Use(p, &p.Rules[0], Usage{Requests: 1}, now).Allow || m.Spent(nil) != "bytes_out" {
+		t.Error("what is spent is not spent for all")
+	}
+	if used, _ := m.Used(); used.BytesOut != 90 {
+		t.Errorf("used: %+v", used)
+	}
+}
+
 // A new generation of the policy keeps what was used under the old one.
 func TestMeterOutlivesPolicy(t *testing.T) {
 	var m Meter

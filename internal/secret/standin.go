@@ -40,12 +40,7 @@ const (
 // kind each character is.
 func StandIn(v Value) string {
 	value := v.Reveal()
-	keep := ""
-	for _, p := range prefixes {
-		if strings.HasPrefix(value, p) && len(p) > len(keep) && len(value) >= len(p)+MinBytes {
-			keep = p
-		}
-	}
+	keep := knownPrefix(value)
 	shape := value[len(keep):]
 	if entropy(shape) < minShapeBits {
 		shape = strings.Repeat("a", max(len(shape), MinBytes))
@@ -56,6 +51,26 @@ func StandIn(v Value) string {
 			return s
 		}
 	}
+}
+
+// knownPrefix is how the service begins its keys, "" where it is not known.
+func knownPrefix(value string) (prefix string) {
+	for _, p := range prefixes {
+		if strings.HasPrefix(value, p) && len(p) > len(prefix) && len(value) >= len(p)+MinBytes {
+			prefix = p
+		}
+	}
+	return prefix
+}
+
+// Public is how many bytes at the beginning of a value are no secret: the prefix
+// of a service's keys, or the header of a JSON Web Token, which many have.
+func (v Value) Public() int {
+	value := v.Reveal()
+	if header, rest, ok := strings.Cut(value, "."); ok && strings.HasPrefix(header, "eyJ") && strings.Contains(rest, ".") && len(rest) > MinBytes {
+		return len(header) + 1
+	}
+	return len(knownPrefix(value))
 }
 
 // alphabet is what a character is drawn from; "" where it stays.

@@ -47,6 +47,18 @@ func TestConfinementFromOutside(t *testing.T) {
 	})
 }
 
+// checkMemoryLimit wants a limit of private memory, in bytes.
+func checkMemoryLimit(t *testing.T, pid int, want string) {
+	t.Helper()
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`Max data size +` + want + ` +` + want).Match(limits) {
+		t.Errorf("process %d has the limits\n%s", pid, limits)
+	}
+}
+
 // runTwice runs a task for a user who has none but emulation, and returns what
 // the state directory looks like when nothing runs.
 func runTwice(t *testing.T, r *rig.Rig) []string {
@@ -76,6 +88,8 @@ func checkConfined(t *testing.T, r *rig.Rig) {
 	for kind, pid := range map[rig.Kind]int{rig.Keeper: s.KeeperPID, rig.VMM: s.VMMPID} {
 		checkPowerless(t, kind, pid)
 	}
+	checkMemoryLimit(t, s.KeeperPID, "1073741824")
+	checkMemoryLimit(t, s.VMMPID, "unlimited") // it maps what its guest has
 	checkUsers(t, r, s.KeeperPID, s.VMMPID)
 	checkNamespaces(t, s.VMMPID)
 	checkNoNetwork(t, s.VMMPID)

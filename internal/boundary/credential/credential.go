@@ -1,6 +1,7 @@
 // Package credential puts the secrets of one sandbox into its requests, and
 // knows what of them must never be seen where. [Wallet] holds what the sandbox
-// was granted and what was planted in it; it is made anew when a value changes.
+// was granted and what was planted in it; it is made anew when a value changes,
+// and then knows by [Wallet.After] what the sandbox was granted before.
 //
 // The package must not decide which requests may use a secret (a rule of the
 // policy says so), must not send anything, and must not let a value into an
@@ -11,7 +12,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +34,7 @@ const (
 // nil Wallet is empty.
 type Wallet struct {
 	held   map[string]*held
+	known  map[string]string // name → value, of all that were ever granted
 	marks  map[string]string // mark → what must not leave
 	values *scrub.Set
 	lower  *scrub.Set // marks as the name system leaves them
@@ -56,14 +57,13 @@ type held struct {
 
 // New makes a wallet of what is granted and planted.
 func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
-	w := &Wallet{held: map[string]*held{}, marks: map[string]string{}, sets: map[string]*marked{}}
-	values := map[string]string{}
+	w := &Wallet{held: map[string]*held{}, known: map[string]string{}, marks: map[string]string{}}
 	for _, g := range grants {
 		if err := g.Validate(); err != nil {
 			return nil, fmt.Errorf("secret %s: %w", g.Name, err)
 		}
 		w.held[g.Name] = &held{g, boundTo(g.Binding)}
-		values[g.Name] = g.Value.Reveal()
+		w.known[g.Name] = g.Value.Reveal()
 		if g.StandIn != "" {
 			w.marks[standInMark+g.Name] = g.StandIn
 		}
@@ -71,21 +71,74 @@ func New(grants []secret.Grant, canaries []Canary) (*Wallet, error) {
 	for _, c := range canaries {
 		w.marks[canaryMark+c.Name] = c.Value
 	}
-	var err error
-	if w.values, err = scrub.Compile(values); err != nil {
-		return nil, fmt.Errorf("prepare the search for secrets: %w", err)
+	return w, w.compile()
+}
+
+// After is w, which also looks for everything that old looks for: a value that
+// was replaced or taken back is still known outside, and may come back. What is
+// open goes on with what the caller of [Wallet.Succeed] says.
+func (w *Wallet) After(old *Wallet) (*Wallet, error) {
+	if old == nil {
+		return w, nil
+	}
+	out := &Wallet{held: map[string]*held{}, known: maps.Clone(old.known), marks: maps.Clone(old.marks)}
+	if w != nil {
+		out.held = w.held
+		add(out.known, w.known)
+		add(out.marks, w.marks)
+	}
+	return out, out.compile()
+}
+
+// add adds what is not there by any name. What is there under the same name
+// becomes a former one.
+func add(all, more map[string]string) {
+	for name, value := range more {
+		before, taken := all[name]
+		if before == value {
+			continue
+		}
+		all[name] = value
+		for i := 1; taken; i++ {
+			former := fmt.Sprintf("%s, former %d", name, i)
+			if _, used := all[former]; !used {
+				all[former], taken = before, false
+			}
+		}
+	}
+}
+
+// Succeed puts w in the place of old, also for the search in what is open. It
+// must be old's [Wallet.After].
+func (w *Wallet) Succeed(old *Wallet) {
+	if old != nil && old != w {
+		old.values.Succeed(w.values)
+	}
+}
+
+// compile makes the sets of what is looked for.
+func (w *Wallet) compile() (err error) {
+	w.sets = map[string]*marked{}
+	public := map[string]int{}
+	for name, value := range w.known {
+		if v, err := secret.NewValue(value); err == nil {
+			public[name] = v.Public()
+		}
+	}
+	if w.values, err = scrub.CompileParts(w.known, public); err != nil {
+		return fmt.Errorf("prepare the search for secrets, those that were replaced included: %w", err)
 	}
 	if _, err = w.without(nil); err != nil {
-		return nil, err
+		return err
 	}
 	lower := map[string]string{}
 	for name, value := range w.marks {
 		lower[name] = strings.ToLower(value)
 	}
 	if w.lower, err = scrub.Compile(lower); err != nil {
-		return nil, fmt.Errorf("prepare the search in names: %w", err)
+		return fmt.Errorf("prepare the search in names: %w", err)
 	}
-	return w, nil
+	return nil
 }
 
 // boundTo is a binding as a policy, so that hosts, methods and paths mean the
@@ -119,18 +172,36 @@ func (w *Wallet) Marks(host string) *scrub.Set {
 }
 
 func (w *Wallet) marksFor(host string) *marked {
-	var left []string
-	for name, h := range w.held {
-		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
-			left = append(left, standInMark+name)
-		}
-	}
-	slices.Sort(left)
-	m, err := w.without(left)
+	m, err := w.without(w.harmless(host))
 	if err != nil { // all of them compiled, and so do some
 		panic(err)
 	}
 	return m
+}
+
+// harmless are the marks that may leave for host, sorted.
+func (w *Wallet) harmless(host string) (names []string) {
+	for name, h := range w.held {
+		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
+			names = append(names, standInMark+name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Like reports whether old looks for the same marks in what leaves for host: if
+// not, what is open to it was searched for others.
+func (w *Wallet) Like(old *Wallet, host string) bool {
+	var marks, before map[string]string
+	var left, leftBefore []string
+	if w != nil {
+		marks, left = w.marks, w.harmless(host)
+	}
+	if old != nil {
+		before, leftBefore = old.marks, old.harmless(host)
+	}
+	return maps.Equal(marks, before) && slices.Equal(left, leftBefore)
 }
 
 // InName is the mark in a name that is asked for, or "": none may be in one,
@@ -270,119 +341,4 @@ func (w *Wallet) As(name string) string {
 		return ""
 	}
 	return w.held[name].Binding.Use.As
-}
-
-// brought are headers that carry credentials: what the task brings itself must
-// not go where the policy puts its own.
-var brought = []string{
-	"Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "Api-Key", "Apikey", "X-Goog-Api-Key", "X-Auth-Token",
-	"X-Access-Token", "Private-Token", "X-Gitlab-Token", "X-Vault-Token", "X-Amz-Security-Token",
-}
-
-var broughtQueries = []string{"access_token", "api_key", "apikey", "api-key"}
-
-// Swaps reports whether [Wallet.Put] would put the value into a request: a
-// stand-in has to be in a place where it is swapped.
-func (w *Wallet) Swaps(name string, r *http.Request) bool {
-	switch w.As(name) {
-	case "":
-		return false
-	case secret.AsStandIn:
-		return w.held[name].swap(r.Clone(r.Context())) > 0
-	}
-	return true
-}
-
-// Put puts a secret that is held into a request, which it changes, and takes
-// out what the task brought. A stand-in stays that is not where it is swapped.
-func (w *Wallet) Put(name string, r *http.Request) {
-	h := w.held[name]
-	use, value := h.Binding.Use, h.Value.Reveal()
-	for _, header := range brought {
-		left := slices.DeleteFunc(r.Header[header], func(v string) bool { return use.As != secret.AsStandIn || h.swapped(v) == v })
-		if len(left) > 0 {
-			r.Header[header] = left
-		} else {
-			r.Header.Del(header)
-		}
-	}
-	for _, q := range broughtQueries {
-		if use.As != secret.AsStandIn || !slices.Contains(use.Places(), "query:"+q) {
-			r.URL.RawQuery = withoutParameter(r.URL.RawQuery, q)
-		}
-	}
-	switch use.As {
-	case secret.AsHeader:
-		r.Header.Set(use.Name, use.Prefix+value)
-	case secret.AsBearer:
-		r.Header.Set("Authorization", "Bearer "+value)
-	case secret.AsBasic:
-		r.SetBasicAuth(use.User, value)
-	case secret.AsQuery:
-		q := withoutParameter(r.URL.RawQuery, use.Name)
-		if q != "" {
-			q += "&"
-		}
-		r.URL.RawQuery = q + url.QueryEscape(use.Name) + "=" + url.QueryEscape(value)
-	case secret.AsStandIn:
-		h.swap(r)
-	}
-}
-
-// swap puts the value in the place of the stand-in, and counts.
-func (h *held) swap(r *http.Request) (n int) {
-	for _, place := range h.Binding.Use.Places() {
-		kind, name, _ := strings.Cut(place, ":")
-		if kind == "header" {
-			for i, v := range r.Header.Values(name) {
-				if s := h.swapped(v); s != v {
-					r.Header.Values(name)[i] = s
-					n++
-				}
-			}
-			continue
-		}
-		pairs := strings.Split(r.URL.RawQuery, "&")
-		for i, pair := range pairs {
-			key, value, _ := strings.Cut(pair, "=")
-			if plain, err := url.QueryUnescape(value); err == nil && named(key, name) && strings.Contains(plain, h.StandIn) {
-				pairs[i] = key + "=" + url.QueryEscape(strings.ReplaceAll(plain, h.StandIn, h.Value.Reveal()))
-				n++
-			}
-		}
-		r.URL.RawQuery = strings.Join(pairs, "&")
-	}
-	return n
-}
-
-// swapped is a header's value with the value in the place of the stand-in.
-func (h *held) swapped(v string) string {
-	if strings.Contains(v, h.StandIn) {
-		return strings.ReplaceAll(v, h.StandIn, h.Value.Reveal())
-	}
-	r := http.Request{Header: http.Header{"Authorization": {v}}}
-	user, password, ok := r.BasicAuth()
-	if !ok || !strings.Contains(user+":"+password, h.StandIn) {
-		return v
-	}
-	put := func(s string) string { return strings.ReplaceAll(s, h.StandIn, h.Value.Reveal()) }
-	r.SetBasicAuth(put(user), put(password))
-	return r.Header.Get("Authorization")
-}
-
-func named(key, name string) bool {
-	plain, err := url.QueryUnescape(key)
-	return err == nil && plain == name
-}
-
-// withoutParameter leaves the rest of a query as it was written.
-func withoutParameter(query, name string) string {
-	if query == "" {
-		return ""
-	}
-	pairs := slices.DeleteFunc(strings.Split(query, "&"), func(pair string) bool {
-		key, _, _ := strings.Cut(pair, "=")
-		return named(key, name)
-	})
-	return strings.Join(pairs, "&")
 }

@@ -47,9 +47,14 @@ func encode(t testing.TB, name string, data []byte) []byte {
 	return b.Bytes()
 }
 
+// openBody opens with a budget of its own.
+func openBody(t testing.TB, encoding string, body io.ReadCloser) (io.ReadCloser, error) {
+	return NewBudget(64<<20).Open(t.Context(), encoding, body)
+}
+
 func open(t testing.TB, encoding string, r io.Reader) io.ReadCloser {
 	t.Helper()
-	d, err := New(encoding, io.NopCloser(r))
+	d, err := openBody(t, encoding, io.NopCloser(r))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,14 +109,14 @@ func TestStacked(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	for _, encoding := range []string{"zstd", "compress", "gzip, zstd", "gzip;q=1", "gzip gzip", "gzip, gzip, gzip, gzip"} {
-		if _, err := New(encoding, io.NopCloser(strings.NewReader(""))); !errors.Is(err, ErrUnknown) {
+	for _, encoding := range []string{"zstd", "compress", "gzip, zstd", "gzip;q=1", "gzip gzip", "gzip, gzip, gzip, gzip", "br, br", "br, gzip, br"} {
+		if _, err := openBody(t, encoding, io.NopCloser(strings.NewReader(""))); !errors.Is(err, ErrUnknown) {
 			t.Errorf("%s: %v", encoding, err)
 		}
 	}
 	for _, encoding := range []string{"", "identity", " Identity , "} {
 		body := io.NopCloser(strings.NewReader("x"))
-		if got, err := New(encoding, body); got != body || err != nil {
+		if got, err := openBody(t, encoding, body); got != body || err != nil {
 			t.Errorf("%s: %v, %v", encoding, got, err)
 		}
 	}
@@ -215,7 +220,7 @@ func TestCloseEndsRead(t *testing.T) {
 	nothing := encode(t, "gzip", nil)
 	for encoding, data := range map[string][]byte{"gzip": nothing, "gzip, gzip": encode(t, "gzip", bytes.Repeat(nothing, 1000))} {
 		body := &endless{data: data, reads: make(chan struct{})}
-		d, err := New(encoding, body)
+		d, err := openBody(t, encoding, body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -241,7 +246,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add("gzip, br", encode(f, "br", encode(f, "gzip", make([]byte, 10000))))
 	f.Add("identity", []byte("x"))
 	f.Fuzz(func(t *testing.T, encoding string, body []byte) {
-		d, err := New(encoding, io.NopCloser(bytes.NewReader(body)))
+		d, err := openBody(t, encoding, io.NopCloser(bytes.NewReader(body)))
 		if err != nil {
 			if !errors.Is(err, ErrUnknown) {
 				t.Error(err)
@@ -253,7 +258,7 @@ func FuzzDecode(f *testing.F) {
 			t.Error(err) // known to nobody yet; a body's end and not the keeper's
 		}
 		// In other pieces it is the same.
-		d, _ = New(encoding, io.NopCloser(iotest.OneByteReader(bytes.NewReader(body))))
+		d, _ = openBody(t, encoding, io.NopCloser(iotest.OneByteReader(bytes.NewReader(body))))
 		again, err2 := io.ReadAll(io.LimitReader(d, 1<<20))
 		if !bytes.Equal(got, again) && err == nil || (err == nil) != (err2 == nil) {
 			t.Errorf("%d bytes, %v, and by the byte %d bytes, %v", len(got), err, len(again), err2)

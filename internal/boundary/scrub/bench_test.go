@@ -48,7 +48,14 @@ func BenchmarkStream(b *testing.B) {
 		{"escaped matches", []byte(strings.Repeat(escapeEach(values[0], `\u%04x`)+" ", 1<<12))},
 	}
 	for _, n := range []int{1, 10, 50} {
-		s := compile(b, values[:n]...)
+		named := map[string]string{}
+		for i, v := range values[:n] {
+			named[fmt.Sprint(i)] = v
+		}
+		s, err := CompileParts(named, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
 		for _, in := range inputs {
 			b.Run(fmt.Sprintf("values=%d/%s", n, in.name), func(b *testing.B) {
 				b.SetBytes(int64(len(in.data)))

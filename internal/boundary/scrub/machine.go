@@ -144,7 +144,8 @@ type state struct {
 }
 
 const (
-	cacheSize = 8 << 20 // bytes
+	cacheSize = 8 << 20       // bytes
+	partsSize = 4 * cacheSize // of a set that looks for parts: it has that many more
 	stateSize = 256*8 + 128
 )
 
@@ -156,6 +157,7 @@ type cache struct {
 	mu     sync.Mutex
 	states map[string]*state // by the places
 	used   int               // bytes
+	size   int               // most of them
 	mover  mover
 	key    []byte
 }
@@ -208,7 +210,7 @@ func (c *cache) intern(s *Set, live []thread) *state {
 		return st
 	}
 	size := stateSize + len(c.key) + 24*len(live)
-	if c.used+size > cacheSize {
+	if c.used+size > c.size {
 		c.forget()
 	}
 	c.used += size

@@ -9,10 +9,11 @@
 // What is found of a value:
 //
 //   - text: each byte, independent of the others, as itself; as %HH, or '+' for
-//     a space; as \u00HH or JSON's short escape (\" \\ \/ \b \f \n \r \t); as the
-//     HTML entity &#N; (also with one zero before it), &#xHH; or &quot; &amp;
-//     &apos; &lt; &gt;. A character beyond ASCII also as \uHHHH, as a pair of
-//     surrogates, and as &#N; or &#xH;. All may be mixed within one match;
+//     a space; as \u00HH or JSON's short escape (\" \\ \/ \b \f \n \r \t); as a
+//     character reference of HTML, &#N or &#xHH, with up to eight zeros before
+//     its digits, with or without a semicolon, or by any of HTML's names for it
+//     (&quot; &lowbar; ...). A character beyond ASCII also as \uHHHH, as a pair of
+//     surrogates, and as &#N or &#xH. All may be mixed within one match;
 //   - hex: two digits a byte, without separators;
 //   - base64: the standard or the URL alphabet, even mixed; any padding or none;
 //     the value alone or inside of a larger encoded text, in each of the three
@@ -21,6 +22,8 @@
 //     each character that the value determines alone: at most four bits at either
 //     end of the value stay in characters that it shares with its neighbours;
 //   - UTF-16, either byte order, of a value that is ASCII, without escapes.
+//
+// Of a set from [CompileParts], parts of a value are found too.
 //
 // Hex digits of every kind may be of either case. A line break at the end of a
 // value is not a part of it. Not found are values that are encoded twice, save
@@ -34,6 +37,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 )
 
 // Bounds of what Compile takes, in bytes.
@@ -44,9 +48,12 @@ const (
 )
 
 // Set is a number of values, ready to be looked for. It is safe for use by
-// several goroutines and does not change, but for a cache of at most 8 MiB that
-// all of its streams share. A nil Set is one of no values.
+// several goroutines and does not change, but for a cache of at most 8 MiB, or 32
+// MiB where it looks for parts, that all of its streams share, and for the set that succeeds it. A nil Set is one
+// of no values.
 type Set struct {
+	next atomic.Pointer[Set] // has taken its place
+
 	names   []string
 	forms   []form
 	letters []letter
@@ -59,7 +66,13 @@ type Set struct {
 // Compile makes a Set of values by name. The error names each value that is too
 // short or too long.
 func Compile(values map[string]string) (*Set, error) {
+	return compileSet(values, func(*Set, string, string) {})
+}
+
+// compileSet makes a set with more forms of each value than that of the whole.
+func compileSet(values map[string]string, more func(s *Set, name, value string)) (*Set, error) {
 	s := &Set{keys: make(map[string]uint32)}
+	s.cache.size = cacheSize
 	total := 0
 	var faults []error
 	for _, name := range slices.Sorted(maps.Keys(values)) {
@@ -75,6 +88,7 @@ func Compile(values map[string]string) (*Set, error) {
 			return nil, errors.Join(faults...)
 		default:
 			s.add(name, value)
+			more(s, name, value)
 		}
 	}
 	if len(faults) > 0 {
@@ -109,12 +123,32 @@ func (s *Set) index() {
 	}
 }
 
+// Succeed puts another set, which has every value of this one and more, in its
+// place: also in streams that are open, unless this set is empty.
+func (s *Set) Succeed(next *Set) { s.next.Store(next) }
+
+// latest is what has taken the set's place, or the set.
+func (s *Set) latest() *Set {
+	for s != nil {
+		next := s.next.Load()
+		if next == nil {
+			break
+		}
+		s = next
+	}
+	return s
+}
+
 // Empty says that there is nothing to look for.
-func (s *Set) Empty() bool { return s == nil || len(s.names) == 0 }
+func (s *Set) Empty() bool {
+	s = s.latest()
+	return s == nil || len(s.names) == 0
+}
 
 // Text replaces every match in a short text, and names the values found, sorted.
 func (s *Set) Text(text string) (clean string, found []string) {
 	p := []byte(text)
+	s = s.latest()
 	if s.Empty() || !s.in(p) {
 		return text, nil
 	}
@@ -125,6 +159,7 @@ func (s *Set) Text(text string) (clean string, found []string) {
 
 // Stream is for one direction of one stream, whose matches it replaces.
 func (s *Set) Stream() *Stream {
+	s = s.latest()
 	if s.Empty() {
 		return &Stream{}
 	}

@@ -52,6 +52,7 @@ func TestText(t *testing.T) {
 		{"html", html.EscapeString(value)},
 		{"html decimal", "&#115;&#107;-A/b+ c&#034;d\\e&#038;f\t?&#252;&#8364;&#128512;"},
 		{"html hex", "&#x73;&#x6B;-A/b&#X2b; c&quot;d\\e&amp;f\t?&#xfc;&#x20AC;&#x1F600;"},
+		{"html padded", "&#0000000115;&#X0000006b;&#45A&sol;b&plus;&#32;c&QUOT;d&bsol;e&ampf&Tab;&quest;&#00252;&#x20ac&#0128512;"},
 		{"mixed", `%73k\u002DA\/b%2B+c&quot;d\\e&#38;f%09?%C3%bc` + "\xe2%82\xac" + `\ud83d\ude00`},
 		{"hex", hex.EncodeToString([]byte(value))},
 		{"HEX", strings.ToUpper(hex.EncodeToString([]byte(value)))},
@@ -243,8 +244,13 @@ func spelled(r *rand.Rand, value string) string {
 			}
 			fallthrough
 		case 3:
-			if c < utf8.RuneSelf {
-				fmt.Fprintf(&b, []string{"&#%d;", "&#x%02x;", "&#x%02X;"}[r.IntN(3)], c)
+			if 0 < c && c < utf8.RuneSelf {
+				if names := references()[string(c)]; len(names) > 0 && r.IntN(2) == 0 {
+					b.WriteString("&" + names[r.IntN(len(names))])
+					continue
+				}
+				zeros, end := strings.Repeat("0", r.IntN(9)), []string{";", ";", ""}[r.IntN(3)]
+				fmt.Fprintf(&b, []string{"&#%s%d%s", "&#x%s%x%s", "&#X%s%X%s"}[r.IntN(3)], zeros, c, end)
 				continue
 			}
 			fallthrough
@@ -272,9 +278,15 @@ func expressions(value string) []*regexp.Regexp {
 	for i := range len(value) {
 		c := value[i]
 		lit := fmt.Sprintf(`\x{%02x}`, c)
-		short := map[byte]string{'"': `|\\"|&quot;`, '\\': `|\\\\`, '/': `|\\/`, '\b': `|\\b`, '\f': `|\\f`, '\n': `|\\n`, '\r': `|\\r`,
-			'\t': `|\\t`, '&': "|&amp;", '\'': "|&apos;", '<': "|&lt;", '>': "|&gt;", ' ': `|\+`}[c]
-		fmt.Fprintf(&text, `(?:%s|%%(?i:%02x)|\\u00(?i:%02x)|&#0?%d;|&#[xX](?i:%02x);%s)`, lit, c, c, c, c, short)
+		short := map[byte]string{'"': `|\\"`, '\\': `|\\\\`, '/': `|\\/`, '\b': `|\\b`, '\f': `|\\f`, '\n': `|\\n`, '\r': `|\\r`,
+			'\t': `|\\t`, ' ': `|\+`}[c]
+		if c > 0 && c < utf8.RuneSelf {
+			short += fmt.Sprintf(`|&#0{0,8}%d;?|&#[xX]0{0,8}(?i:%x);?`, c, c)
+		}
+		if names := references()[string(c)]; len(names) > 0 {
+			short += "|&(?:" + strings.Join(names, "|") + ")"
+		}
+		fmt.Fprintf(&text, `(?:%s|%%(?i:%02x)|\\u00(?i:%02x)%s)`, lit, c, c, short)
 		fmt.Fprintf(&digits, "(?i:%02x)", c)
 		if i > 0 {
 			wide.WriteString(`\x00`)
@@ -304,6 +316,22 @@ func expressions(value string) []*regexp.Regexp {
 	}
 	return out
 }
+
+// references are HTML's names for characters in ASCII, as package html knows
+// them.
+var references = sync.OnceValue(func() map[string][]string {
+	all := map[string][]string{}
+	for _, name := range strings.Fields(`
+		Tab NewLine excl quot QUOT num dollar percnt amp AMP apos lpar rpar ast midast plus comma period sol colon semi lt LT equals gt GT
+		quest commat lsqb lbrack bsol rsqb rbrack Hat lowbar UnderBar grave DiacriticalGrave lcub lbrace verbar vert VerticalLine rcub rbrace`) {
+		for _, end := range []string{"", ";"} {
+			if c := html.UnescapeString("&" + name + end); len(c) == 1 {
+				all[c] = append(all[c], name+end)
+			}
+		}
+	}
+	return all
+})
 
 func latin1(s string) string {
 	r := make([]rune, len(s))

@@ -70,6 +70,62 @@ func (l *letter) link(node uint16, e edge, fold bool) {
 	}
 }
 
+// maxZeros are those before the digits of a character reference, of which HTML
+// allows any number.
+const maxZeros = 8
+
+// spellNumber adds a numeric character reference of HTML, with zeros before its
+// digits and with or without a semicolon behind them. The digits are capitals
+// that stand for either case.
+func (l *letter) spellNumber(prefix, digits string, skip int) {
+	l.longest = max(l.longest, len(prefix)+maxZeros+len(digits)+1)
+	semicolon := l.add()
+	l.link(semicolon, edge{on: ';', skip: uint8(skip)}, false)
+	// From the last digit to the first: node is where the digits behind go on.
+	last := len(digits) - 1
+	lead := []edge{{on: digits[last], skip: uint8(skip)}, {on: digits[last], to: semicolon}}
+	for i := last - 1; i >= 0; i-- {
+		node := l.add()
+		for _, e := range lead {
+			l.link(node, e, true)
+		}
+		lead = []edge{{on: digits[i], to: node}}
+	}
+	node := l.walk(prefix)
+	for i := range maxZeros + 1 {
+		for _, e := range lead {
+			l.link(node, e, true)
+		}
+		if i < maxZeros {
+			next := l.add()
+			l.link(node, edge{on: '0', to: next}, false)
+			node = next
+		}
+	}
+}
+
+// add makes a node.
+func (l *letter) add() uint16 {
+	if l.nodes == nil {
+		l.nodes = make([][]edge, 1)
+	}
+	l.nodes = append(l.nodes, nil)
+	return uint16(len(l.nodes) - 1)
+}
+
+// walk is the node behind a beginning, which it makes where it is not there.
+func (l *letter) walk(beginning string) (node uint16) {
+	for i := range len(beginning) {
+		to := l.child(node, beginning[i])
+		if to == 0 {
+			to = l.add()
+			l.link(node, edge{on: beginning[i], to: to}, false)
+		}
+		node = to
+	}
+	return node
+}
+
 // letter finds or makes the letter of that key.
 func (s *Set) letter(key string, make func(*letter)) uint32 {
 	n, ok := s.keys[key]
@@ -86,24 +142,27 @@ func (s *Set) letter(key string, make func(*letter)) uint32 {
 // add appends all forms of a value.
 func (s *Set) add(name, value string) {
 	s.names = append(s.names, name)
-	s.addForm(value, s.text(value), 8, 0)
-	s.addForm(value, s.hex(value), 4, 0)
+	free := min(7, len(value)/2)
+	s.addForm(s.text(value), 8, 0, free)
+	s.addForm(s.hex(value), 4, 0, free)
 	for before := range 3 {
 		letters, lead := s.base64(value, before)
-		s.addForm(value, letters, 6, lead)
+		s.addForm(letters, 6, lead, free)
 	}
 	if strings.IndexFunc(value, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
-		s.addForm(value, s.utf16(value), 8, 0)
+		s.addForm(s.utf16(value), 8, 0, free)
 	}
 }
 
-func (s *Set) addForm(value string, letters []uint32, bits, lead int) {
+// addForm appends a form; free are the bytes of its beginning that Release may
+// let out.
+func (s *Set) addForm(letters []uint32, bits, lead, free int) {
 	longest := 0
 	for _, n := range letters {
 		longest = max(longest, s.letters[n].longest)
 	}
 	s.forms = append(s.forms, form{value: len(s.names) - 1, letters: letters, longest: longest,
-		bits: bits, lead: lead, free: 8 * min(7, len(value)/2)})
+		bits: bits, lead: lead, free: 8 * free})
 }
 
 // text has one letter a byte. The first letter of a character of several bytes
@@ -111,6 +170,14 @@ func (s *Set) addForm(value string, letters []uint32, bits, lead int) {
 func (s *Set) text(value string) []uint32 {
 	var letters []uint32
 	for len(value) > 0 {
+		if strings.HasPrefix(value, ligature) {
+			letters = append(letters, s.letter("text "+ligature, func(l *letter) {
+				l.spellByte(value[0])
+				l.spell(ligatureName, len(ligature), false)
+			}))
+			value = value[1:]
+			continue
+		}
 		c, size := utf8.DecodeRuneInString(value)
 		letters = append(letters, s.letter("text "+value[:size], func(l *letter) {
 			l.spellByte(value[0])
@@ -126,23 +193,38 @@ func (s *Set) text(value string) []uint32 {
 	return letters
 }
 
-// named are the bytes that have short names, in JSON and in HTML.
-var named = map[byte][]string{
-	'"': {`\"`, "&quot;"}, '\\': {`\\`}, '/': {`\/`}, '\b': {`\b`}, '\f': {`\f`}, '\n': {`\n`}, '\r': {`\r`}, '\t': {`\t`},
-	'&': {"&amp;"}, '\'': {"&apos;"}, '<': {"&lt;"}, '>': {"&gt;"}, ' ': {"+"},
+// short are the bytes that have escapes of two characters in JSON, or, in a
+// query, another character.
+var short = map[byte]string{
+	'"': `\"`, '\\': `\\`, '/': `\/`, '\b': `\b`, '\f': `\f`, '\n': `\n`, '\r': `\r`, '\t': `\t`, ' ': "+",
 }
+
+// named are HTML's names of characters in ASCII, with the end that is part of
+// them: a few older ones have no semicolon.
+var named = map[byte][]string{
+	'\t': {"Tab;"}, '\n': {"NewLine;"}, '!': {"excl;"}, '"': {"quot;", "quot", "QUOT;", "QUOT"}, '#': {"num;"}, '$': {"dollar;"},
+	'%': {"percnt;"}, '&': {"amp;", "amp", "AMP;", "AMP"}, '\'': {"apos;"}, '(': {"lpar;"}, ')': {"rpar;"}, '*': {"ast;", "midast;"},
+	'+': {"plus;"}, ',': {"comma;"}, '.': {"period;"}, '/': {"sol;"}, ':': {"colon;"}, ';': {"semi;"}, '<': {"lt;", "lt", "LT;", "LT"},
+	'=': {"equals;"}, '>': {"gt;", "gt", "GT;", "GT"}, '?': {"quest;"}, '@': {"commat;"}, '[': {"lsqb;", "lbrack;"}, '\\': {"bsol;"},
+	']': {"rsqb;", "rbrack;"}, '^': {"Hat;"}, '_': {"lowbar;", "UnderBar;"}, '`': {"grave;", "DiacriticalGrave;"}, '{': {"lcub;", "lbrace;"},
+	'|': {"verbar;", "vert;", "VerticalLine;"}, '}': {"rcub;", "rbrace;"},
+}
+
+// ligature is the one name of two characters in ASCII.
+const ligature, ligatureName = "fj", "&fjlig;"
 
 func (l *letter) spellByte(b byte) {
 	l.spell(string([]byte{b}), 1, false)
 	l.spell(fmt.Sprintf("%%%02X", b), 1, true)
 	l.spell(fmt.Sprintf(`\u%04X`, b), 1, true)
-	for _, name := range named[b] {
-		l.spell(name, 1, false)
+	if s := short[b]; s != "" {
+		l.spell(s, 1, false)
 	}
-	if b < utf8.RuneSelf {
-		l.spell(fmt.Sprintf("&#%d;", b), 1, false)
-		l.spell(fmt.Sprintf("&#0%d;", b), 1, false)
-		l.spellHexEntity(fmt.Sprintf("%02X;", b), 1)
+	for _, name := range named[b] {
+		l.spell("&"+name, 1, false)
+	}
+	if 0 < b && b < utf8.RuneSelf {
+		l.spellReference(rune(b), 1)
 	}
 }
 
@@ -152,13 +234,13 @@ func (l *letter) spellRune(c rune, size int) {
 	} else {
 		l.spell(fmt.Sprintf(`\u%04X`, c), size, true)
 	}
-	l.spell(fmt.Sprintf("&#%d;", c), size, false)
-	l.spellHexEntity(fmt.Sprintf("%X;", c), size)
+	l.spellReference(c, size)
 }
 
-func (l *letter) spellHexEntity(digits string, size int) {
-	l.spell("&#x"+digits, size, true)
-	l.spell("&#X"+digits, size, true)
+func (l *letter) spellReference(c rune, size int) {
+	l.spellNumber("&#", fmt.Sprintf("%d", c), size)
+	l.spellNumber("&#x", fmt.Sprintf("%X", c), size)
+	l.spellNumber("&#X", fmt.Sprintf("%X", c), size)
 }
 
 // hex has two letters a byte.

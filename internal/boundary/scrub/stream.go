@@ -6,9 +6,11 @@ import (
 )
 
 // Stream looks for the values of its set in what is written to it, and holds
-// back what may still become a match: at most fourteen times the longest value,
+// back what may still become a match: at most eighteen times the longest value,
 // if each of its characters is spelled as long as can be. It is for one
-// goroutine at a time. The zero Stream is one of no values.
+// goroutine at a time. The zero Stream is one of no values. When its set is
+// succeeded by another, the stream looks for what that one has, and for what had
+// begun before.
 //
 // The bytes that come out do not depend on how the stream was cut into writes,
 // if Release is not called.
@@ -23,13 +25,57 @@ type Stream struct {
 
 	found   int64
 	names   []string
-	stop    bool // at the first match
+	matched map[int]int64 // value → end of its last match
+	stop    bool          // at the first match
 	stopped bool
+
+	// older is the same stream with the set that was succeeded, before this one,
+	// as long as a match is under way in it.
+	older *Stream
+}
+
+// follow goes on with the set that has succeeded the stream's.
+func (st *Stream) follow() {
+	if st.set != nil && st.set.next.Load() != nil {
+		older := *st
+		*st = *older.set.Stream()
+		st.stop, st.stopped, st.older = older.stop, older.stopped, &older
+	}
+	st.settle()
+}
+
+// settle lets the older stream go once nothing is under way in it.
+func (st *Stream) settle() {
+	old := st.older
+	if old == nil {
+		return
+	}
+	if old.settle(); len(old.live) > 0 || old.older != nil {
+		return
+	}
+	st.found += old.found
+	for _, name := range old.names {
+		st.name(name)
+	}
+	st.older = nil
 }
 
 // Write appends to dst what can go out once p has arrived, and returns it. dst
 // and p must not overlap.
 func (st *Stream) Write(dst, p []byte) []byte {
+	st.follow()
+	return st.write(dst, p)
+}
+
+func (st *Stream) write(dst, p []byte) []byte {
+	if st.older != nil {
+		p = st.older.write(nil, p)
+	}
+	return st.own(dst, p)
+}
+
+// own is write of what has gone through the older stream.
+func (st *Stream) own(dst, p []byte) []byte {
 	mark := len(dst)
 	dst = append(append(dst, st.held...), p...)
 	return dst[:mark+st.pass(p, dst[mark:])]
@@ -37,7 +83,17 @@ func (st *Stream) Write(dst, p []byte) []byte {
 
 // Filter is Write for a stream that holds nothing back: what it returns is a
 // beginning of p, changed in place.
-func (st *Stream) Filter(p []byte) []byte { return p[:st.pass(p, p)] }
+func (st *Stream) Filter(p []byte) []byte {
+	st.follow()
+	return st.filter(p)
+}
+
+func (st *Stream) filter(p []byte) []byte {
+	if st.older != nil {
+		p = st.older.filter(p)
+	}
+	return p[:st.pass(p, p)]
+}
 
 // pass looks at p, and in out, which is what was held and p, replaces matches.
 // It says how much of out may go, and holds the rest. Where nothing was held, out
@@ -145,23 +201,34 @@ func (st *Stream) track(p []byte, exact, from, to int) int {
 // a detector it says where the output must end.
 func (st *Stream) mask(out []byte, origin, end int64) (cut int) {
 	cut = st.earliest(out, origin)
-	for i, t := range st.mover.done {
+	for _, t := range st.mover.done {
 		start := max(t.start-origin, 0) // what Release let out is gone
 		cut = min(cut, int(start))
 		for j := start; j < end-origin; j++ {
 			out[j] = '*'
 		}
-		value := st.set.forms[t.form()].value
-		if !slices.ContainsFunc(st.mover.done[:i], func(t thread) bool { return st.set.forms[t.form()].value == value }) {
-			st.count(st.set.names[value])
-		}
+		st.count(st.set.forms[t.form()].value, t.start, end)
 	}
 	st.stopped = st.stop
 	return cut
 }
 
-func (st *Stream) count(name string) {
+// count counts a match, unless it is one with the value's match before it, which
+// it overlaps: a part of it, or it in another reading.
+func (st *Stream) count(value int, start, end int64) {
+	if st.matched == nil {
+		st.matched = make(map[int]int64)
+	}
+	before, any := st.matched[value]
+	st.matched[value] = max(before, end)
+	if any && start < before {
+		return
+	}
 	st.found++
+	st.name(st.set.names[value])
+}
+
+func (st *Stream) name(name string) {
 	if i, known := slices.BinarySearch(st.names, name); !known {
 		st.names = slices.Insert(st.names, i, name)
 	}
@@ -178,13 +245,21 @@ func (st *Stream) earliest(out []byte, origin int64) int {
 }
 
 // Pending is how many bytes are held back.
-func (st *Stream) Pending() int { return len(st.held) }
+func (st *Stream) Pending() int {
+	if st.older != nil {
+		return st.older.Pending() + len(st.held)
+	}
+	return len(st.held)
+}
 
 // Release appends to dst what is held back and harmless, for a stream that is
 // idle. Of a value's beginning it lets out at most seven bytes, or half of the
 // value if that is less, in whatever encoding; the rest is still replaced when
 // it comes. So an upstream that sends a value byte by byte gets that much through.
 func (st *Stream) Release(dst []byte) []byte {
+	if st.older != nil {
+		dst = st.own(dst, st.older.Release(nil))
+	}
 	if len(st.held) == 0 {
 		return dst
 	}
@@ -201,6 +276,10 @@ func (st *Stream) Release(dst []byte) []byte {
 // Flush appends to dst all that is held back: at the end of the stream it is
 // no match. What is written after it begins anew.
 func (st *Stream) Flush(dst []byte) []byte {
+	if st.older != nil {
+		dst = st.own(dst, st.older.Flush(nil))
+		st.settle()
+	}
 	dst = append(dst, st.held...)
 	st.held, st.live = st.held[:0], st.live[:0]
 	if st.set != nil {
@@ -209,9 +288,22 @@ func (st *Stream) Flush(dst []byte) []byte {
 	return dst
 }
 
-// Found is how many matches there were. Where one value can be read in two
-// ways that end in different places, it counts twice.
-func (st *Stream) Found() int64 { return st.found }
+// Found is how many matches there were. Of a value, matches that overlap are
+// one.
+func (st *Stream) Found() int64 {
+	if st.older != nil {
+		return st.older.Found() + st.found
+	}
+	return st.found
+}
 
 // Names are the names of the values that were found, sorted.
-func (st *Stream) Names() []string { return slices.Clone(st.names) }
+func (st *Stream) Names() []string {
+	names := slices.Clone(st.names)
+	if st.older != nil {
+		names = append(names, st.older.Names()...)
+		slices.Sort(names)
+		names = slices.Compact(names)
+	}
+	return names
+}

@@ -1,9 +1,11 @@
 package web
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -95,11 +97,21 @@ func searchable(x *exchange, res *http.Response, b *responseBody) error {
 	if bodiless(res) {
 		return nil
 	}
-	decoded, err := decode.New(coding, struct {
+	if slices.Contains(decode.Codings(coding), "br") && !x.brotli {
+		if x.pass.Unreadable {
+			return nil
+		}
+		return errUnreadable{"has the encoding br, which was not asked for, and"}
+	}
+	ctx, cancel := context.WithTimeout(res.Request.Context(), x.link.decoderWait)
+	defer cancel()
+	decoded, err := x.link.decoders.Open(ctx, coding, struct {
 		io.Reader
 		io.Closer
 	}{b.from, b.Closer})
 	switch {
+	case errors.Is(err, decode.ErrBudget):
+		return err
 	case err != nil && x.pass.Unreadable:
 		return nil
 	case err != nil:

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/net/http/httpguts"
+	"creel/internal/boundary/decode"
 )
 
 // exchange is one request that was let through, and what is known of it.
@@ -25,6 +25,8 @@ type exchange struct {
 	w    http.ResponseWriter
 	body *requestBody // nil: there is none
 	from *upstream    // nil: without TLS
+
+	brotli bool // the guest asked for it by name
 
 	cancel context.CancelFunc
 
@@ -164,6 +166,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 	out.Header.Del("Sec-Websocket-Extensions") // compressed frames cannot be looked into
 	if !x.pass.Values.Empty() {
+		x.brotli = offers(pr.In.Header, "br")
 		narrow(out.Header)
 	}
 	if x.pass.Whole {
@@ -175,22 +178,42 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 }
 
-// narrow asks only for encodings that can be searched.
+// narrow asks only for encodings that can be searched, and of these for the one
+// that costs little to open: brotli takes a window of up to 16 MiB.
 func narrow(h http.Header) {
-	offered := strings.Join(h.Values("Accept-Encoding"), ",")
-	h.Del("Accept-Encoding")
-	h.Del("Grpc-Accept-Encoding")
-	if httpguts.HeaderValuesContainsToken([]string{offered}, "gzip") {
-		h.Set("Accept-Encoding", "gzip")
-	} else {
-		h.Set("Accept-Encoding", "identity")
+	coding := "identity"
+	if offers(h, "gzip") {
+		coding = "gzip"
 	}
+	h.Del("Grpc-Accept-Encoding")
+	h.Set("Accept-Encoding", coding)
+}
+
+// offers reports whether Accept-Encoding names a coding with any weight but 0,
+// RFC 9110, section 12.5.3.
+func offers(h http.Header, coding string) bool {
+	for name := range strings.SplitSeq(strings.Join(h.Values("Accept-Encoding"), ","), ",") {
+		name, weight, _ := strings.Cut(name, ";")
+		if !strings.EqualFold(strings.TrimSpace(name), coding) {
+			continue
+		}
+		weight = strings.TrimPrefix(strings.ToLower(strings.ReplaceAll(weight, " ", "")), "q=")
+		return weight == "" || strings.Trim(weight, "0.") != ""
+	}
+	return false
 }
 
 // modifyResponse prepares what comes back.
 func modifyResponse(res *http.Response) error {
 	x := exchangeOf(res.Request.Context())
 	x.note(func(r *Result) { r.Status = res.StatusCode })
+	fields := 0
+	for _, values := range res.Header {
+		fields += len(values)
+	}
+	if fields > maxFields {
+		return refused{fmt.Sprintf("the response has %d fields in its header, and at most %d are read", fields, maxFields)}
+	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return switched(x, res)
 	}
@@ -210,6 +233,11 @@ func modifyResponse(res *http.Response) error {
 	return searchable(x, res, body)
 }
 
+// refused is of a response that costs too much.
+type refused struct{ why string }
+
+func (r refused) Error() string { return r.why }
+
 // errUnreadable is of a response in which a secret could not be found.
 type errUnreadable struct{ what string }
 
@@ -225,16 +253,23 @@ func upstreamFailed(_ http.ResponseWriter, r *http.Request, err error) {
 	x.mu.Lock()
 	found := x.found
 	x.mu.Unlock()
-	var refused interface{ Denial() *Denial }
+	var denied interface{ Denial() *Denial }
 	var unreadable errUnreadable
+	var costly refused
 	var untrusted *tls.CertificateVerificationError
 	switch {
 	case found:
 		d = &Denial{Reason: "the body holds a credential that is not for this destination"}
-	case errors.As(err, &refused):
-		d = refused.Denial()
+	case errors.As(err, &denied):
+		d = denied.Denial()
+	case errors.As(err, &costly):
+		d.Reason = costly.Error()
 	case errors.As(err, &untrusted):
 		d.Reason = "the destination is not who it should be: " + x.text(untrusted.Error())
+	case errors.Is(err, decode.ErrBudget):
+		d = &Denial{Status: http.StatusServiceUnavailable, Error: "busy",
+			Reason: fmt.Sprintf("the response is compressed, and the %d MiB in which this sandbox's responses are opened are in use", maxDecoders>>20),
+			Hint:   "ask for fewer responses at once, or for `Accept-Encoding: identity`"}
 	case errors.As(err, &unreadable):
 		d.Reason = unreadable.Error()
 		d.Hint = "`unreadable: allow` in the rule lets such responses pass"

@@ -24,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"creel/internal/boundary/decode"
 	"creel/internal/boundary/framing"
 	"creel/internal/boundary/scrub"
 )
@@ -37,9 +38,15 @@ const (
 	maxStreams        = 100       // HTTP/2 requests of one connection at once
 	maxUnread         = 256 << 10 // bytes of HTTP/2 bodies of one connection that nobody has read yet
 	maxRequests       = 1024      // of all connections at once, each with a header of its own
-	maxResponseHeader = 256 << 10
-	maxUpstreamConns  = 32 // of one guest connection
-	maxHints          = 32 // 1xx answers to one request
+	maxResponseHeader = 64 << 10
+	maxFields         = 512 // of a response; each takes more than 200 bytes, however short it is
+	maxUpstreamConns  = 32  // of one guest connection
+	maxHints          = 32  // 1xx answers to one request
+
+	// What the decoders of all responses hold together; see package decode. A
+	// response that needs more waits, and is then refused.
+	maxDecoders = 96 << 20
+	decoderWait = 10 * time.Second
 
 	// What may have come from the upstream by HTTP/2 and not been read by the
 	// guest; the defaults are 4 MiB and 1 GiB.
@@ -104,6 +111,8 @@ type Result struct {
 type Server struct {
 	http     http.Server
 	buffers  buffers
+	decoders *decode.Budget
+	patience time.Duration // for memory of decoders
 	incoming chan net.Conn
 	closed   chan struct{}
 	once     sync.Once
@@ -114,7 +123,10 @@ type Server struct {
 
 // NewServer starts a server; the caller closes it.
 func NewServer() *Server {
-	s := &Server{incoming: make(chan net.Conn), closed: make(chan struct{})}
+	s := &Server{
+		decoders: decode.NewBudget(maxDecoders), patience: decoderWait,
+		incoming: make(chan net.Conn), closed: make(chan struct{}),
+	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -164,7 +176,7 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn, site *Site, config *tls
 	defer s.conns.Done()
 	site.transport = site.newTransport()
 	defer site.transport.CloseIdleConnections()
-	c := &conn{Conn: nc, link: &link{site: site, buffers: &s.buffers, done: make(chan struct{})}}
+	c := &conn{Conn: nc, link: &link{site: site, buffers: &s.buffers, decoders: s.decoders, decoderWait: s.patience, done: make(chan struct{})}}
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	served, err := c.prepare(ctx, config)
 	if err != nil {
@@ -217,6 +229,9 @@ type link struct {
 	once    sync.Once
 	done    chan struct{} // closed once the connection is
 	unread  atomic.Bool   // a request was answered before its end
+
+	decoders    *decode.Budget
+	decoderWait time.Duration
 
 	mu   sync.Mutex
 	over bool

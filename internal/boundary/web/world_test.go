@@ -164,13 +164,17 @@ type world struct {
 	deny   func(*http.Request) *Denial
 }
 
-func newWorld(t testing.TB, way string, to destination) *world {
+// newWorld starts one; change is of its server, before anything is served.
+func newWorld(t testing.TB, way string, to destination, change ...func(*Server)) *world {
 	t.Helper()
 	w := &world{t: t, way: way, to: to, server: NewServer(), host: host, port: 80}
 	if to.tls {
 		w.port = 443
 	}
 	w.server.http.ErrorLog = log.New(&w.logged, "", 0)
+	for _, do := range change {
+		do(w.server)
+	}
 	var config *tls.Config
 	if way != plainHTTP {
 		var a *intercept.Authority

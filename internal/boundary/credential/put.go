@@ -1,0 +1,206 @@
+package credential
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"creel/internal/secret"
+)
+
+// Swaps reports whether [Wallet.Put] would put the value into a request: a
+// stand-in has to be in a place where it is swapped.
+func (w *Wallet) Swaps(name string, r *http.Request) bool {
+	switch w.As(name) {
+	case "":
+		return false
+	case secret.AsStandIn:
+		return w.held[name].swap(r.Clone(r.Context())) > 0
+	}
+	return true
+}
+
+// Put puts a secret that is held into a request, which it changes, and takes
+// out what the task brought. A stand-in stays that is not where it is swapped.
+func (w *Wallet) Put(name string, r *http.Request) {
+	h := w.held[name]
+	use, value := h.Binding.Use, h.Value.Reveal()
+	h.takeOut(r)
+	switch use.As {
+	case secret.AsHeader:
+		r.Header.Set(use.Name, use.Prefix+value)
+	case secret.AsBearer:
+		r.Header.Set("Authorization", "Bearer "+value)
+	case secret.AsBasic:
+		r.SetBasicAuth(use.User, value)
+	case secret.AsQuery:
+		q := withoutParameter(r.URL.RawQuery, func(p parameter) bool { return normal(p.key) == normal(use.Name) })
+		if q != "" {
+			q += "&"
+		}
+		r.URL.RawQuery = q + url.QueryEscape(use.Name) + "=" + url.QueryEscape(value)
+	case secret.AsStandIn:
+		h.swap(r)
+	}
+}
+
+// takeOut takes out the credentials that the task brought. A stand-in alone
+// stays: it is swapped, or harmless.
+func (h *held) takeOut(r *http.Request) {
+	standIn := h.Binding.Use.As == secret.AsStandIn
+	for name, values := range r.Header {
+		if !carriesCredential(name) {
+			continue
+		}
+		var left []string
+		for _, v := range values {
+			if _, ok := h.put(h.StandIn, name, v); standIn && ok {
+				if name == "Cookie" {
+					v, _ = h.put(h.StandIn, name, v) // without the task's own
+				}
+				left = append(left, v)
+			}
+		}
+		if r.Header[name] = left; left == nil {
+			delete(r.Header, name)
+		}
+	}
+	r.URL.RawQuery = withoutParameter(r.URL.RawQuery, func(p parameter) bool {
+		return parameterCarriesCredential(p.key) && !(standIn && p.value == h.StandIn)
+	})
+}
+
+// swap puts the value in the place of the stand-in, and counts.
+func (h *held) swap(r *http.Request) (n int) {
+	for _, place := range h.Binding.Use.Places() {
+		kind, name, _ := strings.Cut(place, ":")
+		if kind == "header" {
+			for i, v := range r.Header.Values(name) {
+				if s, ok := h.put(h.Value.Reveal(), name, v); ok {
+					r.Header.Values(name)[i] = s
+					n++
+				}
+			}
+			continue
+		}
+		parameters := split(r.URL.RawQuery)
+		for i, p := range parameters {
+			if p.key == name && p.value == h.StandIn {
+				raw, _, _ := strings.Cut(p.raw, "=")
+				parameters[i].raw = raw + "=" + url.QueryEscape(h.Value.Reveal())
+				n++
+			}
+		}
+		r.URL.RawQuery = join(parameters)
+	}
+	return n
+}
+
+// schemes are those of Authorization, and of headers like it, behind which a
+// credential is a word of its own.
+var schemes = []string{
+	"apikey", "api-key", "api_key", "app", "basic", "bearer", "bot", "deepl-auth-key", "geniekey", "jwt", "key", "klaviyo-api-key", "oauth",
+	"splunk", "ssws", "token", "x-api-key", "zoho-oauthtoken",
+}
+
+// tokens are the forms that a stand-in has behind a scheme.
+var tokens = []string{"%s", "token=%s", `token="%s"`}
+
+// put is a header's value with a text in the place of the stand-in, which must
+// be a whole token of it: all of it, what follows a scheme, the user or the
+// password of basic credentials, or a cookie. Somebody who chooses what stands
+// before it would otherwise choose which part of the secret is in what an
+// upstream repeats of the header.
+func (h *held) put(text, name, v string) (string, bool) {
+	if v == h.StandIn {
+		return text, true
+	}
+	if http.CanonicalHeaderKey(name) == "Cookie" {
+		return h.putInCookie(text, v)
+	}
+	scheme, token, _ := strings.Cut(v, " ")
+	if !slices.Contains(schemes, strings.ToLower(scheme)) {
+		return v, false
+	}
+	for _, form := range tokens {
+		if token == fmt.Sprintf(form, h.StandIn) {
+			return scheme + " " + fmt.Sprintf(form, text), true
+		}
+	}
+	r := http.Request{Header: http.Header{"Authorization": {v}}}
+	user, password, ok := r.BasicAuth()
+	if !ok || user != h.StandIn && password != h.StandIn {
+		return v, false
+	}
+	for _, part := range []*string{&user, &password} {
+		if *part == h.StandIn {
+			*part = text
+		}
+	}
+	r.SetBasicAuth(user, password)
+	return r.Header.Get("Authorization"), true
+}
+
+// putInCookie keeps the cookies that are the stand-in, and no others: they are
+// the task's own.
+func (h *held) putInCookie(text, v string) (string, bool) {
+	var kept []string
+	for pair := range strings.SplitSeq(v, ";") {
+		name, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		if value == h.StandIn {
+			kept = append(kept, name+"="+text)
+		}
+	}
+	return strings.Join(kept, "; "), len(kept) > 0
+}
+
+// parameter is one of a query's.
+type parameter struct {
+	raw        string // as it was written
+	after      string // the separator behind it, "" at the end
+	key, value string // decoded, where they can be
+}
+
+// split reads a query as the more generous servers do: a semicolon separates
+// parameters, too.
+func split(query string) (all []parameter) {
+	for query != "" {
+		end := strings.IndexAny(query, "&;")
+		p := parameter{raw: query}
+		if end >= 0 {
+			p.raw, p.after = query[:end], query[end:end+1]
+		}
+		query = query[len(p.raw)+len(p.after):]
+		p.key, p.value, _ = strings.Cut(p.raw, "=")
+		for _, text := range []*string{&p.key, &p.value} {
+			if plain, err := url.QueryUnescape(*text); err == nil {
+				*text = plain
+			}
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+func join(parameters []parameter) string {
+	var b strings.Builder
+	for _, p := range parameters {
+		b.WriteString(p.raw + p.after)
+	}
+	return b.String()
+}
+
+// withoutParameter leaves the rest of a query as it was written.
+func withoutParameter(query string, out func(parameter) bool) string {
+	all := split(query)
+	kept := slices.DeleteFunc(slices.Clone(all), out)
+	if len(kept) == len(all) {
+		return query
+	}
+	if n := len(kept); n > 0 && all[len(all)-1].after == "" && kept[n-1].after != "" {
+		kept[n-1].after = "" // the last was taken out
+	}
+	return join(kept)
+}
