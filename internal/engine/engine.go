@@ -165,7 +165,7 @@ func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, 
 	if err != nil {
 		return nil, err
 	}
-	client, err := socket.NewClient(ctx, kp.conn)
+	client, err := socket.NewClient(ctx, kp.conn, rec.Config.Spec.ID)
 	if err == nil {
 		_, err = client.Ready(ctx)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
 	"creel/internal/undo"
@@ -274,7 +275,7 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 	for name, lay := range map[string]func(path string) error{
 		"a pipe":          func(p string) error { return unix.Mkfifo(p, 0o666) },
 		"a link":          func(p string) error { return os.Symlink("/etc/passwd", p) },
-		"a directory":     func(p string) error { return os.Mkdir(p, 0o755) },
+		"a directory":     func(p string) error { return os.MkdirAll(filepath.Join(p, "full"), 0o755) },
 		"garbage":         func(p string) error { return os.WriteFile(p, []byte("{"), 0o600) },
 		"another's words": func(p string) error { return os.WriteFile(p, []byte(`{"id":"x","name":"y","state":"running"}`), 0o600) },
 	} {
@@ -286,7 +287,7 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 				t.Fatal(err)
 			}
 			run := e.KeeperDir(rec.Config.Spec.ID)
-			for _, file := range []string{"status.json", "status.json.new"} {
+			for _, file := range []string{"status.json", "status.json.new", socket.Name} {
 				if err := lay(filepath.Join(run, file)); err != nil {
 					t.Fatal(err)
 				}
@@ -295,6 +296,9 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 			found, err := e.Find(t.Context(), "otter")
 			if err != nil || found.Record.Config.Spec.Name != "otter" || found.Status.Name != "otter" || found.Running() {
 				t.Errorf("found %+v, %v", found, err)
+			}
+			if _, err := os.Stat(filepath.Join(e.SandboxDir(rec.Config.Spec.ID), settledName)); err != nil {
+				t.Errorf("it is not settled: %v", err)
 			}
 			if err := e.Remove(t.Context(), found, false); err != nil {
 				t.Error(err)

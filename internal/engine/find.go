@@ -104,7 +104,7 @@ func (e *Engine) Connect(ctx context.Context, f Found) (*socket.Client, error) {
 	if !f.Running() {
 		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
 	}
-	client, err := socket.Dial(ctx, e.KeeperDir(spec.ID))
+	client, err := socket.Dial(ctx, e.KeeperDir(spec.ID), spec.ID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("sandbox %s is still starting, or ended just now; try again", spec.Name)
 	}
@@ -208,7 +208,7 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 		return err
 	}
 	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), socket.Name) // a killed keeper leaves it
-	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(socket); err != nil { // or something else in its place
 		return fmt.Errorf("remove the keeper's socket: %w", err)
 	}
 	if err := e.proveGone(ctx, rec, true); err != nil {

@@ -109,12 +109,7 @@ func TestClientsThatDoNotReadAreLeftBehind(t *testing.T) {
 // stoppedClient attaches and then reads no more bytes.
 func stoppedClient(t *testing.T, r *rig) net.Conn {
 	t.Helper()
-	at, done, err := socket.Path(r.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer done()
-	conn, err := net.Dial("unix", at)
+	conn, err := socket.Connect(r.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +178,7 @@ func TestClientsAreBounded(t *testing.T) {
 	for range maxClients - 1 {
 		r.dial()
 	}
-	if extra, err := socket.Dial(t.Context(), r.dir); err == nil {
+	if extra, err := socket.Dial(t.Context(), r.dir, r.run.cfg.Spec.ID); err == nil {
 		extra.Close()
 		t.Error("one client too many was let in")
 	}
@@ -219,7 +214,7 @@ func TestOnlyTheOwnerMayConnect(t *testing.T) {
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { r.Serve(l, os.Getuid()+1) })
-	if c, err := socket.Dial(t.Context(), dir); err == nil {
+	if c, err := socket.Dial(t.Context(), dir, ""); err == nil {
 		c.Close()
 		t.Error("another user was let in")
 	}

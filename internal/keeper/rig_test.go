@@ -268,7 +268,7 @@ func (r *rig) start() *socket.Client {
 		serving.Wait()
 		close(r.done)
 	}()
-	c, err := socket.NewClient(ctx, ours)
+	c, err := socket.NewClient(ctx, ours, r.run.cfg.Spec.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func (r *rig) start() *socket.Client {
 // dial is one more client.
 func (r *rig) dial() *socket.Client {
 	r.t.Helper()
-	c, err := socket.Dial(r.t.Context(), r.dir)
+	c, err := socket.Dial(r.t.Context(), r.dir, r.run.cfg.Spec.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -94,12 +94,7 @@ func (p *Pool) Take(key Key) (*Taken, error) {
 
 // connect fails for a VM that is not ready yet or any more.
 func connect(dir string) (*Taken, error) {
-	at, done, err := socket.Path(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: at, Net: "unix"})
+	conn, err := socket.Connect(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -115,7 +115,8 @@ func (l *Log) wait() (next <-chan struct{}, over bool) {
 }
 
 // ReadLog calls each for every entry that a keeper's directory still has,
-// oldest first. A last line that is still being written is left out.
+// oldest first. A last line that is still being written is left out, and so is
+// what no honest keeper writes into a file: more than it may hold.
 func ReadLog(dir string, each func(Entry) error) error {
 	for _, name := range []string{logOlder, logCurrent} {
 		f, err := openUntrusted(dir, name)
@@ -125,7 +126,7 @@ func ReadLog(dir string, each func(Entry) error) error {
 		if err != nil {
 			return fmt.Errorf("read task log: %w", err)
 		}
-		err = readEntries(bufio.NewReaderSize(f, logLineMax), each)
+		err = readEntries(bufio.NewReaderSize(io.LimitReader(f, logFileBytes), logLineMax), each)
 		f.Close()
 		if err != nil {
 			return err
