@@ -98,7 +98,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers,
 		Secrets: secretsOf(cfg), Accel: choose,
 		Scratch: makeScratch(dir), Standby: standbyPool(cfg),
-		KeeperCommand: []string{self, KeeperArg}, Log: log,
+		KeeperCommand: []string{self, KeeperArg}, Settings: config.Variables(), Log: log,
 	})
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/environ"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template"
@@ -66,7 +67,9 @@ func Check(ctx context.Context, d Deps) []Finding {
 
 func vmm(ctx context.Context) Finding {
 	const mend = "apt-get install qemu-system-x86"
-	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "--version")
+	cmd.Env = environ.Helper()
+	out, err := cmd.Output()
 	if err != nil {
 		return Finding{"vmm", Fail, "qemu-system-x86_64 cannot be run: " + err.Error(), mend}
 	}

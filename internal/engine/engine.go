@@ -71,6 +71,9 @@ type Options struct {
 	Accel func(ctx context.Context, want sandbox.Accel) (sandbox.Accel, string, error)
 	// Scratch makes an empty writable disk of size bytes at path.
 	Scratch func(ctx context.Context, path string, size int64, kind scratch.Kind) error
+	// Settings are the variables of the environment that keepers read settings
+	// from.
+	Settings []string
 	// KeeperCommand is the command line that becomes a keeper.
 	KeeperCommand []string
 	Log           *slog.Logger

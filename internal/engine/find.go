@@ -208,7 +208,7 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 		return err
 	}
 	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), socket.Name) // a killed keeper leaves it
-	if err := os.RemoveAll(socket); err != nil { // or something else in its place
+	if err := os.RemoveAll(socket); err != nil {                          // or something else in its place
 		return fmt.Errorf("remove the keeper's socket: %w", err)
 	}
 	if err := e.proveGone(ctx, rec, true); err != nil {

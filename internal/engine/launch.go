@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"creel/internal/audit"
+	"creel/internal/environ"
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
 	"creel/internal/secret"
@@ -42,8 +43,9 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n netwo
 		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key,
 		Ports: n.listed(), Config: rec.Config,
 	}
-	if rec.waited != nil {
-		launch.Environ = os.Environ() // it has that of another command
+	launch.Environ = environ.Own(e.opts.Settings)
+	if rec.Config.Spec.Policy != "" {
+		launch.Environ = environ.Edge(e.opts.Settings)
 	}
 	config, err := json.Marshal(launch)
 	if err != nil {
@@ -118,7 +120,7 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Dir = "/"
+	cmd.Dir, cmd.Env = "/", environ.Helper() // the rest comes by pipe
 	cmd.Stderr = log
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -30,7 +30,8 @@ type Launch struct {
 	Ports      []sandbox.Port   `json:"ports,omitempty"` // whose sockets are handed over, in order
 	Config     Config           `json:"config"`
 
-	// Environ is the launcher's, for a keeper that was there before it.
+	// Environ is the keeper's environment. It comes by pipe, so that it is not
+	// in /proc, and since a keeper may have been there before its launcher.
 	Environ []string `json:"environ,omitempty"`
 
 	Lock      *os.File        `json:"-"` // says that the sandbox is looked after, while it is open

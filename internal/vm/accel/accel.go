@@ -106,6 +106,7 @@ func runProbe(ctx context.Context) (verdict, error) {
 	defer cancel()
 	var out bytes.Buffer
 	child := exec.CommandContext(ctx, "/proc/self/exe", StageArg)
+	child.Env = []string{} // it needs none
 	child.Stdout = &out
 	// A child that cannot even be killed is left behind.
 	child.WaitDelay = time.Second
