@@ -140,18 +140,7 @@ func TestClientGoesAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.Close()
-	left := func() int {
-		r.run.mu.Lock()
-		defer r.run.mu.Unlock()
-		return len(r.run.clients)
-	}
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(5 * time.Second); left() > 1; <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatal("the keeper still serves a client that has gone")
-		}
-	}
+	r.awaitClients(1)
 	if s, err := c.Status(t.Context()); err != nil || s.State != sandbox.StateRunning {
 		t.Errorf("status %+v, %v", s, err)
 	}
@@ -247,4 +236,24 @@ func TestFollowLogs(t *testing.T) {
 	output()
 	following.Wait()
 	want(t, r.final(c), 0)
+}
+
+// A task in the foreground ends with its launcher, whatever holds up its output.
+func TestForegroundEndsWithItsLauncher(t *testing.T) {
+	for name, args := range map[string][]string{
+		"waits": {"wait"}, "is deaf": {"deaf"}, "floods": {"flood", fmt.Sprint(64 << 20)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, c := begin(t, options{args: args})
+			other := r.dial()
+			if _, err := c.Attach(t.Context(), everything); err != nil { // and reads nothing
+				t.Fatal(err)
+			}
+			if err := c.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			want(t, r.final(other), sandbox.ExitCreel, "its launcher ended", "-d")
+		})
+	}
 }

@@ -287,6 +287,23 @@ func (r *rig) dial() *socket.Client {
 	return c
 }
 
+// awaitClients waits until the keeper serves n clients and no more.
+func (r *rig) awaitClients(n int) {
+	r.t.Helper()
+	left := func() int {
+		r.run.mu.Lock()
+		defer r.run.mu.Unlock()
+		return len(r.run.clients)
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); left() > n; <-tick.C {
+		if time.Now().After(deadline) {
+			r.t.Fatal("the keeper still serves a client that has gone")
+		}
+	}
+}
+
 // leavesNothing ends the run where the test has not, and looks for what is left.
 func (r *rig) leavesNothing(before int) {
 	r.t.Helper()
