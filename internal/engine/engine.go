@@ -133,14 +133,27 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 		return nil, err
 	}
 	rec.madeUpName = madeUp
+	sb, err := e.make(ctx, rec, n, e.takeStandby)
+	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil {
+		progress("warning: a VM that waited could not be used, so that another is started: " + unfit.Error())
+		sb, err = e.make(ctx, rec, n, nobodyWaits)
+	}
+	return sb, err
+}
+
+// make makes the sandbox of a record and brings it up, with a VM from waiting
+// where that has one. On error nothing is left of it; an [unfitError] is about
+// the VM that waited.
+func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWaiting) (_ *Sandbox, err error) {
 	var lock *os.File
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
 	defer steps.Unwind()
-	if lock, err = e.reserve(&rec, &steps); err != nil {
+	if lock, err = e.reserve(&rec, &steps, waiting); err != nil {
 		return nil, err
 	}
 	dir := e.SandboxDir(rec.Config.Spec.ID)
+	spec := rec.Config.Spec
 	key, err := e.opts.Ledger.OpenSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
 	if err != nil {
 		return nil, fmt.Errorf("open the sandbox's audit log: %w", err)
@@ -153,7 +166,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 			return nil, fmt.Errorf("make the writable disk: %w", err)
 		}
 	}
-	sb, err := e.bringUp(ctx, rec, key, lock, n)
+	sb, err := e.bringUpSoon(ctx, rec, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
@@ -161,10 +174,25 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	return sb, nil
 }
 
+// bringUpSoon is bringUp, with a bound for a VM that waited: it is up already,
+// and where it does not answer another does.
+func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+	if rec.waited == nil {
+		return e.bringUp(ctx, rec, key, lock, n)
+	}
+	soon, cancel := context.WithTimeoutCause(ctx, standbyAnswers, fmt.Errorf("it did not answer within %s", standbyAnswers))
+	defer cancel()
+	sb, err := e.bringUp(soon, rec, key, lock, n)
+	if err != nil {
+		return nil, &unfitError{err}
+	}
+	return sb, nil
+}
+
 // bringUp starts the keeper and waits until its clone is ready. On error the
 // keeper is gone.
 func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
-	kp, err := e.launch(rec, key, lock, n)
+	kp, err := e.launch(ctx, rec, key, lock, n)
 	if err != nil {
 		return nil, err
 	}

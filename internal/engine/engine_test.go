@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv(holdEnv); spec != "" {
 		dir, name, _ := strings.Cut(spec, "|")
 		rec := recordNamed(strings.TrimPrefix(name, "keep:"), strings.HasPrefix(name, "keep:"))
-		lock, err := engineIn(dir, &ledger{}).reserve(&rec, &undo.Stack{})
+		lock, err := engineIn(dir, &ledger{}).reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			fmt.Println("refused")
 			os.Exit(0)
@@ -138,7 +138,7 @@ func TestNamesAndUsersAcrossProcesses(t *testing.T) {
 	uids := map[int]bool{}
 	for n := range 20 {
 		rec := recordNamed(fmt.Sprintf("n%d", n), false)
-		lock, err := e.reserve(&rec, &undo.Stack{})
+		lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,7 +226,7 @@ func TestReconcileHalfMadeSandboxes(t *testing.T) {
 	for _, name := range []string{"torn", "stale"} {
 		rec := recordNamed(name, false)
 		var steps undo.Stack
-		lock, err := e.reserve(&rec, &steps)
+		lock, err := e.reserve(&rec, &steps, nobodyWaits)
 		if err != nil {
 			t.Errorf("the name %q is lost for ever: %v", name, err)
 			continue
@@ -244,7 +244,7 @@ func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	newer, garbage, fine := recordNamed("newer", true), recordNamed("garbage", true), recordNamed("fine", true)
 	for _, rec := range []*Record{&newer, &garbage, &fine} {
-		lock, err := e.reserve(rec, &undo.Stack{})
+		lock, err := e.reserve(rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +282,7 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := engineIn(t.TempDir(), &ledger{})
 			rec := recordNamed("otter", true)
-			lock, err := e.reserve(&rec, &undo.Stack{})
+			lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -338,7 +338,7 @@ func TestPrepareDir(t *testing.T) {
 func TestAbandonedNamesAreRemoved(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func TestAbandonedNamesAreRemoved(t *testing.T) {
 func TestConnectToOneThatStarts(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	rec := recordNamed("otter", false)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +388,7 @@ func TestConnectToOneThatStarts(t *testing.T) {
 func TestRemoveWaitsForAKeeperThatLeaves(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"creel/internal/audit"
 	"creel/internal/environ"
@@ -36,7 +37,7 @@ type keeperProcess struct {
 // connection that no path names. A keeper that is started inherits the lock that
 // the launcher holds, and one that waited has it already, so that there is no
 // moment at which a sandbox that is starting looks abandoned.
-func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
+func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	launch := keeper.Launch{
 		Version: socket.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
@@ -67,7 +68,7 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n netwo
 	if rec.waited != nil {
 		start = func(files []*os.File) error { return kp.take(rec.waited, files) }
 	}
-	if err := kp.configure(start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
+	if err := kp.configure(ctx, start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
 		ours.Close()
 		return nil, err
 	}
@@ -82,7 +83,8 @@ type handed struct {
 }
 
 // configure starts the keeper, with its files, and writes it what comes by pipe.
-func (kp *keeperProcess) configure(start func([]*os.File) error, h handed) error {
+// One that does not read is not waited for beyond ctx.
+func (kp *keeperProcess) configure(ctx context.Context, start func([]*os.File) error, h handed) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("make pipe: %w", err)
@@ -100,12 +102,17 @@ func (kp *keeperProcess) configure(start func([]*os.File) error, h handed) error
 	}
 	secrets.Close()
 	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
+	defer context.AfterFunc(ctx, func() {
+		w.SetWriteDeadline(time.Unix(1, 0))
+		values.SetWriteDeadline(time.Unix(1, 0))
+	})()
 	_, err = w.Write(h.config)
 	w.Close()
 	if err == nil {
 		err = secret.WriteGrants(values, h.grants)
 	}
 	if err != nil {
+		err = errors.Join(context.Cause(ctx), err)
 		kp.kill()
 		return kp.explain(fmt.Errorf("configure keeper: %w", err))
 	}

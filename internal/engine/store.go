@@ -132,7 +132,7 @@ func (e *Engine) namePath(name string) string {
 // reserve takes the name, a user and a directory, and writes the record. From
 // then on the sandbox exists for every other process. The file returned holds
 // the keeper's lock, which says that somebody looks after the sandbox.
-func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
+func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*os.File, error) {
 	store, err := e.lockStore()
 	if err != nil {
 		return nil, err
@@ -146,9 +146,7 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 		return nil, err
 	}
 	steps.Push("sandbox", func() error { return e.discard(id, rec.Config.Spec.Name) })
-	if rec.waited, err = e.takeStandby(*rec); err != nil {
-		return nil, err
-	}
+	rec.waited = waiting(*rec)
 	dir := e.SandboxDir(id)
 	var lock *os.File
 	if rec.waited != nil {
