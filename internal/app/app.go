@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 
-	"creel/internal/audit"
 	"creel/internal/cli"
 	"creel/internal/cli/hostcmd"
 	"creel/internal/config"
@@ -65,12 +64,12 @@ func auditDir(state string) string { return filepath.Join(state, "audit") }
 func accelCache(state string) string { return filepath.Join(state, "accel.json") }
 
 // open prepares what commands act with. It starts nothing.
-func open(logging cli.Logging) (*cli.App, error) {
+func open(logging cli.Logging, to io.Writer) (*cli.App, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
 	}
-	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), os.Stderr)
+	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), to)
 	dir := cfg.StateDir
 	if err := engine.PrepareDir(dir); err != nil {
 		return nil, err
@@ -83,10 +82,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger, err := audit.OpenLedger(auditDir(dir))
-	if err != nil {
-		return nil, err
-	}
+	ledger := ledgerIn(auditDir(dir))
 	templates, err := openTemplates(dir, log)
 	if err != nil {
 		return nil, err
@@ -106,11 +102,20 @@ func open(logging cli.Logging) (*cli.App, error) {
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
 		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
-		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() },
+		Tiers: tiersText, RotateKey: ledger.RotateKey,
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
 			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
+			Images: func(ctx context.Context) error { _, err := images.List(ctx); return err },
+			Damaged: func() ([]string, error) {
+				found, err := eng.Damaged()
+				var ids []string
+				for _, f := range found {
+					ids = append(ids, f.Record.Config.Spec.ID.Short())
+				}
+				return ids, err
+			},
 		},
 	}, nil
 }
@@ -171,10 +176,7 @@ func newLogger(levelName, format string, w io.Writer) *slog.Logger {
 // openTemplates opens the store with all that building needs. A VMM that is
 // missing on this machine is said to be when something has to be built.
 func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
-	agent, err := blob.Agent()
-	if err != nil {
-		return nil, err
-	}
+	agent, missingAgent := blob.Agent()
 	o := template.Options{
 		Dir: filepath.Join(dir, "templates"), RuntimeDir: filepath.Join(dir, "holders"),
 		Boot: func(_ context.Context, shape vm.Shape, a sandbox.Accel) (template.Boot, error) {
@@ -193,8 +195,8 @@ func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
 	}
 	driver, missing := qemu.New(qemu.Options{Logger: log})
 	o.VMM = func(ctx context.Context) (template.VMM, error) {
-		if missing != nil {
-			return template.VMM{}, missing
+		if err := cmp.Or(missing, missingAgent); err != nil {
+			return template.VMM{}, err
 		}
 		return vmmIdentity(ctx, driver, dir)
 	}
@@ -218,6 +220,21 @@ func Stages(args []string) {
 	}
 }
 
+// frontDoor is what the command line is given.
+func frontDoor(version string, streams cli.Streams) cli.Env {
+	var logging cli.Logging
+	return cli.Env{
+		Streams: streams, Version: version, Logging: &logging,
+		Open:  func(context.Context) (*cli.App, error) { return open(logging, streams.Err) },
+		Parts: func(ctx context.Context) []hostcmd.Part { return parts(ctx, version) },
+		AuditDir: func() (string, error) {
+			cfg, _, err := config.Load(os.LookupEnv)
+			return auditDir(cfg.StateDir), err
+		},
+		Secrets: func(context.Context) (*store.Store, error) { return openSecrets() },
+	}
+}
+
 // Main is the rest of what this program can be. It returns the exit code.
 func Main(ctx context.Context, version string, args []string) int {
 	var err error
@@ -237,18 +254,7 @@ func Main(ctx context.Context, version string, args []string) int {
 			fmt.Fprintf(os.Stderr, "creel: keep inherited files to this process: %v\n", err)
 			return 1
 		}
-		var logging cli.Logging
-		return cli.Main(ctx, cli.Env{
-			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},
-			Version: version, Logging: &logging,
-			Open:  func(context.Context) (*cli.App, error) { return open(logging) },
-			Parts: func(ctx context.Context) []hostcmd.Part { return parts(ctx, version) },
-			AuditDir: func() (string, error) {
-				cfg, _, err := config.Load(os.LookupEnv)
-				return auditDir(cfg.StateDir), err
-			},
-			Secrets: func(context.Context) (*store.Store, error) { return openSecrets() },
-		}, args[1:])
+		return cli.Main(ctx, frontDoor(version, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}), args[1:])
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "creel %s: %v\n", args[1], err)

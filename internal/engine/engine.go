@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"creel/internal/audit"
@@ -84,6 +85,8 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
+
+	stale sync.Once // it is said that what is shown may be out of date
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the
@@ -101,9 +104,7 @@ type Sandbox struct {
 // admitted, before its image is looked for; nil: the image has to be here. On
 // error nothing is left of it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string), fetch func(context.Context) error) (*Sandbox, error) {
-	if err := e.Reconcile(ctx); err != nil {
-		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
-	}
+	e.tidy(ctx)
 	madeUp := spec.Name == ""
 	if madeUp {
 		spec.Name = e.freeName()

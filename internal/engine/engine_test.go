@@ -259,8 +259,13 @@ func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	found, err := e.List(t.Context())
-	if err != nil || len(found) != 1 || found[0].Record.Config.Spec.Name != "fine" {
-		t.Errorf("found %+v, %v", found, err)
+	if err != nil || len(found) != 3 {
+		t.Fatalf("found %+v, %v", found, err)
+	}
+	for _, f := range found {
+		if name := f.Record.Config.Spec.Name; (f.Damage == "") != (name == "fine") {
+			t.Errorf("%s: damage %q", name, f.Damage)
+		}
 	}
 	for _, rec := range []Record{newer, garbage} {
 		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
@@ -392,7 +397,7 @@ func TestRemoveWaitsForAKeeperThatLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := Found{rec, sandbox.Status{State: sandbox.StateExited}}
+	ended := Found{Record: rec, Status: sandbox.Status{State: sandbox.StateExited}}
 	removed := make(chan error, 1)
 	go func() { removed <- e.Remove(t.Context(), ended, false) }()
 	select {

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -76,12 +78,11 @@ func PrepareDir(dir string) error {
 	return checkVersion(filepath.Join(dir, versionName))
 }
 
-// New opens the engine's part of a prepared state directory.
+// New opens the engine's part of a prepared state directory, and makes what is
+// missing of it where it can be made.
 func New(o Options) (*Engine, error) {
-	for _, name := range []string{sandboxesName, StandbyName, namesName} {
-		if err := os.MkdirAll(filepath.Join(o.Dir, name), 0o700); err != nil {
-			return nil, fmt.Errorf("make state directory: %w", err)
-		}
+	for _, name := range []string{sandboxesName, namesName} {
+		os.MkdirAll(filepath.Join(o.Dir, name), 0o700) // where it cannot be made, who makes a sandbox is told
 	}
 	return &Engine{opts: o, root: os.Geteuid() == 0}, nil
 }
@@ -103,15 +104,23 @@ func checkOwner(dir string) error {
 func checkVersion(path string) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return replaceFile(path, []byte(stateVersion+"\n"))
+		if err := replaceFile(path, []byte(stateVersion+"\n")); !errors.Is(err, syscall.EROFS) {
+			return err
+		}
+		return nil // there is nothing that could be changed by mistake
 	}
+	mend := fmt.Sprintf("if no newer creel has used the directory, `rm -r %s` mends it", path)
 	if err != nil {
-		return fmt.Errorf("read state version: %w", err)
+		return fmt.Errorf("read state version: %w; %s", err, mend)
 	}
-	if got := string(data); got != stateVersion+"\n" {
-		return fmt.Errorf("state directory %s has version %q, this creel knows %s; use the newer creel, or another CREEL_STATE_DIR", filepath.Dir(path), got, stateVersion)
+	got := string(data)
+	if got == stateVersion+"\n" {
+		return nil
 	}
-	return nil
+	if n, err := strconv.Atoi(strings.TrimSpace(got)); err != nil || n <= 0 {
+		return fmt.Errorf("%s is damaged: it says %q, not a version; %s", path, got[:min(len(got), 20)], mend)
+	}
+	return fmt.Errorf("state directory %s has version %q, this creel knows %s; use the newer creel, or another CREEL_STATE_DIR", filepath.Dir(path), got, stateVersion)
 }
 
 // SandboxDir is where everything of one sandbox lies.
@@ -138,6 +147,11 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*
 		return nil, err
 	}
 	defer store.Close()
+	for _, name := range []string{sandboxesName, namesName} {
+		if err := os.MkdirAll(filepath.Join(e.opts.Dir, name), 0o700); err != nil {
+			return nil, fmt.Errorf("make state directory: %w", err)
+		}
+	}
 	id := rec.Config.Spec.ID
 	if _, taken := e.nameOwner(rec.Config.Spec.Name); taken && rec.madeUpName {
 		rec.Config.Spec.Name = e.freeName() // another command made up the same
@@ -225,7 +239,11 @@ func replaceFile(path string, data []byte) error {
 // gone, because its maker was killed, is free. The store is locked.
 func (e *Engine) takeName(name string, id sandbox.ID) error {
 	path := e.namePath(name)
-	if owner, taken := e.nameOwner(name); taken {
+	owner, taken := e.nameOwner(name)
+	if !taken { // its file may be damaged
+		owner, taken = e.recordNamed(name)
+	}
+	if taken {
 		return fmt.Errorf("the name %q is in use by sandbox %s; choose another with --name", name, owner.Short())
 	}
 	if err := replaceFile(path, []byte(id)); err != nil {
@@ -248,6 +266,17 @@ func (e *Engine) nameOwner(name string) (sandbox.ID, bool) {
 	return owner, err == nil
 }
 
+// recordNamed is the sandbox whose record has a name, if there is one.
+func (e *Engine) recordNamed(name string) (sandbox.ID, bool) {
+	ids, _ := e.ids() // where they cannot be listed, none can be made
+	for _, id := range ids {
+		if rec, err := e.readRecord(id); err == nil && rec.Config.Spec.Name == name {
+			return id, true
+		}
+	}
+	return "", false
+}
+
 // freeName makes up a name that was not taken a moment ago; reserve decides.
 func (e *Engine) freeName() string {
 	return names.New(func(name string) bool { _, err := os.Stat(e.namePath(name)); return err == nil })
@@ -257,13 +286,16 @@ func (e *Engine) freeName() string {
 // them. With the store locked none is about to.
 func (e *Engine) abandonedNames() (files []string, err error) {
 	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, namesName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // none was ever taken
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list names: %w", err)
 	}
 	for _, entry := range entries {
 		owner, taken := e.nameOwner(entry.Name())
 		if taken {
-			rec, err := e.record(owner)
+			rec, err := e.readRecord(owner)
 			taken = err == nil && rec.Config.Spec.Name == entry.Name() || err != nil && !errors.Is(err, fs.ErrNotExist)
 		}
 		if !taken {
@@ -294,13 +326,13 @@ func (e *Engine) freeUID() (int, error) {
 	if !e.root {
 		return 0, nil
 	}
-	recs, err := e.records()
+	ids, err := e.ids()
 	if err != nil {
 		return 0, err
 	}
 	taken := map[int]bool{}
-	for _, r := range recs {
-		taken[r.UID] = true
+	for _, id := range ids {
+		taken[e.ownerOf(id)] = true // whatever its record says, or whether it can be read
 	}
 	waiting, err := e.opts.Standby.UIDs()
 	if err != nil {
@@ -314,27 +346,6 @@ func (e *Engine) freeUID() (int, error) {
 			return uid, nil
 		}
 	}
-}
-
-// records reads every sandbox's record. One that is half made has none yet.
-func (e *Engine) records() ([]Record, error) {
-	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
-	if err != nil {
-		return nil, fmt.Errorf("list sandboxes: %w", err)
-	}
-	var recs []Record
-	for _, entry := range entries {
-		rec, err := e.record(sandbox.ID(entry.Name()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			e.opts.Log.Warn("a sandbox is left out", "err", err)
-			continue
-		}
-		recs = append(recs, rec)
-	}
-	return recs, nil
 }
 
 func (e *Engine) record(id sandbox.ID) (Record, error) {
@@ -409,6 +420,9 @@ func (e *Engine) locked(do func() error) error {
 // the file is closed, by Close or by the end of the processes that have it.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, syscall.EISDIR) {
+		err = fmt.Errorf("%w; `rm -r %s` mends it", err, path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}

@@ -76,7 +76,8 @@ func ask(ctx context.Context, cacheFile string) (verdict, error) {
 	if now.Verdict, err = runProbe(ctx); err != nil || cacheFile == "" {
 		return now.Verdict, err
 	}
-	return now.Verdict, save(cacheFile, now)
+	save(cacheFile, now) // where it cannot be kept it is asked for again
+	return now.Verdict, nil
 }
 
 func save(path string, c cached) error {
