@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -280,4 +281,66 @@ func checkRemoval(t *testing.T, s state, dir, part, way string) {
 	if _, err := os.Lstat(filepath.Join(dir, "names", "otter")); err == nil && code == 0 {
 		t.Errorf("creel rm -f leaves its name: %s", said)
 	}
+}
+
+// A state directory that cannot be written is still read, and what may be out
+// of date is said to be.
+func TestReadOnlyState(t *testing.T) {
+	s := newState(t)
+	at := filepath.Join(s.dir, "sandboxes", string(s.id))
+	must(t, os.Remove(filepath.Join(at, "settled"))) // its keeper was killed, and no command has run since
+	must(t, rundir.WriteStatus(filepath.Join(at, "run"), sandbox.Status{ID: s.id, Name: "otter", State: sandbox.StateRunning}))
+	use(t, readOnly(t, s.dir))
+	for name, c := range reading {
+		var args []string
+		for _, a := range c.args {
+			args = append(args, strings.ReplaceAll(a, "OTTER", "otter"))
+		}
+		code, said := creel(t, args...)
+		if code != 0 {
+			t.Errorf("creel %s: %d, %s", name, code, said)
+		}
+		warned := strings.Contains(said, "what is shown may be out of date")
+		if slices.Contains(c.needs, "sandboxes") != warned {
+			t.Errorf("creel %s: %s", name, said)
+		}
+	}
+	for _, args := range [][]string{
+		{"policy", "show", "otter"}, {"image", "inspect", "tiny"}, {"image", "save", "tiny"}, {"secret", "check"},
+		{"audit", "verify"}, {"audit", "tail"}, {"audit", "export"}, {"audit", "checkpoint"}, {"audit", "key", "show"}, {"config", "path"},
+	} {
+		if code, said := creel(t, args...); code != 0 {
+			t.Errorf("creel %q: %d, %s", args, code, said)
+		}
+	}
+	if _, said := creel(t, "ps", "-a"); !strings.Contains(said, "Lost: its keeper has gone") {
+		t.Errorf("a sandbox whose keeper has gone: %s", said)
+	}
+	if _, said := creel(t, "doctor"); !strings.Contains(said, "fail  permissions") || !strings.Contains(said, "warn  leftovers") {
+		t.Errorf("creel doctor: %s", said)
+	}
+	for _, args := range [][]string{{"rm", "-f", "otter"}, {"image", "rm", "tiny"}, {"secret", "rm", "api"}, {"run", "tiny"}} {
+		if code, said := creel(t, args...); code == 0 || !strings.Contains(said, "read-only file system") {
+			t.Errorf("creel %q: %d, %s", args, code, said)
+		}
+	}
+}
+
+// readOnly is dir, mounted so that it cannot be written.
+func readOnly(t *testing.T, dir string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	to := t.TempDir()
+	if err := unix.Mount(dir, to, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(to, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	return to
 }

@@ -28,6 +28,8 @@ func newRun(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run [flags] IMAGE [COMMAND [ARG...]]",
 		Short: "Run a command in a new MicroVM that is gone when it ends",
+		Long: "Run a command in a new MicroVM that is gone when it ends.\n\n" +
+			"The task ends with this command, however that ends; with -d it goes on by itself.",
 		Example: "  creel run debian echo hello\n" +
 			"  git archive HEAD | creel run -i debian sh -c 'tar x && ls'\n" +
 			"  creel run -it -m 1g --cpus 2 debian bash",
