@@ -81,7 +81,7 @@ func PrepareDir(dir string) error {
 // New opens the engine's part of a prepared state directory, and makes what is
 // missing of it where it can be made.
 func New(o Options) (*Engine, error) {
-	for _, name := range []string{sandboxesName, namesName} {
+	for _, name := range []string{sandboxesName, StandbyName, namesName} {
 		os.MkdirAll(filepath.Join(o.Dir, name), 0o700) // where it cannot be made, who makes a sandbox is told
 	}
 	return &Engine{opts: o, root: os.Geteuid() == 0}, nil
