@@ -11,11 +11,6 @@ import (
 	"creel/internal/vm/qemu"
 )
 
-func TestMain(m *testing.M) {
-	Stages(os.Args)
-	os.Exit(m.Run())
-}
-
 // What a template under KVM is known by changes with the host's CPU and with
 // what its KVM refuses.
 func TestBootIsTiedToTheHostsCPU(t *testing.T) {

@@ -18,7 +18,6 @@ import (
 	"runtime/debug"
 	"syscall"
 
-	"creel/internal/audit"
 	"creel/internal/cli"
 	"creel/internal/cli/hostcmd"
 	"creel/internal/config"
@@ -71,12 +70,12 @@ func kernelDir(state string) string { return filepath.Join(state, "kernels") }
 func auditDir(state string) string { return filepath.Join(state, "audit") }
 
 // open prepares what commands act with. It starts nothing.
-func open(logging cli.Logging) (*cli.App, error) {
+func open(logging cli.Logging, to io.Writer) (*cli.App, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
 	}
-	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), printable.NewWriter(os.Stderr))
+	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), to)
 	dir := cfg.StateDir
 	if err := engine.PrepareDir(dir); err != nil {
 		return nil, err
@@ -89,14 +88,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger, err := audit.PrepareLedger(auditDir(dir))
-	if err != nil {
-		return nil, err
-	}
-	if err := ledger.Check(); err != nil { // who stops or lists sandboxes does not need it
-		log.Warn("nothing can be put on record, so nothing is done that needs it", "err", err)
-	}
-	ledger.MaxLog = cfg.AuditQuota
+	ledger := ledgerIn(auditDir(dir), cfg.AuditQuota)
 	templates, err := openTemplates(dir, log)
 	if err != nil {
 		return nil, err
@@ -106,7 +98,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers,
 		Secrets: secretsOf(cfg), Accel: accelerators,
 		Scratch: makeScratch(dir), Standby: standbyPool(cfg),
-		KeeperCommand: []string{self, KeeperArg}, Log: log,
+		KeeperCommand: []string{self, KeeperArg}, Settings: config.Variables(), Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -114,13 +106,22 @@ func open(logging cli.Logging) (*cli.App, error) {
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
 		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
-		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() }, PruneAudit: ledger.Prune,
+		Tiers: tiersText, RotateKey: ledger.RotateKey, PruneAudit: ledger.Prune,
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
 			Accel: func(ctx context.Context) (accel.Choice, error) {
 				return accelerators.Choose(ctx, cfg.Accel, possibleLevel(cfg.Confinement))
 			},
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
+			Images: func(ctx context.Context) error { _, err := images.List(ctx); return err },
+			Damaged: func() ([]string, error) {
+				found, err := eng.Damaged()
+				var ids []string
+				for _, f := range found {
+					ids = append(ids, f.Record.Config.Spec.ID.Short())
+				}
+				return ids, err
+			},
 		},
 	}, nil
 }
@@ -181,10 +182,7 @@ func newLogger(levelName, format string, w io.Writer) *slog.Logger {
 // openTemplates opens the store with all that building needs. A VMM that is
 // missing on this machine is said to be when something has to be built.
 func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
-	agent, err := blob.Agent()
-	if err != nil {
-		return nil, err
-	}
+	agent, missingAgent := blob.Agent()
 	o := template.Options{
 		Dir: filepath.Join(dir, "templates"), RuntimeDir: filepath.Join(dir, "holders"),
 		Boot:        func(ctx context.Context, req template.Request) (template.Boot, error) { return bootOf(ctx, dir, req) },
@@ -196,8 +194,8 @@ func openTemplates(dir string, log *slog.Logger) (*template.Store, error) {
 	}
 	driver, missing := qemu.New(qemu.Options{})
 	o.VMM = func(ctx context.Context) (template.VMM, error) {
-		if missing != nil {
-			return template.VMM{}, missing
+		if err := cmp.Or(missing, missingAgent); err != nil {
+			return template.VMM{}, err
 		}
 		return vmmIdentity(ctx, driver, dir)
 	}
@@ -218,6 +216,21 @@ func Stages(args []string) {
 		confine.StageMain()
 	case accel.StageArg:
 		accel.StageMain()
+	}
+}
+
+// frontDoor is what the command line is given.
+func frontDoor(version string, streams cli.Streams) cli.Env {
+	var logging cli.Logging
+	return cli.Env{
+		Streams: streams, Version: version, Logging: &logging,
+		Open:  func(context.Context) (*cli.App, error) { return open(logging, printable.NewWriter(streams.Err)) },
+		Parts: func(ctx context.Context) []hostcmd.Part { return parts(ctx, version) },
+		AuditDir: func() (string, error) {
+			cfg, _, err := config.Load(os.LookupEnv)
+			return auditDir(cfg.StateDir), err
+		},
+		Secrets: func(context.Context) (*store.Store, error) { return openSecrets() },
 	}
 }
 
@@ -242,18 +255,7 @@ func Main(ctx context.Context, version string, args []string) int {
 		}
 		// With a reader that is gone, writing is an error like any other.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-		var logging cli.Logging
-		return cli.Main(ctx, cli.Env{
-			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},
-			Version: version, Logging: &logging,
-			Open:  func(context.Context) (*cli.App, error) { return open(logging) },
-			Parts: func(ctx context.Context) []hostcmd.Part { return parts(ctx, version) },
-			AuditDir: func() (string, error) {
-				cfg, _, err := config.Load(os.LookupEnv)
-				return auditDir(cfg.StateDir), err
-			},
-			Secrets: func(context.Context) (*store.Store, error) { return openSecrets() },
-		}, args[1:])
+		return cli.Main(ctx, frontDoor(version, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}), args[1:])
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "creel %s: %v\n", args[1], err)

@@ -49,7 +49,8 @@ func vmmIdentity(ctx context.Context, driver *qemu.Driver, dir string) (template
 		return template.VMM{}, err
 	}
 	now.VMM = template.VMM{Name: filepath.Base(id.Path), Version: id.Version, Digest: "sha256:" + id.SHA256}
-	return now.VMM, writeJSON(path, now)
+	writeJSON(path, now) // where it cannot be kept it is learned again
+	return now.VMM, nil
 }
 
 // tscFacts keeps the first measurement of this host's time stamp counter.

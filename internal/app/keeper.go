@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
@@ -46,6 +47,9 @@ func keeperLog() (log *slog.Logger, end func()) {
 // that is nil, with one that it starts.
 func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *keeper.Waiting, log *slog.Logger) error {
 	defer launch.Lock.Close()
+	if err := adopt(launch.Environ); err != nil {
+		return err
+	}
 	stdlog.SetOutput(io.Discard) // net/http tells it what a hostile upstream sends, as often as that likes
 	dir, err := os.OpenRoot(launch.Dir)
 	if err != nil {
@@ -102,6 +106,18 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 	err = run.Do(ctx)
 	listener.Close()
 	return err
+}
+
+// adopt makes the environment that a launcher has handed over this process's.
+func adopt(environ []string) error {
+	os.Clearenv()
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return fmt.Errorf("set the variable %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // networkFor reads what the host says of its network, while it can be read. A

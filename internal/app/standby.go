@@ -9,10 +9,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"creel/internal/config"
 	"creel/internal/engine"
+	"creel/internal/environ"
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
 	"creel/internal/standby"
@@ -75,6 +75,7 @@ func standbyMain(ctx context.Context, text string) error {
 func standbyPool(cfg config.Config) *standby.Pool {
 	return &standby.Pool{
 		Dir: filepath.Join(cfg.StateDir, engine.StandbyName), Size: cfg.Standby, Command: []string{self, StandbyArg},
+		Environ: environ.Own(config.Variables()),
 	}
 }
 
@@ -91,11 +92,6 @@ func become(ctx context.Context, files []*os.File, key standby.Key, waiting *kee
 	}
 	if launch.Config.Template != key.Template || launch.Config.Spec.Confinement != key.Confinement {
 		return errors.New("the waiting VM is not what its taker wants")
-	}
-	os.Clearenv()
-	for _, entry := range launch.Environ {
-		name, value, _ := strings.Cut(entry, "=")
-		os.Setenv(name, value)
 	}
 	if err := os.Remove(filepath.Join(launch.SandboxDir, socket.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the waiting VM's socket: %w", err)

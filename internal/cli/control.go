@@ -25,7 +25,7 @@ func each(c *cobra.Command, env Env, refs []string, do func(context.Context, *Ap
 	}
 	var errs []error
 	for _, ref := range refs {
-		f, err := app.Engine.Find(c.Context(), ref)
+		f, err := app.Engine.FindAny(c.Context(), ref)
 		if err == nil {
 			err = do(c.Context(), app, f)
 		}

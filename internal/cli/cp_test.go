@@ -20,6 +20,7 @@ import (
 	"creel/internal/cli/command"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
+	"creel/internal/sandbox"
 	"creel/internal/wire"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,11 +30,12 @@ import (
 // an honest keeper could.
 func hostileKeeper(t *testing.T, send func(io.Writer)) *socket.Client {
 	t.Helper()
+	id := sandbox.NewID()
 	ours, theirs := net.Pipe()
 	keeper := wire.NewConn(theirs, wire.Options{Handler: func(ctx context.Context, s *wire.Stream) {
 		switch s.Op() {
 		case socket.OpHello:
-			s.Send(ctx, socket.HelloReply{Version: socket.Version})
+			s.Send(ctx, socket.HelloReply{Version: socket.Version, ID: id})
 		case api.OpCopyOut:
 			s.Send(ctx, api.Reply{})
 			w := s.Writer(api.ChannelOut)
@@ -44,7 +46,7 @@ func hostileKeeper(t *testing.T, send func(io.Writer)) *socket.Client {
 		}
 	}})
 	t.Cleanup(func() { keeper.Close() })
-	c, err := socket.NewClient(t.Context(), ours)
+	c, err := socket.NewClient(t.Context(), ours, id)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,9 @@ func newExec(env Env) *cobra.Command {
 	var vars []string
 	c := &cobra.Command{
 		Use: "exec [flags] SANDBOX COMMAND [ARG...]", Short: "Run one more process in a running sandbox",
+		Long: "Run one more process in a running sandbox.\n\n" +
+			"The process ends with this command, by SIGHUP and, 5 s later, SIGKILL; what it has put into a\n" +
+			"session of its own (setsid) goes on.",
 		Example: "  creel exec -it web sh\n  creel exec -u nobody web id",
 		Args:    cobra.MinimumNArgs(2), ValidArgsFunction: completeSandboxes(env, true),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -181,7 +181,7 @@ func newInspect(env Env) *cobra.Command {
 			}
 			var all []engine.Found
 			for _, ref := range args {
-				f, err := app.Engine.Find(c.Context(), ref)
+				f, err := app.Engine.FindAny(c.Context(), ref)
 				if err != nil {
 					return err
 				}

@@ -36,11 +36,11 @@ func newLogs(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			f, err := app.Engine.Find(c.Context(), args[0])
+			f, err := app.Engine.FindAny(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			if !f.Record.Config.Spec.Keep {
+			if !f.Record.Config.Spec.Keep && f.Damage == "" {
 				return fmt.Errorf("sandbox %s keeps no log: it runs in the foreground", args[0])
 			}
 			dir := app.Engine.KeeperDir(f.Record.Config.Spec.ID)

@@ -29,6 +29,8 @@ func newRun(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run [flags] IMAGE [COMMAND [ARG...]]",
 		Short: "Run a command in a new MicroVM that is gone when it ends",
+		Long: "Run a command in a new MicroVM that is gone when it ends.\n\n" +
+			"The task ends with this command, however that ends; with -d it goes on by itself.",
 		Example: "  creel run debian echo hello\n" +
 			"  git archive HEAD | creel run -i debian sh -c 'tar x && ls'\n" +
 			"  creel run -it -m 1g --cpus 2 debian bash",
@@ -76,7 +78,8 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		if err := detach(ctx, env, sb); err != nil {
 			return err
 		}
-		return app.Engine.Standby(sb)
+		refill(env, app, sb)
+		return nil
 	}
 	status, err := follow(ctx, env, sb)
 	if err != nil {
@@ -85,9 +88,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if released := sb.Release(context.WithoutCancel(ctx)); err == nil {
 		err = released
 	}
-	if waits := app.Engine.Standby(sb); err == nil {
-		err = waits
-	}
+	refill(env, app, sb)
 	if f.receipt != "" {
 		err = errors.Join(err, writeReceipt(ctx, app, sb, f.receipt))
 	}
@@ -102,6 +103,14 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
 	}
 	return outcome(status, spec)
+}
+
+// refill has another VM wait for the next task, where that is wanted. This task
+// has ended as it has, whether or not there will be one.
+func refill(env Env, app *App, sb *engine.Sandbox) {
+	if err := app.Engine.Standby(sb); err != nil {
+		fmt.Fprintf(env.Err, "creel: warning: no VM will wait for the next task: %v\n", err)
+	}
 }
 
 // writeReceipt also tells of a run that failed: it has happened.

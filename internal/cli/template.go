@@ -72,15 +72,12 @@ func newTemplateList(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			manifests, err := app.Templates.List(c.Context())
-			if err != nil {
-				return err
-			}
+			manifests, damaged := app.Templates.List(c.Context())
 			w := command.Table(env.Out, "TEMPLATE", "IMAGE", "SHAPE", "ACCEL", "KERNEL", "CREATED")
 			for _, m := range manifests {
 				command.Row(w, command.ShortID(m.Digest), command.ShortID(m.Image), m.Shape.String(), string(m.Accel), m.Kernel.Version, command.Ago(m.Created))
 			}
-			return w.Flush()
+			return errors.Join(w.Flush(), damaged)
 		},
 	}
 }

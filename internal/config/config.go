@@ -197,6 +197,15 @@ func choice(set func(*Config, string), allowed ...string) func(*Config, string) 
 	}
 }
 
+// Variables are those of the environment that [Load] reads.
+func Variables() []string {
+	names := []string{"CREEL_CONFIG", "HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"}
+	for _, s := range settings("") {
+		names = append(names, s.env())
+	}
+	return names
+}
+
 // Path is the file that is read: CREEL_CONFIG, else creel/config.yaml in the
 // user's configuration directory. A user without a home has none.
 func Path(lookup func(string) (string, bool)) string {

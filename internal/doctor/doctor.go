@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/environ"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template"
@@ -46,6 +47,9 @@ type Deps struct {
 	// Namespaces tries to make what full confinement needs.
 	Namespaces func() error
 	Templates  func(context.Context) ([]template.Manifest, error)
+	// Images says which images are damaged, and Damaged which sandboxes, by ID.
+	Images  func(context.Context) error
+	Damaged func() ([]string, error)
 	// Leftovers counts sandboxes that nobody looks after.
 	Leftovers func() (int, error)
 }
@@ -61,13 +65,40 @@ const (
 func Check(ctx context.Context, d Deps) []Finding {
 	return []Finding{
 		vmm(ctx), d.accelerator(ctx), d.kernel(), d.templates(ctx), d.namespaces(),
-		tools(), memory(), d.disk(), d.permissions(), d.leftovers(),
+		tools(), memory(), d.disk(), d.permissions(), d.images(ctx), d.sandboxes(), d.leftovers(),
 	}
 }
 
+// Unusable is what is found where the state directory, or the settings, are not
+// usable at all: err says why, and what mends it.
+func Unusable(err error) []Finding { return []Finding{{"state", Fail, err.Error(), ""}} }
+
+func (d Deps) images(ctx context.Context) Finding {
+	if err := d.Images(ctx); err != nil {
+		return Finding{"images", Fail, oneLine(err), "as it says; `creel image ls` lists those that are whole"}
+	}
+	return Finding{"images", OK, "the store can be read", ""}
+}
+
+func (d Deps) sandboxes() Finding {
+	damaged, err := d.Damaged()
+	if err != nil {
+		return Finding{"sandboxes", Fail, err.Error(), "look at what lies there; `creel ps` says the same"}
+	}
+	if len(damaged) > 0 {
+		return Finding{"sandboxes", Warn, fmt.Sprintf("%d whose record cannot be read", len(damaged)), "creel rm -f " + strings.Join(damaged, " ")}
+	}
+	return Finding{"sandboxes", OK, "every record can be read", ""}
+}
+
+// oneLine is an error that may be several, for a finding's line.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
 func vmm(ctx context.Context) Finding {
 	const mend = "apt-get install qemu-system-x86"
-	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "--version")
+	cmd.Env = environ.Helper()
+	out, err := cmd.Output()
 	if err != nil {
 		return Finding{"vmm", Fail, "qemu-system-x86_64 cannot be run: " + err.Error(), mend}
 	}
@@ -104,7 +135,7 @@ func (d Deps) kernel() Finding {
 func (d Deps) templates(ctx context.Context) Finding {
 	all, err := d.Templates(ctx)
 	if err != nil {
-		return Finding{"templates", Fail, err.Error(), "creel template ls"}
+		return Finding{"templates", Fail, oneLine(err), "creel template ls"}
 	}
 	k, err := kernel.Latest(d.KernelDir)
 	if err != nil {

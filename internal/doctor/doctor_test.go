@@ -23,6 +23,8 @@ func healthy(t *testing.T) Deps {
 		Namespaces: func() error { return nil },
 		Templates:  func(context.Context) ([]template.Manifest, error) { return nil, nil },
 		Leftovers:  func() (int, error) { return 0, nil },
+		Images:     func(context.Context) error { return nil },
+		Damaged:    func() ([]string, error) { return nil, nil },
 	}
 }
 
@@ -70,6 +72,11 @@ func TestEachLackIsFoundWithItsMend(t *testing.T) {
 		{"disk", func(d *Deps) { d.StateDir = "/does/not/exist" }, Fail, "CREEL_STATE_DIR"},
 		{"permissions", func(*Deps) {}, OK, ""},
 		{"permissions", func(d *Deps) { d.StateDir = "/does/not/exist" }, Fail, "CREEL_STATE_DIR"},
+		{"images", func(*Deps) {}, OK, ""},
+		{"images", func(d *Deps) { d.Images = func(context.Context) error { return errors.New("damaged\nboth") } }, Fail, "creel image ls"},
+		{"sandboxes", func(*Deps) {}, OK, ""},
+		{"sandboxes", func(d *Deps) { d.Damaged = func() ([]string, error) { return []string{"a", "b"}, nil } }, Warn, "creel rm -f a b"},
+		{"sandboxes", func(d *Deps) { d.Damaged = func() ([]string, error) { return nil, errors.New("not a directory") } }, Fail, "creel ps"},
 		{"leftovers", func(*Deps) {}, OK, ""},
 		{"leftovers", func(d *Deps) { d.Leftovers = func() (int, error) { return 2, nil } }, Warn, "creel ps"},
 	} {

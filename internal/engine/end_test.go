@@ -57,7 +57,7 @@ func beDeaf(dir string) {
 func deafKeeper(t *testing.T, e *Engine, state sandbox.State, innocent int) (f Found, keeper *exec.Cmd, child int) {
 	t.Helper()
 	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}

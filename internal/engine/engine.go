@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"creel/internal/audit"
@@ -74,6 +75,9 @@ type Options struct {
 	Accel     Accelerators
 	// Scratch makes an empty writable disk of size bytes at path.
 	Scratch func(ctx context.Context, path string, size int64, kind scratch.Kind) error
+	// Settings are the variables of the environment that keepers read settings
+	// from.
+	Settings []string
 	// KeeperCommand is the command line that becomes a keeper.
 	KeeperCommand []string
 	Log           *slog.Logger
@@ -88,6 +92,8 @@ type Engine struct {
 
 	patience time.Duration // with a keeper that is told to end its run
 	leaves   time.Duration // that a keeper may take to go once its task has ended
+
+	stale sync.Once // it is said that what is shown may be out of date
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the
@@ -105,9 +111,7 @@ type Sandbox struct {
 // admitted, before its image is looked for; nil: the image has to be here. On
 // error nothing is left of it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string), fetch func(context.Context) error) (*Sandbox, error) {
-	if err := e.Reconcile(ctx); err != nil {
-		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
-	}
+	e.tidy(ctx)
 	madeUp := spec.Name == ""
 	if madeUp {
 		spec.Name = e.freeName()
@@ -137,14 +141,27 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 		return nil, err
 	}
 	rec.madeUpName = madeUp
+	sb, err := e.make(ctx, rec, n, e.takeStandby)
+	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil {
+		progress("warning: a VM that waited could not be used, so that another is started: " + unfit.Error())
+		sb, err = e.make(ctx, rec, n, nobodyWaits)
+	}
+	return sb, err
+}
+
+// make makes the sandbox of a record and brings it up, with a VM from waiting
+// where that has one. On error nothing is left of it; an [unfitError] is about
+// the VM that waited.
+func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWaiting) (_ *Sandbox, err error) {
 	var lock *os.File
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
 	defer steps.Unwind()
-	if lock, err = e.reserve(&rec, &steps); err != nil {
+	if lock, err = e.reserve(&rec, &steps, waiting); err != nil {
 		return nil, err
 	}
 	dir := e.SandboxDir(rec.Config.Spec.ID)
+	spec := rec.Config.Spec
 	key, err := e.opts.Ledger.OpenSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
 	if err != nil {
 		return nil, fmt.Errorf("open the sandbox's audit log: %w", err)
@@ -157,7 +174,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 			return nil, fmt.Errorf("make the writable disk: %w", err)
 		}
 	}
-	sb, err := e.bringUp(ctx, rec, key, lock, n)
+	sb, err := e.bringUpSoon(ctx, rec, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
@@ -165,14 +182,29 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	return sb, nil
 }
 
+// bringUpSoon is bringUp, with a bound for a VM that waited: it is up already,
+// and where it does not answer another does.
+func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+	if rec.waited == nil {
+		return e.bringUp(ctx, rec, key, lock, n)
+	}
+	soon, cancel := context.WithTimeoutCause(ctx, standbyAnswers, fmt.Errorf("it did not answer within %s", standbyAnswers))
+	defer cancel()
+	sb, err := e.bringUp(soon, rec, key, lock, n)
+	if err != nil {
+		return nil, &unfitError{err}
+	}
+	return sb, nil
+}
+
 // bringUp starts the keeper and waits until its clone is ready. On error the
 // keeper is gone.
 func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
-	kp, err := e.launch(rec, key, lock, n)
+	kp, err := e.launch(ctx, rec, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
-	client, err := socket.NewClient(ctx, kp.conn)
+	client, err := socket.NewClient(ctx, kp.conn, rec.Config.Spec.ID)
 	if err == nil {
 		if _, err = client.Ready(ctx); err != nil && client.Err() != nil && ctx.Err() == nil {
 			return nil, errors.Join(kp.lost(err), kp.kill())

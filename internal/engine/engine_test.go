@@ -17,6 +17,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/keeper"
+	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
 	"creel/internal/undo"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv(holdEnv); spec != "" {
 		dir, name, _ := strings.Cut(spec, "|")
 		rec := recordNamed(strings.TrimPrefix(name, "keep:"), strings.HasPrefix(name, "keep:"))
-		lock, err := engineIn(dir, &ledger{}).reserve(&rec, &undo.Stack{})
+		lock, err := engineIn(dir, &ledger{}).reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			fmt.Println("refused")
 			os.Exit(0)
@@ -169,7 +170,7 @@ func TestNamesAndUsersAcrossProcesses(t *testing.T) {
 	uids := map[int]bool{}
 	for n := range 20 {
 		rec := recordNamed(fmt.Sprintf("n%d", n), false)
-		lock, err := e.reserve(&rec, &undo.Stack{})
+		lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +258,7 @@ func TestReconcileHalfMadeSandboxes(t *testing.T) {
 	for _, name := range []string{"torn", "stale"} {
 		rec := recordNamed(name, false)
 		var steps undo.Stack
-		lock, err := e.reserve(&rec, &steps)
+		lock, err := e.reserve(&rec, &steps, nobodyWaits)
 		if err != nil {
 			t.Errorf("the name %q is lost for ever: %v", name, err)
 			continue
@@ -275,7 +276,7 @@ func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	newer, garbage, fine := recordNamed("newer", true), recordNamed("garbage", true), recordNamed("fine", true)
 	for _, rec := range []*Record{&newer, &garbage, &fine} {
-		lock, err := e.reserve(rec, &undo.Stack{})
+		lock, err := e.reserve(rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,8 +291,13 @@ func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	found, err := e.List(t.Context())
-	if err != nil || len(found) != 1 || found[0].Record.Config.Spec.Name != "fine" {
-		t.Errorf("found %+v, %v", found, err)
+	if err != nil || len(found) != 3 {
+		t.Fatalf("found %+v, %v", found, err)
+	}
+	for _, f := range found {
+		if name := f.Record.Config.Spec.Name; (f.Damage == "") != (name == "fine") {
+			t.Errorf("%s: damage %q", name, f.Damage)
+		}
 	}
 	for _, rec := range []Record{newer, garbage} {
 		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
@@ -306,19 +312,19 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 	for name, lay := range map[string]func(path string) error{
 		"a pipe":          func(p string) error { return unix.Mkfifo(p, 0o666) },
 		"a link":          func(p string) error { return os.Symlink("/etc/passwd", p) },
-		"a directory":     func(p string) error { return os.Mkdir(p, 0o755) },
+		"a directory":     func(p string) error { return os.MkdirAll(filepath.Join(p, "full"), 0o755) },
 		"garbage":         func(p string) error { return os.WriteFile(p, []byte("{"), 0o600) },
 		"another's words": func(p string) error { return os.WriteFile(p, []byte(`{"id":"x","name":"y","state":"running"}`), 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := engineIn(t.TempDir(), &ledger{})
 			rec := recordNamed("otter", true)
-			lock, err := e.reserve(&rec, &undo.Stack{})
+			lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 			if err != nil {
 				t.Fatal(err)
 			}
 			run := e.KeeperDir(rec.Config.Spec.ID)
-			for _, file := range []string{"status.json", "status.json.new"} {
+			for _, file := range []string{"status.json", "status.json.new", socket.Name} {
 				if err := lay(filepath.Join(run, file)); err != nil {
 					t.Fatal(err)
 				}
@@ -327,6 +333,9 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 			found, err := e.Find(t.Context(), "otter")
 			if err != nil || found.Record.Config.Spec.Name != "otter" || found.Status.Name != "otter" || found.Running() {
 				t.Errorf("found %+v, %v", found, err)
+			}
+			if _, err := os.Stat(filepath.Join(e.SandboxDir(rec.Config.Spec.ID), settledName)); err != nil {
+				t.Errorf("it is not settled: %v", err)
 			}
 			if err := e.Remove(t.Context(), found, false); err != nil {
 				t.Error(err)
@@ -366,7 +375,7 @@ func TestPrepareDir(t *testing.T) {
 func TestAbandonedNamesAreRemoved(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +406,7 @@ func TestAbandonedNamesAreRemoved(t *testing.T) {
 func TestConnectToOneThatStarts(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	rec := recordNamed("otter", false)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,11 +425,11 @@ func TestConnectToOneThatStarts(t *testing.T) {
 func TestRemoveWaitsForAKeeperThatLeaves(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := Found{rec, sandbox.Status{State: sandbox.StateExited}}
+	ended := Found{Record: rec, Status: sandbox.Status{State: sandbox.StateExited}}
 	removed := make(chan error, 1)
 	go func() { removed <- e.Remove(t.Context(), ended, false) }()
 	select {

@@ -23,6 +23,9 @@ var ErrNotFound = errors.New("no such sandbox")
 type Found struct {
 	Record Record
 	Status sandbox.Status
+	// Damage says why the record cannot be read, of which little more than the
+	// ID is known then; "": it can be read.
+	Damage string `json:",omitempty"`
 }
 
 // Running reports whether a task is or will be running in it.
@@ -31,28 +34,44 @@ func (f Found) Running() bool {
 }
 
 // List returns every sandbox, newest first, after it has reconciled what
-// killed processes left.
+// killed processes left. One whose record cannot be read is there too.
 func (e *Engine) List(ctx context.Context) ([]Found, error) {
-	if err := e.Reconcile(ctx); err != nil {
-		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
-	}
-	recs, err := e.records()
+	e.tidy(ctx)
+	ids, err := e.ids()
 	if err != nil {
 		return nil, err
 	}
 	var out []Found
-	for _, rec := range recs {
-		status, err := e.status(rec)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed since
+	for _, id := range ids {
+		if f, err := e.look(id); !errors.Is(err, fs.ErrNotExist) {
+			out = append(out, f)
 		}
-		if err != nil { // its keeper wrote nonsense
-			status.State, status.ExitCode, status.Error = sandbox.StateLost, sandbox.ExitCreel, err.Error()
-		}
-		out = append(out, Found{rec, status})
 	}
 	slices.SortFunc(out, func(a, b Found) int { return b.Record.Created.Compare(a.Record.Created) })
 	return out, nil
+}
+
+// look finds one sandbox. The error is [fs.ErrNotExist] or nil.
+func (e *Engine) look(id sandbox.ID) (Found, error) {
+	rec, err := e.readRecord(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Found{}, err // half made, or removed meanwhile
+	}
+	if err != nil {
+		return e.damaged(id, err), nil
+	}
+	status, err := e.status(rec)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Found{}, err // removed since
+	}
+	if err != nil { // its keeper wrote nonsense
+		status.State, status.ExitCode, status.Error = sandbox.StateLost, sandbox.ExitCreel, err.Error()
+	}
+	f := Found{Record: rec, Status: status}
+	if f.Running() && e.readOnly() != nil && !e.lookedAfter(id) { // nobody could put it on record
+		f.Status.State, f.Status.ExitCode, f.Status.Error = sandbox.StateLost, sandbox.ExitCreel, "its keeper has gone"
+	}
+	return f, nil
 }
 
 // status reads what the keeper last said; before its first word the sandbox is
@@ -72,8 +91,18 @@ func (e *Engine) status(rec Record) (sandbox.Status, error) {
 	return status, err
 }
 
-// Find resolves a name, an ID or the beginning of one that no other has.
+// Find resolves a name, an ID or the beginning of one that no other has. A
+// sandbox whose record cannot be read is an error that says so.
 func (e *Engine) Find(ctx context.Context, ref string) (Found, error) {
+	f, err := e.FindAny(ctx, ref)
+	if err == nil && f.Damage != "" {
+		return Found{}, f.errDamaged()
+	}
+	return f, err
+}
+
+// FindAny is Find for a command that needs no more than the ID.
+func (e *Engine) FindAny(ctx context.Context, ref string) (Found, error) {
 	all, err := e.List(ctx)
 	if err != nil {
 		return Found{}, err
@@ -104,7 +133,7 @@ func (e *Engine) Connect(ctx context.Context, f Found) (*socket.Client, error) {
 	if !f.Running() {
 		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
 	}
-	client, err := socket.Dial(ctx, e.KeeperDir(spec.ID))
+	client, err := socket.Dial(ctx, e.KeeperDir(spec.ID), spec.ID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("sandbox %s is still starting, or ended just now; try again", spec.Name)
 	}
@@ -117,6 +146,9 @@ func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 	spec := f.Record.Config.Spec
 	if f.Running() && !force {
 		return fmt.Errorf("sandbox %s is running; stop it first, or use rm -f", spec.Name)
+	}
+	if f.Damage != "" && !force {
+		return f.errDamaged()
 	}
 	var asked error
 	if f.Running() {
@@ -134,15 +166,25 @@ func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 		}
 	}
 	switch {
+	case force && err != nil && !e.lookedAfter(spec.ID):
+		e.opts.Log.Warn("the sandbox's lock cannot be taken, and nobody has it", "err", err)
+		return e.removeAny(ctx, f)
 	case err != nil:
 		return fmt.Errorf("end sandbox %s: %w", spec.Name, err)
 	case lock != nil:
 		defer lock.Close()
-		return e.remove(ctx, spec.ID)
+		return e.removeAny(ctx, f)
 	case !e.exists(spec.ID):
 		return nil // removed by its launcher
 	}
 	return fmt.Errorf("sandbox %s is in use by another command; try again when that has ended", spec.Name)
+}
+
+func (e *Engine) removeAny(ctx context.Context, f Found) error {
+	if f.Damage != "" {
+		return e.removeDamaged(ctx, f)
+	}
+	return e.remove(ctx, f.Record.Config.Spec.ID)
 }
 
 func (e *Engine) exists(id sandbox.ID) bool {
@@ -217,7 +259,7 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 		return err
 	}
 	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), socket.Name) // a killed keeper leaves it
-	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(socket); err != nil {                          // or something else in its place
 		return fmt.Errorf("remove the keeper's socket: %w", err)
 	}
 	if err := e.proveGone(ctx, rec, true); err != nil {

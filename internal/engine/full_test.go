@@ -19,7 +19,7 @@ import (
 func endedRun(t *testing.T, e *Engine, l *ledger, n int) (Found, string) {
 	t.Helper()
 	rec := recordNamed("otter", true)
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func endedRun(t *testing.T, e *Engine, l *ledger, n int) (Found, string) {
 		t.Fatal(err)
 	}
 	lock.Close()
-	return Found{rec, sandbox.Status{State: sandbox.StateExited}}, dir
+	return Found{Record: rec, Status: sandbox.Status{State: sandbox.StateExited}}, dir
 }
 
 // wantWhole fails where the verifier finds a fault, or another number of logs

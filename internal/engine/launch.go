@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/environ"
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
 	"creel/internal/postmortem"
@@ -44,15 +45,16 @@ const unknownEnd = "its keeper was killed, or it crashed"
 // connection that no path names. A keeper that is started inherits the lock that
 // the launcher holds, and one that waited has it already, so that there is no
 // moment at which a sandbox that is starting looks abandoned.
-func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
+func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	launch := keeper.Launch{
 		Version: socket.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
 		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key,
 		Ports: n.listed(), Config: rec.Config,
 	}
-	if rec.waited != nil {
-		launch.Environ = os.Environ() // it has that of another command
+	launch.Environ = environ.Own(e.opts.Settings)
+	if rec.Config.Spec.Policy != "" {
+		launch.Environ = environ.Edge(e.opts.Settings)
 	}
 	config, err := json.Marshal(launch)
 	if err != nil {
@@ -74,7 +76,7 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n netwo
 	if rec.waited != nil {
 		start = func(files []*os.File) error { return kp.take(rec.waited, files) }
 	}
-	if err := kp.configure(start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
+	if err := kp.configure(ctx, start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
 		ours.Close()
 		return nil, err
 	}
@@ -89,7 +91,8 @@ type handed struct {
 }
 
 // configure starts the keeper, with its files, and writes it what comes by pipe.
-func (kp *keeperProcess) configure(start func([]*os.File) error, h handed) error {
+// One that does not read is not waited for beyond ctx.
+func (kp *keeperProcess) configure(ctx context.Context, start func([]*os.File) error, h handed) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("make pipe: %w", err)
@@ -110,12 +113,17 @@ func (kp *keeperProcess) configure(start func([]*os.File) error, h handed) error
 		return errors.Join(err, kp.kill()) // nothing begins that could not be ended
 	}
 	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
+	defer context.AfterFunc(ctx, func() {
+		w.SetWriteDeadline(time.Unix(1, 0))
+		values.SetWriteDeadline(time.Unix(1, 0))
+	})()
 	_, err = w.Write(h.config)
 	w.Close()
 	if err == nil {
 		err = secret.WriteGrants(values, h.grants)
 	}
 	if err != nil {
+		err = errors.Join(context.Cause(ctx), err)
 		kp.kill()
 		return kp.explain(fmt.Errorf("configure keeper: %w", err))
 	}
@@ -130,7 +138,7 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 	}
 	defer log.Close()
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Dir = "/"
+	cmd.Dir, cmd.Env = "/", environ.Helper() // the rest comes by pipe
 	cmd.Stderr = log
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -266,6 +266,10 @@ func (e *Engine) PushSecrets(ctx context.Context, names []string) (sandboxes int
 	}
 	var errs []error
 	for _, f := range all {
+		if f.Damage != "" && f.Running() {
+			errs = append(errs, f.errDamaged())
+			continue
+		}
 		used, err := usedSecrets(f, names)
 		if err != nil || len(used) == 0 || !f.Running() {
 			errs = append(errs, err)

@@ -45,7 +45,7 @@ func startKeeper(t *testing.T, e *Engine, spec sandbox.Spec) (*keeperOf, Found) 
 	rec := recordNamed("otter", true)
 	spec.ID, spec.Name, spec.Keep = rec.Config.Spec.ID, "otter", true
 	rec.Config.Spec = spec
-	lock, err := e.reserve(&rec, &undo.Stack{})
+	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,16 +21,9 @@ import (
 // kernel gives back on any death; process numbers, which are used again, are
 // not asked.
 func (e *Engine) Reconcile(ctx context.Context) error {
-	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
-	if err != nil {
-		return fmt.Errorf("list sandboxes: %w", err)
-	}
-	errs := []error{e.sweepStandby(), e.opts.Ledger.CloseAside(ctx)}
-	for _, entry := range entries {
-		id, err := sandbox.ParseID(entry.Name())
-		if err != nil {
-			continue // not ours to remove
-		}
+	ids, err := e.ids()
+	errs := []error{err, e.sweepStandby(), e.opts.Ledger.CloseAside(ctx)}
+	for _, id := range ids {
 		if err := e.reconcileOne(ctx, id); err != nil {
 			errs = append(errs, fmt.Errorf("sandbox %s: %w", id.Short(), err))
 		}
@@ -47,14 +40,14 @@ func (e *Engine) sweepNames() error {
 		files, err := e.abandonedNames()
 		errs := []error{err}
 		for _, file := range files {
-			errs = append(errs, os.Remove(file))
+			errs = append(errs, os.RemoveAll(file))
 		}
 		return errors.Join(errs...)
 	})
 }
 
 func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
-	if _, err := os.Lstat(filepath.Join(e.SandboxDir(id), settledName)); err == nil {
+	if e.settled(id) {
 		return nil // ended and kept; its lock is left to those who use its files
 	}
 	lock, err := e.claim(id)
@@ -62,23 +55,26 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	defer lock.Close()
-	rec, err := e.record(id)
+	rec, err := e.readRecord(id)
 	if err == nil && rec.Config.Spec.Keep {
 		return e.settle(ctx, rec)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil // it is damaged: `creel ps` shows it, and `creel rm -f` removes it
 	}
 	about := event.Lost{Reason: "its keeper and its launcher ended without releasing it"}
-	record := func() error {
-		return e.opts.Ledger.Append(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about})
+	return e.recordAround(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about}, func() error { return e.remove(ctx, id) })
+}
+
+// recordAround puts on the ledger what is about to be taken away, or where that
+// cannot be done, what was: the removal may have made room for it.
+func (e *Engine) recordAround(ctx context.Context, about audit.Event, takeAway func() error) error {
+	unrecorded := e.opts.Ledger.Append(ctx, about)
+	err := takeAway()
+	if unrecorded != nil {
+		unrecorded = e.opts.Ledger.Append(ctx, about)
 	}
-	lost := record()
-	removed := e.remove(ctx, id)
-	if lost != nil {
-		lost = record() // the removal may have made room for it
-	}
-	return errors.Join(lost, removed)
+	return errors.Join(unrecorded, err)
 }
 
 // claim takes the lock of a sandbox that nobody looks after; nil says that
@@ -96,7 +92,7 @@ func (e *Engine) claim(id sandbox.ID) (*os.File, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open keeper lock: %w", err)
+		return nil, fmt.Errorf("open keeper lock: %w; `creel rm -f %s` removes the sandbox", err, id.Short())
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
@@ -137,18 +133,20 @@ func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*os.File, error)
 
 // Leftovers counts the sandboxes that the next [Engine.Reconcile] would act on.
 func (e *Engine) Leftovers() (int, error) {
-	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
+	if err := e.readOnly(); err != nil {
+		return 0, fmt.Errorf("not counted, since the state directory cannot be written: %w", err)
+	}
+	ids, err := e.ids()
 	if err != nil {
-		return 0, fmt.Errorf("list sandboxes: %w", err)
+		return 0, err
 	}
 	n := 0
-	for _, entry := range entries {
-		id, err := sandbox.ParseID(entry.Name())
-		if err != nil {
-			continue
-		}
-		if _, err := os.Stat(filepath.Join(e.SandboxDir(id), settledName)); err == nil {
+	for _, id := range ids {
+		if e.settled(id) {
 			continue // ended and kept
+		}
+		if _, err := e.readRecord(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			continue // it is damaged, and stays
 		}
 		if lock, err := e.claim(id); err == nil && lock != nil {
 			lock.Close()
@@ -156,4 +154,15 @@ func (e *Engine) Leftovers() (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// Damaged lists the sandboxes whose record cannot be read.
+func (e *Engine) Damaged() (all []Found, err error) {
+	ids, err := e.ids()
+	for _, id := range ids {
+		if f, err := e.look(id); err == nil && f.Damage != "" {
+			all = append(all, f)
+		}
+	}
+	return all, err
 }

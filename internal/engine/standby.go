@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
@@ -34,12 +35,35 @@ func diskKind(spec sandbox.Spec) scratch.Kind {
 // over a socket.
 const maxHandedPorts = 200
 
-// takeStandby takes a VM that waits for such a run, if there is one, and moves
-// it to the sandbox's directory. The store is locked.
-func (e *Engine) takeStandby(rec Record) (*standby.Taken, error) {
+// standbyAnswers is how long a VM that waited may take to be ready for its
+// task, on a machine that is busy.
+const standbyAnswers = 20 * time.Second
+
+// unfitError says why a VM that waited could not be used: it is dead, or
+// wedged, or another creel's. Nothing of the task has happened.
+type unfitError struct{ error }
+
+func (u *unfitError) Unwrap() error { return u.error }
+
+// takeWaiting is where a run may get a VM that waited.
+type takeWaiting func(Record) *standby.Taken
+
+func nobodyWaits(Record) *standby.Taken { return nil }
+
+// takeStandby takes a VM that waits for such a run, if there is one that can be
+// used, and moves it to the sandbox's directory. The store is locked.
+func (e *Engine) takeStandby(rec Record) *standby.Taken {
 	if e.opts.Standby.Size == 0 || len(rec.Config.Spec.Ports) > maxHandedPorts {
-		return nil, nil
+		return nil
 	}
+	taken, err := e.tryStandby(rec)
+	if err != nil {
+		e.opts.Log.Warn("no VM that waits can be used", "err", err)
+	}
+	return taken
+}
+
+func (e *Engine) tryStandby(rec Record) (*standby.Taken, error) {
 	key, err := standbyKey(rec)
 	if err != nil {
 		return nil, err
@@ -48,8 +72,9 @@ func (e *Engine) takeStandby(rec Record) (*standby.Taken, error) {
 	if err != nil || taken == nil {
 		return nil, err
 	}
-	if err := taken.Move(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
-		return nil, errors.Join(err, taken.End())
+	dir := e.SandboxDir(rec.Config.Spec.ID)
+	if err := taken.Move(dir); err != nil {
+		return nil, errors.Join(err, taken.End(), os.RemoveAll(dir))
 	}
 	return taken, nil
 }

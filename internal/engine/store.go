@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -77,12 +79,11 @@ func PrepareDir(dir string) error {
 	return checkVersion(filepath.Join(dir, versionName))
 }
 
-// New opens the engine's part of a prepared state directory.
+// New opens the engine's part of a prepared state directory, and makes what is
+// missing of it where it can be made.
 func New(o Options) (*Engine, error) {
 	for _, name := range []string{sandboxesName, StandbyName, namesName} {
-		if err := os.MkdirAll(filepath.Join(o.Dir, name), 0o700); err != nil {
-			return nil, fmt.Errorf("make state directory: %w", err)
-		}
+		os.MkdirAll(filepath.Join(o.Dir, name), 0o700) // where it cannot be made, who makes a sandbox is told
 	}
 	return &Engine{opts: o, root: os.Geteuid() == 0, room: diskRoom, patience: answersIn, leaves: keeperLeaves}, nil
 }
@@ -104,15 +105,23 @@ func checkOwner(dir string) error {
 func checkVersion(path string) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return replaceFile(path, []byte(stateVersion+"\n"))
+		if err := replaceFile(path, []byte(stateVersion+"\n")); !errors.Is(err, syscall.EROFS) {
+			return err
+		}
+		return nil // there is nothing that could be changed by mistake
 	}
+	mend := fmt.Sprintf("if no newer creel has used the directory, `rm -r %s` mends it", path)
 	if err != nil {
-		return fmt.Errorf("read state version: %w", err)
+		return fmt.Errorf("read state version: %w; %s", err, mend)
 	}
-	if got := string(data); got != stateVersion+"\n" {
-		return fmt.Errorf("state directory %s has version %q, this creel knows %s; use the newer creel, or another CREEL_STATE_DIR", filepath.Dir(path), got, stateVersion)
+	got := string(data)
+	if got == stateVersion+"\n" {
+		return nil
 	}
-	return nil
+	if n, err := strconv.Atoi(strings.TrimSpace(got)); err != nil || n <= 0 {
+		return fmt.Errorf("%s is damaged: it says %q, not a version; %s", path, got[:min(len(got), 20)], mend)
+	}
+	return fmt.Errorf("state directory %s has version %q, this creel knows %s; use the newer creel, or another CREEL_STATE_DIR", filepath.Dir(path), got, stateVersion)
 }
 
 // SandboxDir is where everything of one sandbox lies.
@@ -133,12 +142,17 @@ func (e *Engine) namePath(name string) string {
 // reserve takes the name, a user and a directory, and writes the record. From
 // then on the sandbox exists for every other process. The file returned holds
 // the keeper's lock, which says that somebody looks after the sandbox.
-func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
+func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*os.File, error) {
 	store, err := e.lockStore()
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
+	for _, name := range []string{sandboxesName, namesName} {
+		if err := os.MkdirAll(filepath.Join(e.opts.Dir, name), 0o700); err != nil {
+			return nil, fmt.Errorf("make state directory: %w", err)
+		}
+	}
 	id := rec.Config.Spec.ID
 	if _, taken := e.nameOwner(rec.Config.Spec.Name); taken && rec.madeUpName {
 		rec.Config.Spec.Name = e.freeName() // another command made up the same
@@ -147,9 +161,7 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack) (*os.File, error) {
 		return nil, err
 	}
 	steps.Push("sandbox", func() error { return e.discard(id, rec.Config.Spec.Name) })
-	if rec.waited, err = e.takeStandby(*rec); err != nil {
-		return nil, err
-	}
+	rec.waited = waiting(*rec)
 	dir := e.SandboxDir(id)
 	var lock *os.File
 	if rec.waited != nil {
@@ -228,7 +240,11 @@ func replaceFile(path string, data []byte) error {
 // gone, because its maker was killed, is free. The store is locked.
 func (e *Engine) takeName(name string, id sandbox.ID) error {
 	path := e.namePath(name)
-	if owner, taken := e.nameOwner(name); taken {
+	owner, taken := e.nameOwner(name)
+	if !taken { // its file may be damaged
+		owner, taken = e.recordNamed(name)
+	}
+	if taken {
 		return fmt.Errorf("the name %q is in use by sandbox %s; choose another with --name", name, owner.Short())
 	}
 	if err := replaceFile(path, []byte(id)); err != nil {
@@ -251,6 +267,17 @@ func (e *Engine) nameOwner(name string) (sandbox.ID, bool) {
 	return owner, err == nil
 }
 
+// recordNamed is the sandbox whose record has a name, if there is one.
+func (e *Engine) recordNamed(name string) (sandbox.ID, bool) {
+	ids, _ := e.ids() // where they cannot be listed, none can be made
+	for _, id := range ids {
+		if rec, err := e.readRecord(id); err == nil && rec.Config.Spec.Name == name {
+			return id, true
+		}
+	}
+	return "", false
+}
+
 // freeName makes up a name that was not taken a moment ago; reserve decides.
 func (e *Engine) freeName() string {
 	return names.New(func(name string) bool { _, err := os.Stat(e.namePath(name)); return err == nil })
@@ -260,13 +287,16 @@ func (e *Engine) freeName() string {
 // them. With the store locked none is about to.
 func (e *Engine) abandonedNames() (files []string, err error) {
 	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, namesName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // none was ever taken
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list names: %w", err)
 	}
 	for _, entry := range entries {
 		owner, taken := e.nameOwner(entry.Name())
 		if taken {
-			rec, err := e.record(owner)
+			rec, err := e.readRecord(owner)
 			taken = err == nil && rec.Config.Spec.Name == entry.Name() || err != nil && !errors.Is(err, fs.ErrNotExist)
 		}
 		if !taken {
@@ -297,13 +327,13 @@ func (e *Engine) freeUID() (int, error) {
 	if !e.root {
 		return 0, nil
 	}
-	recs, err := e.records()
+	ids, err := e.ids()
 	if err != nil {
 		return 0, err
 	}
 	taken := map[int]bool{}
-	for _, r := range recs {
-		taken[r.UID] = true
+	for _, id := range ids {
+		taken[e.ownerOf(id)] = true // whatever its record says, or whether it can be read
 	}
 	waiting, err := e.opts.Standby.UIDs()
 	if err != nil {
@@ -317,27 +347,6 @@ func (e *Engine) freeUID() (int, error) {
 			return uid, nil
 		}
 	}
-}
-
-// records reads every sandbox's record. One that is half made has none yet.
-func (e *Engine) records() ([]Record, error) {
-	entries, err := os.ReadDir(filepath.Join(e.opts.Dir, sandboxesName))
-	if err != nil {
-		return nil, fmt.Errorf("list sandboxes: %w", err)
-	}
-	var recs []Record
-	for _, entry := range entries {
-		rec, err := e.record(sandbox.ID(entry.Name()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			e.opts.Log.Warn("a sandbox is left out", "err", err)
-			continue
-		}
-		recs = append(recs, rec)
-	}
-	return recs, nil
 }
 
 func (e *Engine) record(id sandbox.ID) (Record, error) {
@@ -391,6 +400,13 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	if err != nil {
 		return err
 	}
+	return e.takeAway(ctx, rec, func() error { return e.freeNameOf(id, rec.Config.Spec.Name) })
+}
+
+// takeAway is the end of a sandbox whose log is closed first, or else kept until
+// that can be recorded. The store is locked.
+func (e *Engine) takeAway(ctx context.Context, rec Record, freeNames func() error) error {
+	id, dir := rec.Config.Spec.ID, e.SandboxDir(rec.Config.Spec.ID)
 	// The disk goes first: where it has filled the host's, the log has no room
 	// until then.
 	if err := os.Remove(filepath.Join(dir, ScratchName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -403,10 +419,10 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 				rec.Config.Spec.Name, errors.Join(closed, err))
 		}
 	}
-	if err := e.freeNameOf(id, rec.Config.Spec.Name); err != nil {
+	if err := freeNames(); err != nil {
 		return err
 	}
-	err = os.RemoveAll(dir)
+	err := os.RemoveAll(dir)
 	if closed != nil && !errors.Is(closed, audit.ErrUnsound) {
 		closed = e.opts.Ledger.CloseAside(ctx) // there may be room now
 	}
@@ -435,6 +451,9 @@ func (e *Engine) locked(do func() error) error {
 // the file is closed, by Close or by the end of the processes that have it.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, syscall.EISDIR) {
+		err = fmt.Errorf("%w; `rm -r %s` mends it", err, path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}

@@ -644,7 +644,7 @@ func TestVersions(t *testing.T) {
 	tests := map[string]struct{ index, want string }{
 		"newer":       {`{"version":2,"images":[],"future":1}`, "newer creel"},
 		"unknown key": {`{"version":1,"imagse":[]}`, "unknown field"},
-		"damaged":     {`{"version":`, "load the images again"},
+		"damaged":     {`{"version":`, "load or pull them again"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -652,7 +652,11 @@ func TestVersions(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "index.json"), []byte(tt.index), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), tt.want) {
+			s, err := Open(dir)
+			if err != nil {
+				t.Fatal(err) // it is in nobody's way
+			}
+			if _, err := s.List(ctx); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want an error with %q", err, tt.want)
 			}
 		})

@@ -29,27 +29,18 @@ type Store struct {
 	limits flatten.Limits
 }
 
-// Open opens the store in dir and makes it where it is missing, and clears away
-// what killed processes left unfinished. A store that a newer Creel wrote is
-// refused.
+// Open opens the store in dir, makes it where it is missing and can be made, and
+// clears away what killed processes left unfinished. It is looked at when it is
+// used, so that one that is damaged, read-only or of a newer Creel is in nobody's
+// way who does not need it.
 func Open(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	content, err := blobs.Open(dir)
-	if err == nil {
-		err = os.MkdirAll(filepath.Join(dir, "rootfs", "sha256"), 0o700)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("make image store: %w", err)
-	}
-	// One that cannot be cleared is met again by the next change, which says so.
-	_ = content.Reclaim()
-	s := &Store{dir: dir, blobs: content, limits: flatten.DefaultLimits()}
-	if _, err := s.readIndex(); err != nil {
-		return nil, err
-	}
+	s := &Store{dir: dir, blobs: blobs.Open(dir), limits: flatten.DefaultLimits()}
+	// What cannot be cleared is met again by the next change, which says so.
+	_ = s.blobs.Reclaim()
 	return s, nil
 }
 
@@ -76,6 +67,10 @@ type rootRecord struct {
 	SizeBytes int64    `json:"sizeBytes"`
 }
 
+// mendIndex is what to do about an index that cannot be read: parts that are
+// still there are used again, and checked, when an image is loaded.
+const mendIndex = "`rm -r %s` forgets the images, and then load or pull them again"
+
 func (s *Store) readIndex() (*storeIndex, error) {
 	path := filepath.Join(s.dir, "index.json")
 	b, err := os.ReadFile(path)
@@ -83,11 +78,11 @@ func (s *Store) readIndex() (*storeIndex, error) {
 		return &storeIndex{Version: layoutVersion}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read image index: %w", err)
+		return nil, fmt.Errorf("read image index: %w; %s", err, fmt.Sprintf(mendIndex, path))
 	}
 	var head struct{ Version int }
 	if err := json.Unmarshal(b, &head); err != nil {
-		return nil, fmt.Errorf("read %s: %w; remove the file and load the images again", path, err)
+		return nil, fmt.Errorf("the image index %s is damaged: %w; %s", path, err, fmt.Sprintf(mendIndex, path))
 	}
 	if head.Version != layoutVersion {
 		return nil, fmt.Errorf("image store %s has version %d, this creel knows version %d; use the newer creel that wrote it, or another directory", s.dir, head.Version, layoutVersion)
@@ -96,7 +91,7 @@ func (s *Store) readIndex() (*storeIndex, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(x); err != nil {
-		return nil, fmt.Errorf("read %s: %w; remove the file and load the images again", path, err)
+		return nil, fmt.Errorf("the image index %s is damaged: %w; %s", path, err, fmt.Sprintf(mendIndex, path))
 	}
 	return x, nil
 }
@@ -152,20 +147,23 @@ func (x *storeIndex) root(layers []string) *rootRecord {
 	return &x.RootFS[i]
 }
 
-// List returns every image, newest first.
+// List returns every image, newest first. Damaged ones are in the error, beside
+// the others.
 func (s *Store) List(ctx context.Context) ([]Image, error) {
 	x, err := s.readIndex()
 	if err != nil {
 		return nil, err
 	}
 	images := make([]Image, 0, len(x.Images))
+	var errs []error
 	for _, r := range x.Images {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		img, err := s.describe(x, r)
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
+			continue
 		}
 		images = append(images, img)
 	}
@@ -175,7 +173,7 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		}
 		return strings.Compare(a.ID, b.ID)
 	})
-	return images, nil
+	return images, errors.Join(errs...)
 }
 
 // Resolve finds an image by name, name:tag, name@sha256:…, id, or the beginning

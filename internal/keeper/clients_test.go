@@ -109,12 +109,7 @@ func TestClientsThatDoNotReadAreLeftBehind(t *testing.T) {
 // stoppedClient attaches and then reads no more bytes.
 func stoppedClient(t *testing.T, r *rig) net.Conn {
 	t.Helper()
-	at, done, err := socket.Path(r.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer done()
-	conn, err := net.Dial("unix", at)
+	conn, err := socket.Connect(r.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,18 +140,7 @@ func TestClientGoesAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.Close()
-	left := func() int {
-		r.run.mu.Lock()
-		defer r.run.mu.Unlock()
-		return len(r.run.clients)
-	}
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(5 * time.Second); left() > 1; <-tick.C {
-		if time.Now().After(deadline) {
-			t.Fatal("the keeper still serves a client that has gone")
-		}
-	}
+	r.awaitClients(1)
 	if s, err := c.Status(t.Context()); err != nil || s.State != sandbox.StateRunning {
 		t.Errorf("status %+v, %v", s, err)
 	}
@@ -183,7 +167,7 @@ func TestClientsAreBounded(t *testing.T) {
 	for range maxClients - 1 {
 		r.dial()
 	}
-	if extra, err := socket.Dial(t.Context(), r.dir); err == nil {
+	if extra, err := socket.Dial(t.Context(), r.dir, r.run.cfg.Spec.ID); err == nil {
 		extra.Close()
 		t.Error("one client too many was let in")
 	}
@@ -219,7 +203,7 @@ func TestOnlyTheOwnerMayConnect(t *testing.T) {
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { r.Serve(l, os.Getuid()+1) })
-	if c, err := socket.Dial(t.Context(), dir); err == nil {
+	if c, err := socket.Dial(t.Context(), dir, ""); err == nil {
 		c.Close()
 		t.Error("another user was let in")
 	}
@@ -252,4 +236,24 @@ func TestFollowLogs(t *testing.T) {
 	output()
 	following.Wait()
 	want(t, r.final(c), 0)
+}
+
+// A task in the foreground ends with its launcher, whatever holds up its output.
+func TestForegroundEndsWithItsLauncher(t *testing.T) {
+	for name, args := range map[string][]string{
+		"waits": {"wait"}, "is deaf": {"deaf"}, "floods": {"flood", fmt.Sprint(64 << 20)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, c := begin(t, options{args: args})
+			other := r.dial()
+			if _, err := c.Attach(t.Context(), everything); err != nil { // and reads nothing
+				t.Fatal(err)
+			}
+			if err := c.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			want(t, r.final(other), sandbox.ExitCreel, "its launcher ended", "-d")
+		})
+	}
 }

@@ -170,14 +170,3 @@ func (r *Run) askVMM(ctx context.Context, cpu *time.Duration) vmmWord {
 	}
 	return vmmRunning
 }
-
-// abandon ends the run without asking the guest, which would not answer.
-func (r *Run) abandon(reason error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.isOver() {
-		return
-	}
-	r.abrupt = true
-	r.endLocked(reason)
-}

@@ -30,7 +30,8 @@ type Launch struct {
 	Ports      []sandbox.Port   `json:"ports,omitempty"` // whose sockets are handed over, in order
 	Config     Config           `json:"config"`
 
-	// Environ is the launcher's, for a keeper that was there before it.
+	// Environ is the keeper's environment. It comes by pipe, so that it is not
+	// in /proc, and since a keeper may have been there before its launcher.
 	Environ []string `json:"environ,omitempty"`
 
 	Lock      *os.File        `json:"-"` // says that the sandbox is looked after, while it is open
@@ -111,13 +112,19 @@ func inherit(f *os.File, p sandbox.Port) (boundary.Port, error) {
 }
 
 // ServeLauncher answers the launcher, whose end before the task runs is the
-// run's end: nobody is left to start it.
-func (r *Run) ServeLauncher(conn net.Conn) {
-	r.serve(conn, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.task == nil {
-			r.endLocked(errors.New("its launcher ended before the task was started"))
-		}
-	})
+// run's end: nobody is left to start it. A task in the foreground ends with its
+// launcher at any time, since nobody else knows of it.
+func (r *Run) ServeLauncher(conn net.Conn) { r.serve(conn, r.launcherGone) }
+
+func (r *Run) launcherGone() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.isOver():
+	case r.task == nil:
+		r.endLocked(errors.New("its launcher ended before the task was started"))
+	case !r.cfg.Spec.Keep:
+		r.abrupt = true
+		r.endLocked(errors.New("its launcher ended, and a task in the foreground ends with it; start one that goes on with -d"))
+	}
 }

@@ -51,7 +51,7 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 		return err
 	}
 	defer x.Close()
-	// A client that goes lets go of the process, whose output nobody reads.
+	// A client that goes hangs up on the process, whose output nobody reads.
 	defer context.AfterFunc(ctx, func() { x.Close() })()
 	if err := s.Send(ctx, api.ExecReply{PID: x.PID()}); err != nil {
 		return nil // the client has gone, and with it the process's streams

@@ -283,7 +283,7 @@ func (r *rig) start() *socket.Client {
 		serving.Wait()
 		close(r.done)
 	}()
-	c, err := socket.NewClient(ctx, ours)
+	c, err := socket.NewClient(ctx, ours, r.run.cfg.Spec.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -294,12 +294,29 @@ func (r *rig) start() *socket.Client {
 // dial is one more client.
 func (r *rig) dial() *socket.Client {
 	r.t.Helper()
-	c, err := socket.Dial(r.t.Context(), r.dir)
+	c, err := socket.Dial(r.t.Context(), r.dir, r.run.cfg.Spec.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// awaitClients waits until the keeper serves n clients and no more.
+func (r *rig) awaitClients(n int) {
+	r.t.Helper()
+	left := func() int {
+		r.run.mu.Lock()
+		defer r.run.mu.Unlock()
+		return len(r.run.clients)
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); left() > n; <-tick.C {
+		if time.Now().After(deadline) {
+			r.t.Fatal("the keeper still serves a client that has gone")
+		}
+	}
 }
 
 // leavesNothing ends the run where the test has not, and looks for what is left.

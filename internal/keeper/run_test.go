@@ -309,12 +309,14 @@ func TestLauncherEndsBeforeStart(t *testing.T) {
 	}
 }
 
+// A task that is kept does not need its launcher.
 func TestLauncherEndsAfterStart(t *testing.T) {
-	r, c := started(t, options{})
+	r, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
 	other := r.dial()
 	_, output := attach(t, c, socket.AttachRequest{Stdout: true})
 	c.Close()
 	output()
+	r.awaitClients(1)
 	if s, err := other.Status(t.Context()); err != nil || s.State != sandbox.StateRunning {
 		t.Errorf("status %+v, %v", s, err)
 	}

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+
+	"creel/internal/environ"
 )
 
 // metaPackage depends on Debian's newest kernel for virtual machines.
@@ -18,7 +20,9 @@ var realPackage = regexp.MustCompile(`(?m)^\s*Depends: (linux-image-[0-9][a-z0-9
 // its origin, and imports it into the store dir. It needs no privileges.
 func Fetch(ctx context.Context, dir string) (Kernel, error) {
 	const mend = "try `apt-get update`, or give a package file to `creel kernel import`"
-	out, err := output(exec.CommandContext(ctx, "apt-cache", "depends", metaPackage))
+	depends := exec.CommandContext(ctx, "apt-cache", "depends", metaPackage)
+	depends.Env = environ.Fetcher()
+	out, err := output(depends)
 	if err != nil {
 		return Kernel{}, fmt.Errorf("ask apt for the kernel package: %w; "+mend, err)
 	}
@@ -32,7 +36,7 @@ func Fetch(ctx context.Context, dir string) (Kernel, error) {
 	}
 	defer os.RemoveAll(tmp)
 	cmd := exec.CommandContext(ctx, "apt-get", "download", string(match[1]))
-	cmd.Dir = tmp
+	cmd.Dir, cmd.Env = tmp, environ.Fetcher()
 	if _, err := output(cmd); err != nil {
 		return Kernel{}, fmt.Errorf("download kernel package: %w; "+mend, err)
 	}

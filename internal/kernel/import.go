@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"creel/internal/environ"
 	"creel/internal/undo"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +78,9 @@ func add(k Kernel, dir string, image []byte, files *packageFiles) (Kernel, error
 func identify(ctx context.Context, debPath string) (Kernel, error) {
 	fields := map[string]string{}
 	for _, name := range []string{"Package", "Version"} {
-		out, err := output(exec.CommandContext(ctx, "dpkg-deb", "--field", debPath, name))
+		cmd := exec.CommandContext(ctx, "dpkg-deb", "--field", debPath, name)
+		cmd.Env = environ.Helper()
+		out, err := output(cmd)
 		if err != nil {
 			return Kernel{}, fmt.Errorf("read kernel package %q: %w", debPath, err)
 		}
@@ -128,6 +131,7 @@ func unpack(ctx context.Context, debPath string) (*packageFiles, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", debPath)
+	cmd.Env = environ.Helper()
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -300,7 +304,7 @@ func sortNewestFirst(kernels []Kernel) {
 
 // output runs a program in the C locale; its error carries what it said.
 func output(cmd *exec.Cmd) ([]byte, error) {
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Env = append(cmd.Env, "LC_ALL=C")
 	out, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return nil, fmt.Errorf("%s: %w: %s", cmd.Path, err, bytes.TrimSpace(exit.Stderr))

@@ -24,6 +24,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/environ"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -202,7 +204,9 @@ func run(ctx context.Context, name string, args ...string) error {
 	if path == "" {
 		return fmt.Errorf("%s is not installed; run `apt-get install e2fsprogs`", name)
 	}
-	if out, err := exec.CommandContext(ctx, path, args...).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = environ.Helper()
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out))
 	}
 	return nil

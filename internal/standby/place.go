@@ -103,9 +103,9 @@ func (p *Place) Listen() error {
 // the one that came went, or ctx has ended: the place is gone then.
 func (p *Place) Await(ctx context.Context, idle time.Duration) ([]*os.File, error) {
 	defer p.listener.Close()
+	p.listener.SetDeadline(time.Now().Add(idle)) // first: ctx may have ended
 	stop := context.AfterFunc(ctx, func() { p.listener.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	p.listener.SetDeadline(time.Now().Add(idle))
 	conn, err := p.listener.AcceptUnix()
 	if err != nil {
 		if conn, err = p.leave(); conn == nil {
@@ -117,18 +117,42 @@ func (p *Place) Await(ctx context.Context, idle time.Duration) ([]*os.File, erro
 }
 
 // leave gives up the place, unless somebody has come at the last moment.
-// Whoever comes holds the store's lock.
+// Whoever comes holds the store's lock while he connects: with that lock held
+// here, who has come is in the listener's queue, and nobody else can.
 func (p *Place) leave() (*net.UnixConn, error) {
 	store, err := p.store()
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	p.listener.SetDeadline(time.Now().Add(time.Millisecond))
-	if conn, err := p.listener.AcceptUnix(); err == nil {
-		return conn, nil
+	if conn, err := p.waiting(); conn != nil || err != nil {
+		return conn, err
 	}
 	return nil, os.RemoveAll(p.Dir)
+}
+
+// waiting is who is in the listener's queue, or nil. It asks the kernel, since
+// an Accept with a deadline that has passed does not: on a busy machine any
+// deadline can pass before the queue is looked at.
+func (p *Place) waiting() (*net.UnixConn, error) {
+	raw, err := p.listener.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd, inner := -1, error(nil)
+	if err := raw.Control(func(l uintptr) { fd, _, inner = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK) }); err != nil {
+		return nil, err
+	}
+	if inner != nil { // EAGAIN, or who came has gone
+		return nil, nil
+	}
+	f := os.NewFile(uintptr(fd), "launcher")
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
 }
 
 // receive waits for what the launcher hands over; nil says that it went.

@@ -54,6 +54,7 @@ type Pool struct {
 	Dir     string
 	Size    int      // how many wait; 0: none
 	Command []string // becomes a waiting process, with a Key as JSON behind it
+	Environ []string // of that process
 }
 
 // Taken is a waiting VM that belongs to the caller. Its methods may be called
@@ -95,12 +96,7 @@ func (p *Pool) Take(key Key) (*Taken, error) {
 
 // connect fails for a VM that is not ready yet or any more.
 func connect(dir string) (*Taken, error) {
-	at, done, err := socket.Path(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: at, Net: "unix"})
+	conn, err := socket.Connect(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +202,7 @@ func (p *Pool) Fill(key Key) error {
 		return fmt.Errorf("encode what is to wait: %w", err)
 	}
 	cmd := exec.Command(p.Command[0], append(p.Command[1:], string(text))...)
-	cmd.Dir = "/"
+	cmd.Dir, cmd.Env = "/", append([]string{}, p.Environ...) // nil would be this process's
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start a waiting VM: %w", err)

@@ -227,6 +227,16 @@ func TestTheLastMoment(t *testing.T) {
 	}
 }
 
+// A VM that has died by the time that it could be taken is not offered.
+func TestADeadVMDoesNotWait(t *testing.T) {
+	pool, place := listening(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if files, err := place.Await(ctx, time.Hour); files != nil || err != nil || !pool.Empty() {
+		t.Errorf("it waited: %v, %v", files, err)
+	}
+}
+
 func TestEnoughAreEnough(t *testing.T) {
 	pool := &Pool{Dir: t.TempDir(), Size: 1}
 	first := waits(t, waiter{pool.Dir, 1, key, time.Minute})

@@ -125,12 +125,12 @@ func load(dir string) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("open manifest: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxManifest))
-	if err != nil {
-		return Manifest{}, fmt.Errorf("read manifest: %w", err)
-	}
 	key := filepath.Base(dir)
-	m, err := parse(data)
+	var m Manifest
+	data, err := io.ReadAll(io.LimitReader(f, maxManifest))
+	if err == nil {
+		m, err = parse(data)
+	}
 	if err == nil && m.key() != key {
 		err = errors.New("manifest is another template's")
 	}

@@ -2,6 +2,7 @@ package template
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -126,6 +127,29 @@ func TestHolderKilledIsReplaced(t *testing.T) {
 	}
 	if got, err := content.Memory(t.Context(), before.Memory, nil); err != nil || got != m.Memory.Digest {
 		t.Errorf("a clone of the killed holder lost its memory: %v", err)
+	}
+}
+
+// A holder that is killed while it loads is started once more, and not again
+// and again.
+func TestHolderKilledWhileItLoads(t *testing.T) {
+	program, err := os.Executable()
+	must(t, err)
+	for times, works := range map[int]bool{1: true, 2: false} {
+		f, s := store(t)
+		m := built(t, f, s)
+		o := f.options()
+		script := fmt.Sprintf("for n in $(seq %d); do mkdir %s/$n 2>/dev/null && kill -9 $$; done; exec \"$0\" \"$@\"", times, t.TempDir())
+		o.Holder = []string{"/bin/sh", "-c", script, program, "holder"}
+		s, err := Open(o)
+		must(t, err)
+		p, err := s.Open(t.Context(), m)
+		if err == nil {
+			p.Close()
+		}
+		if works != (err == nil) || !works && !strings.Contains(err.Error(), "it was killed") {
+			t.Errorf("killed %d times: %v", times, err)
+		}
 	}
 }
 

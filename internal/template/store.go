@@ -102,9 +102,6 @@ func Open(o Options) (*Store, error) {
 		stamps: content.Stamps{Dir: filepath.Join(o.Dir, stampsName)},
 		agent:  sync.OnceValue(func() string { return content.Bytes(o.Agent) }),
 	}
-	if err := os.MkdirAll(s.stamps.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make template store: %w", err)
-	}
 	return s, nil
 }
 
@@ -121,6 +118,9 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 	recipe, err := s.recipe(ctx, req, k)
 	if err != nil {
 		return Manifest{}, false, err
+	}
+	if err := os.MkdirAll(s.stamps.Dir, 0o700); err != nil {
+		return Manifest{}, false, fmt.Errorf("make template store: %w", err)
 	}
 	dir := s.path(recipe.key())
 	if m, err := load(dir); !errors.Is(err, fs.ErrNotExist) {
@@ -197,8 +197,11 @@ func (s *Store) sweep(ours string) error {
 // keys are the names of the templates that are there, whole or not.
 func (s *Store) keys() ([]string, error) {
 	entries, err := os.ReadDir(s.opts.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // none was ever built
+	}
 	if err != nil {
-		return nil, fmt.Errorf("list templates: %w", err)
+		return nil, fmt.Errorf("list templates: %w; `rm -r %s` mends it, and templates are built again", err, s.opts.Dir)
 	}
 	var keys []string
 	for _, e := range entries {

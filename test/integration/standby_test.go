@@ -189,6 +189,28 @@ func TestStandbyKilled(t *testing.T) {
 	}
 }
 
+// A VM that waits and does not answer, or whose keeper does not, is replaced by
+// another one: the task notices nothing but the time.
+func TestStandbyWedged(t *testing.T) {
+	r := machines(t)
+	before := r.Snapshot(t)
+	for _, victim := range []rig.Kind{rig.Standby, rig.VMM} {
+		t.Run(string(victim), func(t *testing.T) {
+			w := standingBy(t, r)
+			if err := unix.Kill(find(t, r, victim).PID, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			got := w.Run(t, "run", "--name", "wedged", "debian", "echo", "cold")
+			if got.Out != "cold\n" || got.Code != 0 || !strings.Contains(got.Err, "warning: a VM that waited could not be used") {
+				t.Errorf("%+v", got)
+			}
+			awaitStandby(t, w)
+			noneWaits(t, r)
+			r.Clean(t, before)
+		})
+	}
+}
+
 // A VM of another template takes the place of one where only one may wait, and
 // goes with its template.
 func TestStandbyGoesWithItsTemplate(t *testing.T) {

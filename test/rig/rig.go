@@ -31,10 +31,10 @@ type Rig struct {
 	env      []string            // of every command, beside what all have
 }
 
-// With is the same rig, whose commands have another variable.
-func (r *Rig) With(entry string) *Rig {
+// With is the same rig, whose commands have more variables.
+func (r *Rig) With(entries ...string) *Rig {
 	other := *r
-	other.env = append(slices.Clone(r.env), entry)
+	other.env = append(slices.Clone(r.env), entries...)
 	return &other
 }
 

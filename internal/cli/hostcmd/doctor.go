@@ -21,10 +21,12 @@ func NewDoctor(env Env) *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			deps, err := env.Doctor(c.Context())
+			var findings []doctor.Finding
 			if err != nil {
-				return err
+				findings, err = doctor.Unusable(err), nil
+			} else {
+				findings = doctor.Check(c.Context(), deps)
 			}
-			findings := doctor.Check(c.Context(), deps)
 			if asJSON {
 				enc := json.NewEncoder(env.Out)
 				enc.SetIndent("", "  ")

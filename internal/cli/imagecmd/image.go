@@ -118,10 +118,7 @@ func newList(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			images, err := store.List(c.Context())
-			if err != nil {
-				return err
-			}
+			images, damaged := store.List(c.Context())
 			w := command.Table(env.Out, "NAME", "ID", "CREATED", "SIZE")
 			for _, img := range images {
 				names := img.Names
@@ -132,7 +129,7 @@ func newList(env Env) *cobra.Command {
 					command.Row(w, n, command.ShortID(img.ID), command.Ago(img.Created), units.HumanSize(float64(img.SizeBytes)))
 				}
 			}
-			return w.Flush()
+			return errors.Join(w.Flush(), damaged)
 		},
 	}
 }

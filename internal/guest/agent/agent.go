@@ -52,6 +52,7 @@ type Agent struct {
 	platform Platform
 	root     string // the task's root as this process sees it; "/" in a VM
 	reaper   *reaper
+	grace    time.Duration // of a process that was hung up on
 
 	mu       sync.Mutex
 	prepared bool // the root is changed; that is done once
@@ -67,7 +68,7 @@ type Agent struct {
 func New(p Platform, root string) *Agent { return newAgent(p, root, newReaper()) }
 
 func newAgent(p Platform, root string, r *reaper) *Agent {
-	return &Agent{platform: p, root: root, reaper: r}
+	return &Agent{platform: p, root: root, reaper: r, grace: hangUpGrace}
 }
 
 // Serve talks to one host over port until it goes away.

@@ -62,6 +62,11 @@ func (b *bench) Step(name string, _ *api.Identity) error {
 // connect serves an agent over root and returns its host.
 func connect(t *testing.T, b *bench, root string) *host.Client {
 	t.Helper()
+	return connectWith(t, b, root, hangUpGrace)
+}
+
+func connectWith(t *testing.T, b *bench, root string, grace time.Duration) *host.Client {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -76,6 +81,7 @@ func connect(t *testing.T, b *bench, root string) *host.Client {
 	}
 	var serving sync.WaitGroup
 	a := newAgent(b, root, children)
+	a.grace = grace
 	serving.Go(func() { a.Serve(conns[1]) })
 	c := host.New(conns[0])
 	t.Cleanup(func() { c.Close(); serving.Wait() })
@@ -419,21 +425,77 @@ func TestEachFailedStepLeavesTheAgentUseless(t *testing.T) {
 	}
 }
 
-func TestHostThatLetsGoLeavesNoDescriptors(t *testing.T) {
-	c := ready(t, "/")
-	x, err := c.Exec(t.Context(), sh("trap '' PIPE; cat; exec sleep 1000"))
+// A host that hangs up, whose client was killed, say, ends the process and what
+// belongs to it, whatever it makes of signals; the agent goes on.
+func TestHostThatHangsUp(t *testing.T) {
+	const patient, brief = time.Minute, 10 * time.Millisecond
+	for name, tc := range map[string]struct {
+		script string // prints the numbers of two processes
+		tty    bool
+		grace  time.Duration
+		goesOn bool // the second one
+	}{
+		"it takes the signal":      {"sleep 1000 & echo $$ $!; wait", false, patient, false},
+		"it is deaf":               {"trap '' HUP TERM INT; sleep 1000 & echo $$ $!; wait; sleep 1000", false, brief, false},
+		"it writes for ever":       {"sleep 1000 & echo $$ $!; exec yes", false, patient, false},
+		"a terminal":               {"sleep 1000 & echo $$ $!; wait", true, patient, false},
+		"a terminal, deaf":         {"trap '' HUP; sleep 1000 & echo $$ $!; wait; sleep 1000", true, brief, false},
+		"it began another session": {"setsid sh -c 'echo '$$' $$; exec sleep 1000' & wait", false, patient, true},
+		"it is stopped":            {"sleep 1000 & echo $$ $!; kill -STOP $$", false, brief, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := connectWith(t, &bench{}, "/", tc.grace)
+			if err := c.Identity(t.Context(), api.Identity{Version: api.Version, Hostname: "otter"}); err != nil {
+				t.Fatal(err)
+			}
+			p := sh(tc.script)
+			p.TTY = tc.tty
+			x, err := c.Exec(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var first, second int
+			if _, err := fmt.Fscan(x.Stdout(), &first, &second); err != nil || first != x.PID() {
+				t.Fatalf("it says %d, %d: %v", first, second, err)
+			}
+			t.Cleanup(func() { syscall.Kill(second, syscall.SIGKILL) })
+			x.Close()
+			awaitEnd(t, first)
+			if tc.goesOn {
+				if err := syscall.Kill(second, 0); err != nil {
+					t.Errorf("what has a session of its own did not go on: %v", err)
+				}
+			} else {
+				awaitEnd(t, second)
+			}
+			got, err := run(t, c, sh("echo still here"), "")
+			if err != nil || got.out != "still here\n" {
+				t.Fatalf("%+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// awaitEnd waits until a process has ended, and was reaped where it is a child.
+func awaitEnd(t *testing.T, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := x.PID()
-	defer syscall.Kill(pid, syscall.SIGKILL)
-	x.Close()
-	got, err := run(t, c, sh("echo still here"), "")
-	if err != nil || got.out != "still here\n" {
-		t.Fatalf("%+v, %v", got, err)
-	}
-	if err := syscall.Kill(pid, 0); err != nil {
-		t.Fatalf("the process did not go on: %v", err)
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n != 1 {
+			t.Errorf("process %d goes on: %v", pid, err)
+		}
+		return
 	}
 }
 

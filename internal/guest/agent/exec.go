@@ -38,8 +38,7 @@ func (t *task) close() {
 
 // serveExec runs one process. It ends with the process, once both outputs are
 // with the host; other processes that still hold them are not waited for. A
-// host that closes the stream lets go: the process goes on, with its input at
-// the end and its outputs closed.
+// host that closes the stream hangs up: the process ends too.
 func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) {
 	var p sandbox.Process
 	if err := s.Body(&p); err != nil {
@@ -56,6 +55,7 @@ func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) {
 	defer s.Close()
 	defer t.close()
 	if s.Send(ctx, api.ExecReply{PID: t.pid}) != nil {
+		a.hangUp(t)
 		return
 	}
 	others.Go(func() { a.control(ctx, s, t) })
@@ -71,7 +71,7 @@ func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) {
 	select {
 	case <-t.child.done:
 	case <-ctx.Done():
-		t.close()
+		a.hangUp(t)
 		outputs.Wait()
 		return
 	}
@@ -81,6 +81,24 @@ func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) {
 	}
 	outputs.Wait()
 	s.Send(ctx, a.exit(t.child.status))
+}
+
+// hangUpGrace is how long a process may take to end that was hung up on.
+const hangUpGrace = 5 * time.Second
+
+// hangUp ends a process whose host has gone, and its process group, as the end
+// of a terminal does: with SIGHUP, and where the process takes no notice of
+// that, for good. What has begun a session of its own goes on.
+func (a *Agent) hangUp(t *task) {
+	a.reaper.signalGroup(t.pid, t.child, syscall.SIGHUP) // first: a closed output may end its leader alone
+	t.close()
+	timer := time.NewTimer(a.grace)
+	defer timer.Stop()
+	select {
+	case <-t.child.done:
+	case <-timer.C:
+		a.reaper.signalGroup(t.pid, t.child, syscall.SIGKILL)
+	}
 }
 
 // feed copies the host's input to the process. A terminal's end of input is

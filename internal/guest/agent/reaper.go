@@ -55,6 +55,15 @@ func (r *reaper) signal(pid int, c *child, sig syscall.Signal) {
 	}
 }
 
+// signalGroup is signal for a child and its process group, which it leads.
+func (r *reaper) signalGroup(pid int, c *child, sig syscall.Signal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.children[pid] == c {
+		syscall.Kill(-pid, sig)
+	}
+}
+
 func (r *reaper) loop() {
 	for {
 		r.mu.Lock()

@@ -67,6 +67,6 @@ func (e *Exec) Wait(ctx context.Context) (api.ExecExit, error) {
 	return exit, nil
 }
 
-// Close forgets the process. One that still runs goes on with its input at the
-// end and its outputs closed.
+// Close hangs up: a process that still runs gets SIGHUP, and SIGKILL where it
+// has not ended 5 s later.
 func (e *Exec) Close() error { return e.stream.Close() }

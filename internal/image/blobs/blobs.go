@@ -34,13 +34,20 @@ const lockRetry = 20 * time.Millisecond
 type Dir struct{ path string }
 
 // Open makes what is missing of the directory.
-func Open(path string) (*Dir, error) {
-	for _, sub := range []string{"blobs/sha256", "partial", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(path, sub), 0o700); err != nil {
-			return nil, err
+func Open(path string) *Dir {
+	d := &Dir{path}
+	d.make() // where it cannot be made, whoever changes it is told
+	return d
+}
+
+// make makes what is missing of the directory. Whatever changes it has a lock.
+func (d *Dir) make() error {
+	for _, sub := range []string{"blobs/sha256", "rootfs/sha256", "partial", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(d.path, sub), 0o700); err != nil {
+			return fmt.Errorf("make image store: %w", err)
 		}
 	}
-	return &Dir{path}, nil
+	return nil
 }
 
 // Path is where the blob with this digest is, sha256:… and checked by whoever
@@ -133,6 +140,9 @@ const MainLock = "lock"
 // Lock takes a lock that other processes respect, and waits for it as long as
 // ctx allows. The kernel frees it when the process dies.
 func (d *Dir) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	if err := d.make(); err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(filepath.Join(d.path, name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock image store: %w", err)

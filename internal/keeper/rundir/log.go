@@ -115,24 +115,32 @@ func (l *Log) wait() (next <-chan struct{}, over bool) {
 }
 
 // ReadLog calls each for every entry that a keeper's directory still has,
-// oldest first. A last line that is still being written is left out.
+// oldest first. A last line that is still being written is left out, and so is
+// what no honest keeper writes into a file: more than it may hold.
 func ReadLog(dir string, each func(Entry) error) error {
 	for _, name := range []string{logOlder, logCurrent} {
 		f, err := openUntrusted(dir, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("read task log: %w", err)
+		if err == nil {
+			err = readEntries(bufio.NewReaderSize(io.LimitReader(f, logFileBytes), logLineMax), each)
+			f.Close()
+		} else {
+			err = &damagedError{err}
 		}
-		err = readEntries(bufio.NewReaderSize(f, logLineMax), each)
-		f.Close()
+		if damaged, ok := errors.AsType[*damagedError](err); ok {
+			return fmt.Errorf("read task log: %w; look at %s, or remove the sandbox with `creel rm`", damaged.error, dir)
+		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// damagedError is about a log, not about what is done with it.
+type damagedError struct{ error }
 
 // readEntries returns nil at the end of what is there.
 func readEntries(r *bufio.Reader, each func(Entry) error) error {
@@ -142,11 +150,11 @@ func readEntries(r *bufio.Reader, each func(Entry) error) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read task log: %w", err)
+			return &damagedError{err}
 		}
 		var e Entry
 		if err := json.Unmarshal(line, &e); err != nil {
-			return fmt.Errorf("read task log: %w", err)
+			return &damagedError{err}
 		}
 		if err := each(e); err != nil {
 			return err
@@ -212,5 +220,9 @@ func (l *Log) drain(w io.Writer, f *os.File) (*os.File, error) {
 
 // Decode reads the lines that a followed log sends.
 func Decode(r io.Reader, each func(Entry) error) error {
-	return readEntries(bufio.NewReaderSize(r, logLineMax), each)
+	err := readEntries(bufio.NewReaderSize(r, logLineMax), each)
+	if damaged, ok := errors.AsType[*damagedError](err); ok {
+		return fmt.Errorf("read task log: %w", damaged.error)
+	}
+	return err
 }

@@ -5,8 +5,11 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func openTestLog(t *testing.T) (*Log, *os.Root) {
@@ -111,5 +114,34 @@ func TestReadLogLeavesOutAHalfWrittenLine(t *testing.T) {
 	n := 0
 	if err := ReadLog(root.Name(), func(Entry) error { n++; return nil }); err != nil || n != 1 {
 		t.Errorf("%d entries, error %v", n, err)
+	}
+}
+
+// A keeper that a guest has taken over can lay a log of any size, and of any
+// kind of file.
+func TestReadersOfAHostileLogAreBounded(t *testing.T) {
+	line := append([]byte(`{"time":"2026-01-31T15:04:05Z","stream":1,"data":"`), bytes.Repeat([]byte("eHh4"), 1<<10)...)
+	line = append(line, "\"}\n"...)
+	for name, lay := range map[string]func(path string) error{
+		"huge":        func(p string) error { return os.WriteFile(p, bytes.Repeat(line, 2*logFileBytes/len(line)), 0o600) },
+		"one line":    func(p string) error { return os.WriteFile(p, bytes.Repeat([]byte("x"), 2*logFileBytes), 0o600) },
+		"a pipe":      func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"a link":      func(p string) error { return os.Symlink("/dev/zero", p) },
+		"a directory": func(p string) error { return os.Mkdir(p, 0o700) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := lay(filepath.Join(dir, logCurrent)); err != nil {
+				t.Fatal(err)
+			}
+			size := 0
+			err := ReadLog(dir, func(e Entry) error { size += len(e.Data); return nil })
+			if size > logFileBytes || name == "huge" && size < logFileBytes/2 {
+				t.Errorf("%d bytes were read", size)
+			}
+			if err == nil && name != "huge" {
+				t.Error("nothing was said of it")
+			}
+		})
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"syscall"
 	"time"
 
 	"creel/internal/guest/api"
@@ -34,14 +33,15 @@ type Client struct {
 // Listen makes the socket in a sandbox's directory. The path goes through the
 // directory's descriptor: a socket's own path may have 107 bytes at most.
 func Listen(dir string) (*net.UnixListener, error) {
-	at, done, err := Path(dir)
+	d, err := openDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	// The keeper holds the sandbox's lock: a socket that is there is of an
-	// earlier run.
-	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	defer d.Close()
+	at := fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), Name)
+	// The keeper holds the sandbox's lock: what is there is of an earlier run,
+	// and need not be a socket.
+	if err := os.RemoveAll(at); err != nil {
 		return nil, fmt.Errorf("remove the last run's socket: %w", err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: at, Net: "unix"})
@@ -52,35 +52,111 @@ func Listen(dir string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Dial connects to the keeper of the sandbox in dir.
-func Dial(ctx context.Context, dir string) (*Client, error) {
-	at, done, err := Path(dir)
+// greetWithin is how long a keeper may take to answer a client's first words,
+// on a machine that is busy.
+const greetWithin = 30 * time.Second
+
+// Dial connects to the keeper of the sandbox id in dir. That keeper may have
+// been taken over, and dir is where it can lay what it likes: a client never
+// ends up with another sandbox's keeper, and does not wait for ever.
+func Dial(ctx context.Context, dir string, id sandbox.ID) (*Client, error) {
+	return dial(ctx, dir, id, greetWithin)
+}
+
+func dial(ctx context.Context, dir string, id sandbox.ID, within time.Duration) (*Client, error) {
+	conn, err := Connect(dir)
 	if err != nil {
 		return nil, err
 	}
-	defer done()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", at)
+	late := fmt.Errorf("it has not answered for %s; `creel rm -f` removes the sandbox", within)
+	ctx, cancel := context.WithTimeoutCause(ctx, within, late)
+	defer cancel()
+	return NewClient(ctx, conn, id)
+}
+
+// Connect connects to the socket in dir: to nothing that the socket's name
+// leads to elsewhere, and to no process that listens as another user. A keeper
+// listens before it becomes the sandbox's own user, so that the socket's
+// credentials, which are those of that moment, are of the user that started
+// it; a keeper that was taken over later cannot make a socket that has them
+// where Creel is started as root.
+func Connect(dir string) (*net.UnixConn, error) {
+	f, err := openSocket(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	at := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: at, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("connect to the keeper in %s: %w", dir, err)
 	}
-	return NewClient(ctx, conn)
-}
-
-// Path names the socket in dir in a way that is short enough; done ends its use.
-func Path(dir string) (path string, done func(), err error) {
-	d, err := os.OpenFile(dir, unix.O_PATH|syscall.O_DIRECTORY, 0)
-	if err != nil {
-		return "", nil, fmt.Errorf("open sandbox directory: %w", err)
+	if err := checkListener(conn, os.Geteuid()); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connect to the keeper in %s: %w", dir, err)
 	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), Name), func() { d.Close() }, nil
+	return conn, nil
 }
 
-// NewClient greets the keeper at the other end of conn, which it then owns.
-func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
+// openSocket opens the socket itself, for its path alone.
+func openSocket(dir string) (*os.File, error) {
+	d, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	fd, err := unix.Openat(int(d.Fd()), Name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the keeper's socket in %s: %w", dir, err)
+	}
+	f := os.NewFile(uintptr(fd), Name)
+	info, err := f.Stat()
+	if err == nil && info.Mode().Type() != fs.ModeSocket {
+		err = fmt.Errorf("%s in %s is not a socket, so its keeper may have been taken over; `creel rm -f` removes the sandbox", Name, dir)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func openDir(dir string) (*os.File, error) {
+	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open sandbox directory: %w", err)
+	}
+	return d, nil
+}
+
+// checkListener refuses a socket that another user than uid listens on.
+func checkListener(conn *net.UnixConn, uid int) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var inner error
+	err = raw.Control(func(fd uintptr) { cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, inner); err != nil {
+		return fmt.Errorf("ask for the keeper's user: %w", err)
+	}
+	if int(cred.Uid) != uid {
+		return fmt.Errorf("user %d listens there, not %d, so the keeper may have been taken over; `creel rm -f` removes the sandbox", cred.Uid, uid)
+	}
+	return nil
+}
+
+// NewClient greets the keeper of the sandbox id at the other end of conn, which
+// it then owns.
+func NewClient(ctx context.Context, conn net.Conn, id sandbox.ID) (*Client, error) {
 	w := wire.NewConn(conn, wire.Options{})
 	hello, err := wire.Call[HelloReply](ctx, w, OpHello, HelloRequest{Version: Version})
 	if err == nil && hello.Error != nil {
 		err = hello.Error
+	}
+	if err == nil && hello.ID != id {
+		err = fmt.Errorf("it is not that of sandbox %s, so that one's may have been taken over; `creel rm -f` removes the sandbox", id.Short())
 	}
 	if err != nil {
 		w.Close()

@@ -55,10 +55,13 @@ func (c *Client) Open(ctx context.Context, digest string) (*Parts, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	for range attempts {
+	for attempt := range attempts {
 		var conn *net.UnixConn
 		if conn, err = dial(ctx, dir, digest); absent(err) {
 			conn, err = c.start(ctx, dir, digest)
+		}
+		if errors.Is(err, errEarlyEnd) && attempt == 0 {
+			continue // it was killed; a second time it is not by chance
 		}
 		if err != nil {
 			return nil, err
@@ -184,6 +187,9 @@ func (c *Client) start(ctx context.Context, dir *os.File, digest string) (*net.U
 	return dial(ctx, dir, digest)
 }
 
+// errEarlyEnd is of a holder that ended without a word.
+var errEarlyEnd = errors.New("it ended before it was ready; it was killed, perhaps for memory: see the kernel's log")
+
 // spawn starts the process and waits until it is ready.
 func (c *Client) spawn(ctx context.Context, digest string) error {
 	r, w, err := os.Pipe()
@@ -215,7 +221,7 @@ func (c *Client) spawn(ctx context.Context, digest string) error {
 	case string(said) == readyWord:
 		return nil
 	case len(said) == 0:
-		return errors.New("it ended before it was ready")
+		return errEarlyEnd
 	}
 	return errors.New(strings.TrimSpace(string(said)))
 }

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"creel/internal/environ"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
 )
@@ -87,7 +88,9 @@ type Identity struct {
 // Identity runs the VMM once with --version and hashes its binary, about 30 ms
 // in all; the caller keeps the answer.
 func (d *Driver) Identity(ctx context.Context) (Identity, error) {
-	out, err := exec.CommandContext(ctx, d.binary, "--version").Output()
+	cmd := exec.CommandContext(ctx, d.binary, "--version")
+	cmd.Env = environ.Helper()
+	out, err := cmd.Output()
 	if err != nil {
 		return Identity{}, fmt.Errorf("ask %q for its version: %w", d.binary, err)
 	}
