@@ -305,7 +305,7 @@ func noServerReadsElsewhere(t *testing.T, p *Policy, permitted func(string) bool
 	rnd := rand.New(rand.NewPCG(7, 11))
 	allowed, odd := 0, 0
 	elsewhere := map[string]int{} // by server: odd paths that it reads as something else
-	for range 5_000 {
+	for i := range 2_500 {
 		raw := randomPath(rnd)
 		d := p.Decide(Request{Op: Ask, Host: "a.test", Port: 80, Method: "GET", Path: raw})
 		if d.Allow {
@@ -316,7 +316,8 @@ func noServerReadsElsewhere(t *testing.T, p *Policy, permitted func(string) bool
 		}
 		for proxy, sends := range proxies {
 			sent, ok := sends(raw)
-			if !ok {
+			// Of paths that are refused a few show that the models read them.
+			if !ok || !d.Allow && (proxy != "none" || i%4 > 0) {
 				continue
 			}
 			for server, reads := range servers {
@@ -333,7 +334,7 @@ func noServerReadsElsewhere(t *testing.T, p *Policy, permitted func(string) bool
 			}
 		}
 	}
-	if allowed < 150 || odd < 25 {
+	if allowed < 75 || odd < 12 {
 		t.Errorf("%d paths were allowed, %d of them odd: the test shows little", allowed, odd)
 	}
 	for server := range servers {

@@ -358,3 +358,24 @@ func TestDocumentedExample(t *testing.T) {
 		}
 	}
 }
+
+// What a stranger's policy may reach beyond the internet is warned of.
+func TestWarningsOfWhatIsNear(t *testing.T) {
+	for rule, want := range map[string]string{
+		"{allow: 169.254.169.254, ports: 80, allow_private: true}":                   "metadata",
+		"{allow: 169.254.0.0/16, ports: 80, allow_private: true}":                    "link-local",
+		"{allow: a.test, protocol: http, upstream: {address: '169.254.169.254:80'}}": "metadata",
+		`{allow: "*.a.test", allow_private: true}`:                                   "private network",
+		"{allow: a.test, allow_private: true}":                                       "",
+		"{allow: a.test, upstream: {address: '127.0.0.1:80'}}":                       "",
+		"{deny: 169.254.169.254}":                                                    "",
+	} {
+		_, warnings, err := Parse([]byte("version: 1\nrules:\n  - "+rule+"\n"), Inputs{})
+		if err != nil {
+			t.Fatal(rule, err)
+		}
+		if want == "" && len(warnings) > 0 || want != "" && (len(warnings) != 1 || !strings.Contains(warnings[0].String(), want)) {
+			t.Errorf("%s: %v, want %q", rule, warnings, want)
+		}
+	}
+}
