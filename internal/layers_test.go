@@ -74,7 +74,7 @@ var arrows = map[string][]string{
 	// One sandbox's edge: boundary puts the parts together, which know nothing
 	// of one another.
 	"boundary": {"audit", "audit/event", "boundary/credential", "boundary/egress", "boundary/hello", "boundary/intercept", "boundary/names",
-		"boundary/netstack", "boundary/web", "policy", "policy/tier", "sandbox"},
+		"boundary/netstack", "boundary/web", "policy", "policy/tier", "sandbox", "secret"},
 	"boundary/canary":                {},
 	"boundary/credential":            {"boundary/scrub", "policy", "secret"},
 	"boundary/decode":                {},

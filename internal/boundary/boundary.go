@@ -95,6 +95,7 @@ type Edge struct {
 	tallies   *audit.Coalescer[counted]
 	denials   denials
 	alerts    denials // that are on record one by one
+	troubles  troubles
 	flows     flows
 	outside   atomic.Int64 // connections, dials too
 	overdrawn sync.Map     // limit and key of the rule of each budget that is on record as used up
@@ -154,7 +155,7 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	e.web = web.NewServer()
 	e.stack, err = netstack.New(cfg.Network, netstack.Options{
 		Guest: guestAddress, Gateway: gatewayAddress, MTU: mtu,
-		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, MaxPending: maxPending, MaxFlows: maxFlows, UDPIdle: e.cfg.idle,
+		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, Knock: e.knocked, MaxPending: maxPending, MaxFlows: maxFlows, UDPIdle: e.cfg.idle,
 	})
 	if err != nil {
 		return nil, errors.Join(err, e.web.Close(), e.tallies.Close())
