@@ -36,6 +36,12 @@ func (e *Engine) List(ctx context.Context) ([]Found, error) {
 	if err := e.Reconcile(ctx); err != nil {
 		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
 	}
+	return e.Peek()
+}
+
+// Peek is [Engine.List] of what is there now: nothing is reconciled, and
+// nothing waited for. A sandbox in it may be one whose keeper has gone.
+func (e *Engine) Peek() ([]Found, error) {
 	recs, err := e.records()
 	if err != nil {
 		return nil, err

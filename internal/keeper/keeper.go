@@ -119,6 +119,8 @@ type Run struct {
 	failure  error // why the run failed, if it did
 	task     *host.Exec
 	starting bool
+	detached bool // by its user: the run goes on without the client that started it
+	kept     bool // disk and log outlive the run
 	exit     *api.ExecExit
 	abrupt   bool              // the guest is not asked anything any more
 	clients  map[net.Conn]bool // connected now
@@ -137,6 +139,7 @@ func New(cfg Config, deps Deps) *Run {
 			CreatedAt: time.Now(), TemplateDigest: cfg.Template,
 			Confinement: deps.Confinement.Level, Accel: cfg.Accel, KeeperPID: os.Getpid(),
 		},
+		kept: cfg.Spec.Keep && !cfg.Helper,
 	}
 }
 
@@ -196,17 +199,30 @@ func (r *Run) bringUp(ctx context.Context) error {
 // openLog begins the log of a task that is kept. The others' output is for
 // whoever is attached.
 func (r *Run) openLog(context.Context) error {
-	if !r.cfg.Spec.Keep || r.cfg.Helper {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.kept {
 		return nil
 	}
+	return r.beginLog()
+}
+
+// beginLog keeps what the task writes from now on. mu is held.
+func (r *Run) beginLog() error {
 	log, err := rundir.New(r.deps.Dir)
 	if err != nil {
 		return err
 	}
 	r.log = log
-	r.out.log = log.Append
-	r.out.logError = func(err error) { r.deps.Log.Error("the task's log ends here", "err", err) }
+	r.out.keep(log.Append, func(err error) { r.deps.Log.Error("the task's log ends here", "err", err) })
 	return nil
+}
+
+// keptLog is nil unless the sandbox is kept.
+func (r *Run) keptLog() *rundir.Log {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.log
 }
 
 func (r *Run) startMachine(ctx context.Context) error {
@@ -335,8 +351,8 @@ func (r *Run) finish() error {
 	defer time.AfterFunc(r.limit.farewell, r.out.dropAll).Stop()
 	r.tending.Wait()
 	r.out.end()
-	if r.log != nil {
-		r.log.End()
+	if log := r.keptLog(); log != nil {
+		log.End()
 	}
 	r.settle(undone)
 	final := r.Status()
@@ -361,7 +377,7 @@ func (r *Run) finish() error {
 // disk is kept, to write it out.
 func (r *Run) sayGoodbye() {
 	r.mu.Lock()
-	abrupt := r.abrupt
+	abrupt, kept := r.abrupt, r.kept
 	r.mu.Unlock()
 	if abrupt || r.guest == nil || r.guest.Err() != nil {
 		return
@@ -375,7 +391,7 @@ func (r *Run) sayGoodbye() {
 		r.status.DiskWrittenBytes = usage.DiskWrittenBytes
 		r.mu.Unlock()
 	}
-	if !r.cfg.Spec.Keep {
+	if !kept && !r.cfg.Helper {
 		return
 	}
 	if err := r.guest.Shutdown(ctx); err != nil {
