@@ -114,7 +114,7 @@ var arrows = map[string][]string{
 	"cli/command":   {},
 	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel"},
 	"cli/imagecmd":  {"cli/command", "image", "image/registry"},
-	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox"},
+	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox", "secret"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
