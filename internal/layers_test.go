@@ -109,11 +109,12 @@ var arrows = map[string][]string{
 		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
-	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
-		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "sandbox", "secret/store", "template", "vm"},
+	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/manual", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
+		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "policy/preset", "policy/tier", "sandbox", "secret", "secret/store", "template", "vm"},
 	"cli/command":   {},
 	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel"},
 	"cli/imagecmd":  {"cli/command", "image", "image/registry"},
+	"cli/manual":    {"cli/command"},
 	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox", "secret"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
@@ -136,7 +137,7 @@ var arrows = map[string][]string{
 
 	// What `make demo` and `make dist` run.
 	"scripts/demoapi": {"boundary/intercept"},
-	"scripts/manual":  {"cli"},
+	"scripts/manual":  {"cli", "cli/manual"},
 	"scripts/sbom":    {},
 }
 

@@ -24,7 +24,7 @@ func newCopy(env Env) *cobra.Command {
 		Short: "Copy files between a sandbox and here; also one that has ended but is kept",
 		Example: "  creel cp web:/etc/hostname .\n  creel cp ./src web:/work\n" +
 			"  creel cp web:/work - | tar t",
-		Args: cobra.ExactArgs(2),
+		Args: cobra.ExactArgs(2), ValidArgsFunction: completeFiles(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			from, fromPath, isFrom := sandboxPath(args[0])
 			to, toPath, isTo := sandboxPath(args[1])
