@@ -29,9 +29,12 @@ var arrows = map[string][]string{
 	"policy":  {},
 	"confine": {"sandbox"},
 	"scratch": {},
-	"archive": {},
+	"archive": {"printable"},
 	"kernel":  {"undo"},
 	"secret":  {},
+
+	// What is safe to show.
+	"printable": {},
 
 	// Where secrets come from. Its lock is the one between processes.
 	"secret/store": {"policy", "secret", "template/lock", "undo"},
@@ -66,7 +69,7 @@ var arrows = map[string][]string{
 	// Both ends of the control port.
 	"guest/api":       {"sandbox"},
 	"guest/agent":     {"guest/api", "sandbox", "wire"},
-	"guest/host":      {"guest/api", "sandbox", "wire"},
+	"guest/host":      {"guest/api", "printable", "sandbox", "wire"},
 	"guest/blob":      {},
 	"guest/machine":   {"guest/api", "sandbox"},
 	"cmd/creel-guest": {"guest/agent", "guest/api", "guest/machine"},
@@ -109,17 +112,17 @@ var arrows = map[string][]string{
 		"policy", "policy/syntax", "policy/tier", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm"},
 	"config": {"sandbox"},
 	"doctor": {"kernel", "sandbox", "template"},
-	"cli": {"archive", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/manual", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
-		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "policy/preset", "policy/tier", "sandbox", "secret", "secret/store", "template", "vm"},
-	"cli/command":   {},
-	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel"},
-	"cli/imagecmd":  {"cli/command", "image", "image/registry"},
+	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/manual", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
+		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "policy/preset", "policy/tier", "printable", "sandbox", "secret", "secret/store", "template", "vm"},
+	"cli/command":   {"printable"},
+	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel", "printable"},
+	"cli/imagecmd":  {"cli/command", "image", "image/registry", "printable"},
 	"cli/manual":    {"cli/command"},
 	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox", "secret"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
-	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command"},
+	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command", "printable"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "guest/blob", "guest/host", "image",
-		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
+		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "printable", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},
 	"cmd/creel": {"app"},
 
@@ -205,6 +208,34 @@ func TestPackageComments(t *testing.T) {
 			t.Errorf("package %s: the comment does not begin with its name", p.name)
 		case !strings.Contains(comments[0], "must not"):
 			t.Errorf("package %s: the comment does not say what the package must not do", p.name)
+		}
+	}
+}
+
+// printers are the packages that may use the standard streams themselves: they
+// hand them out, or are programs of their own. Everybody else writes to what it
+// was given, which makes text of others safe to show and keeps errors.
+var printers = []string{"app", "vm/accel", "vm/vmtest/guest", "cmd/creel-guest"}
+
+func TestStandardStreamsAreHandedOut(t *testing.T) {
+	packages, fset := parseAll(t)
+	for _, p := range packages {
+		if slices.Contains(printers, p.name) || strings.HasPrefix(p.name, "test/") || strings.HasPrefix(p.name, "scripts/") {
+			continue
+		}
+		for _, syntax := range p.files {
+			ast.Inspect(syntax, func(n ast.Node) bool {
+				use, ok := n.(*ast.SelectorExpr)
+				if !ok {
+					return true
+				}
+				of, ok := use.X.(*ast.Ident)
+				name := use.Sel.Name
+				if ok && (of.Name == "os" && (name == "Stdout" || name == "Stderr") || of.Name == "fmt" && strings.HasPrefix(name, "Print")) {
+					t.Errorf("%s: %s.%s: write to the streams of the command instead", fset.Position(use.Pos()), of.Name, name)
+				}
+				return true
+			})
 		}
 	}
 }

@@ -13,8 +13,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 
 	"creel/internal/audit"
 	"creel/internal/cli"
@@ -29,6 +31,7 @@ import (
 	"creel/internal/image/registry"
 	"creel/internal/kernel"
 	"creel/internal/policy/tier"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/secret/store"
@@ -70,7 +73,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), os.Stderr)
+	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), printable.NewWriter(os.Stderr))
 	dir := cfg.StateDir
 	if err := engine.PrepareDir(dir); err != nil {
 		return nil, err
@@ -83,10 +86,14 @@ func open(logging cli.Logging) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger, err := audit.OpenLedger(auditDir(dir))
+	ledger, err := audit.PrepareLedger(auditDir(dir))
 	if err != nil {
 		return nil, err
 	}
+	if err := ledger.Check(); err != nil { // who stops or lists sandboxes does not need it
+		log.Warn("nothing can be put on record, so nothing is done that needs it", "err", err)
+	}
+	ledger.MaxLog = cfg.AuditQuota
 	templates, err := openTemplates(dir, log)
 	if err != nil {
 		return nil, err
@@ -106,7 +113,7 @@ func open(logging cli.Logging) (*cli.App, error) {
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
 		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
-		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() },
+		Tiers: tiersText, RotateKey: func(context.Context) error { return ledger.RotateKey() }, PruneAudit: ledger.Prune,
 		Doctor: doctor.Deps{
 			StateDir: dir, KernelDir: kernelDir(dir),
 			Accel:      func(ctx context.Context) (sandbox.Accel, string, error) { return choose(ctx, cfg.Accel) },
@@ -237,6 +244,8 @@ func Main(ctx context.Context, version string, args []string) int {
 			fmt.Fprintf(os.Stderr, "creel: keep inherited files to this process: %v\n", err)
 			return 1
 		}
+		// With a reader that is gone, writing is an error like any other.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		var logging cli.Logging
 		return cli.Main(ctx, cli.Env{
 			Streams: cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr},

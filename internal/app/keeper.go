@@ -31,20 +31,22 @@ func keeperMain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return keep(ctx, launch, conn, nil)
+	log, end := keeperLog()
+	defer end()
+	return keep(ctx, launch, conn, nil, log)
 }
 
-// keeperLog is what a keeper has to say.
-func keeperLog() *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+// keeperLog is what a keeper has to say. A process has one: it is bounded.
+func keeperLog() (log *slog.Logger, end func()) {
+	lines := keeper.NewLog(os.Stderr)
+	return slog.New(slog.NewTextHandler(lines, &slog.HandlerOptions{Level: slog.LevelWarn})), lines.Close
 }
 
 // keep is the keeper of one run, with a clone that waited for it or, where
 // that is nil, with one that it starts.
-func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *keeper.Waiting) error {
+func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *keeper.Waiting, log *slog.Logger) error {
 	defer launch.Lock.Close()
 	stdlog.SetOutput(io.Discard) // net/http tells it what a hostile upstream sends, as often as that likes
-	log := keeperLog()
 	dir, err := os.OpenRoot(launch.Dir)
 	if err != nil {
 		return fmt.Errorf("open sandbox directory: %w", err)
@@ -76,7 +78,7 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 			Dir: filepath.Join(launch.SandboxDir, vmmDir),
 		},
 		Parts: func(ctx context.Context) (*keeper.Parts, error) {
-			parts, _, err := openParts(ctx, launch.StateDir, launch.Config.Template, launch.SandboxDir)
+			parts, _, err := openParts(ctx, launch.StateDir, launch.Config.Template, launch.SandboxDir, log)
 			return parts, err
 		},
 		Waiting: waiting,
@@ -135,8 +137,8 @@ func readOptional(file string) (string, error) {
 }
 
 // openParts gets the template's parts from its holder, and the sandbox's disk.
-func openParts(ctx context.Context, stateDir, digest, sandboxDir string) (*keeper.Parts, template.Manifest, error) {
-	templates, err := openTemplates(stateDir, keeperLog())
+func openParts(ctx context.Context, stateDir, digest, sandboxDir string, log *slog.Logger) (*keeper.Parts, template.Manifest, error) {
+	templates, err := openTemplates(stateDir, log)
 	if err != nil {
 		return nil, template.Manifest{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +29,8 @@ func standbyMain(ctx context.Context, text string) error {
 	if err := json.Unmarshal([]byte(text), &key); err != nil {
 		return fmt.Errorf("read what is to wait: %w; a waiting VM is started by creel itself", err)
 	}
+	log, end := keeperLog()
+	defer end()
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return err
@@ -35,7 +38,7 @@ func standbyMain(ctx context.Context, text string) error {
 	// Not all that a front door opens: the ledger's key must not be in a process
 	// that becomes a keeper.
 	eng, err := engine.New(engine.Options{
-		Dir: cfg.StateDir, Standby: standbyPool(cfg), Scratch: makeScratch(cfg.StateDir), Log: keeperLog(),
+		Dir: cfg.StateDir, Standby: standbyPool(cfg), Scratch: makeScratch(cfg.StateDir), Log: log,
 	})
 	if err != nil {
 		return err
@@ -51,7 +54,7 @@ func standbyMain(ctx context.Context, text string) error {
 	if err := logTo(filepath.Join(place.Dir, engine.LogName)); err != nil {
 		return err
 	}
-	waiting, err := wait(ctx, cfg.StateDir, key, place)
+	waiting, err := wait(ctx, cfg.StateDir, key, place, log)
 	if err != nil {
 		return err
 	}
@@ -66,7 +69,7 @@ func standbyMain(ctx context.Context, text string) error {
 	if err != nil || files == nil {
 		return err
 	}
-	return become(ctx, files, key, waiting)
+	return become(ctx, files, key, waiting, log)
 }
 
 func standbyPool(cfg config.Config) *standby.Pool {
@@ -76,7 +79,7 @@ func standbyPool(cfg config.Config) *standby.Pool {
 }
 
 // become makes this process the keeper that its taker wants.
-func become(ctx context.Context, files []*os.File, key standby.Key, waiting *keeper.Waiting) error {
+func become(ctx context.Context, files []*os.File, key standby.Key, waiting *keeper.Waiting, log *slog.Logger) error {
 	launch, conn, err := keeper.ReadLaunch(func(place int) *os.File {
 		if place >= len(files) {
 			return nil // closed, for all who use it
@@ -97,16 +100,16 @@ func become(ctx context.Context, files []*os.File, key standby.Key, waiting *kee
 	if err := os.Remove(filepath.Join(launch.SandboxDir, socket.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the waiting VM's socket: %w", err)
 	}
-	return keep(ctx, launch, conn, waiting)
+	return keep(ctx, launch, conn, waiting, log)
 }
 
 // wait starts the clone that waits.
-func wait(ctx context.Context, stateDir string, key standby.Key, place *standby.Place) (*keeper.Waiting, error) {
-	driver, err := qemu.New(qemu.Options{Logger: keeperLog()})
+func wait(ctx context.Context, stateDir string, key standby.Key, place *standby.Place, log *slog.Logger) (*keeper.Waiting, error) {
+	driver, err := qemu.New(qemu.Options{Logger: log})
 	if err != nil {
 		return nil, err
 	}
-	parts, m, err := openParts(ctx, stateDir, key.Template, place.Dir)
+	parts, m, err := openParts(ctx, stateDir, key.Template, place.Dir, log)
 	if err != nil {
 		return nil, err
 	}

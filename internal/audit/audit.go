@@ -48,6 +48,7 @@ const (
 	KindKey       Kind = "key"       // ledger: the installation's key from here on
 	KindOpened    Kind = "opened"    // ledger: a sandbox's log begins, with its public key; log: its first record
 	KindClosed    Kind = "closed"    // ledger: a sandbox's log has ended, with its root; log: its keeper ended in order
+	KindPruned    Kind = "pruned"    // ledger: a log that was closed is about to be removed
 	KindRecovered Kind = "recovered" // what a crash had left half-written was set aside
 )
 

@@ -212,7 +212,7 @@ func TestLedgerAndLogsVerify(t *testing.T) {
 }
 
 func TestPrintingAKeyHidesIt(t *testing.T) {
-	key, err := newSandboxKey("aa")
+	key, err := newSandboxKey("aa", DefaultMaxLog)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func benchLogs(b *testing.B, n int) []*Log {
 	dir := benchDir(b)
 	var logs []*Log
 	for i := range n {
-		key, err := newSandboxKey("bench")
+		key, err := newSandboxKey("bench", DefaultMaxLog)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -128,7 +128,7 @@ func BenchmarkVerify(b *testing.B) {
 	const events = 1_000_000
 	for name, batch := range map[string]int{"commits-of-1": 1, "commits-of-20": 20} {
 		b.Run(name, func(b *testing.B) {
-			key, err := newSandboxKey("bench")
+			key, err := newSandboxKey("bench", DefaultMaxLog)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -21,6 +21,10 @@ type Ledger struct {
 	recorder
 	dir string
 
+	// MaxLog is the quota of logs that are opened from now on, at least
+	// MinMaxLog; 0: DefaultMaxLog.
+	MaxLog int64
+
 	mu     sync.Mutex // around every use of the file by this process
 	lock   *os.File   // around every use of it by any process
 	key    keyPair
@@ -31,9 +35,27 @@ type Ledger struct {
 	unrecorded []chain.Entry
 }
 
-// OpenLedger opens the ledger in dir and makes what is missing on first use,
-// the installation's key among it. The caller closes it.
+// OpenLedger is [PrepareLedger] for a ledger that can be appended to; it makes
+// what is missing on first use, the installation's key among it. The caller
+// closes it.
 func OpenLedger(dir string) (*Ledger, error) {
+	l, err := PrepareLedger(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Check(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Check fails where the ledger cannot be appended to.
+func (l *Ledger) Check() error { return l.locked(func() error { return nil }) }
+
+// PrepareLedger opens the ledger in dir without a look at it: each use of one
+// that is damaged fails, and says why. The caller closes it.
+func PrepareLedger(dir string) (*Ledger, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
@@ -43,15 +65,13 @@ func OpenLedger(dir string) (*Ledger, error) {
 			return nil, fmt.Errorf("open ledger: %w", err)
 		}
 	}
+	// It is needed where the disk is full, and too late to be made then.
+	os.Mkdir(filepath.Join(dir, asideName), 0o700)
 	l := &Ledger{dir: dir}
 	if l.lock, err = openLock(dir, lockName); err != nil {
 		return nil, err
 	}
 	l.batch = batch.New(l.write)
-	if err := l.locked(func() error { return nil }); err != nil {
-		l.Close()
-		return nil, err
-	}
 	return l, nil
 }
 
@@ -170,7 +190,10 @@ func (l *Ledger) refresh() error {
 	if l.key, err = keyInForce(l.dir, seg.checkpoint); err != nil {
 		return err
 	}
-	noted := readHead(l.dir)
+	noted, err := readHead(l.dir, l.key.verifier)
+	if err != nil {
+		return err
+	}
 	if noted.Size > seg.head.Size || noted.Size == seg.head.Size && noted != seg.head {
 		return fmt.Errorf("the ledger ends at line %d, but had reached %d: it was cut, exchanged or put back from a copy; run `creel audit verify`, and see docs/audit.md",
 			seg.head.Size, noted.Size)

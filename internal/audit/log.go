@@ -23,15 +23,20 @@ import (
 const (
 	// DefaultMaxLog is the quota of a log.
 	DefaultMaxLog = 64 << 20
-	// endReserve is kept back from the quota for how a run ended.
+	// MinMaxLog is the least quota that has room for all that is kept back.
+	MinMaxLog = 1 << 20
+	// endReserve is kept back from the quota for how a run ended, and at most
+	// maxReserve for each of the other classes of records.
 	endReserve = 256 << 10
+	maxReserve = 1 << 20
 )
 
 // LogName is the file of a sandbox's log in its directory.
 const LogName = "log.jsonl"
 
 // ErrQuota is what [Log.Append] returns once a log has used up its quota; the
-// events that end a run are still taken.
+// events that end a run are still taken, and for a while those that take rights
+// away, and those of what the operator does.
 var ErrQuota = errors.New("the sandbox's audit log has reached its quota")
 
 // SandboxKey is what a keeper needs for its sandbox's log. It is encoded as
@@ -161,11 +166,7 @@ func (l *Log) write(entries []chain.Entry) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	room := l.max - l.size - endReserve
-	if endsRun(entries) {
-		room += endReserve
-	}
-	if int64(len(c.Bytes)) > room {
+	if int64(len(c.Bytes)) > l.max-l.size-keptBack(l.max, entries) {
 		return "", fmt.Errorf("%w of %d bytes", ErrQuota, l.max)
 	}
 	trusted, err := l.appendDurable(c.Bytes)
@@ -195,16 +196,42 @@ func (l *Log) unchanged() error {
 	return nil
 }
 
-// endsRun reports whether all of the entries are about how a run ended.
-func endsRun(entries []chain.Entry) bool {
+// Classes of records, by who has a say in how many there are. Each has room of
+// its own in the quota, which those before it cannot use up: a guest that fills
+// its log keeps nobody from ending the run, from taking rights away or from
+// looking at what it does.
+const (
+	classGuest    = iota // what a guest brings about
+	classDenied          // what it was denied, which comes at a bounded rate
+	classOperator        // what the operator does in a sandbox
+	classControl         // what takes rights away, and alerts, which are bounded
+	classEnd             // how the run ended
+)
+
+// classes of kinds; package event names those that have no constant here, and
+// what is not named is a guest's.
+var classes = map[Kind]int{
+	"name": classDenied, "denied": classDenied, "budget": classDenied, "dropped": classDenied,
+	KindStarted: classOperator, KindExec: classOperator, KindCopy: classOperator, "copied": classOperator,
+	KindSignal: classControl, "policy": classControl, "secrets": classControl, "alert": classControl, "step": classControl,
+	KindExit: classEnd, KindCleanup: classEnd, KindClosed: classEnd,
+}
+
+// HasRoom reports whether room is kept for records of a kind that a guest's own
+// cannot use up.
+func HasRoom(kind Kind) bool { return classes[kind] != classGuest }
+
+// keptBack is how much of a quota the entries of one commit must leave free.
+func keptBack(quota int64, entries []chain.Entry) int64 {
+	class := classEnd
 	for _, e := range entries {
-		switch e.Kind {
-		case KindExit, KindCleanup, KindClosed:
-		default:
-			return false
-		}
+		class = min(class, classes[e.Kind])
 	}
-	return true
+	if class == classEnd {
+		return 0
+	}
+	each := min(maxReserve, max(quota-endReserve, 0)/8)
+	return endReserve + int64(classControl-class)*each
 }
 
 // appendDurable writes data at the end of f and syncs it. On error it takes
@@ -222,10 +249,10 @@ func appendDurable(f *os.File, size int64, data []byte) (trusted bool, err error
 	return undone == nil, errors.Join(err, undone)
 }
 
-func newSandboxKey(sandbox string) (SandboxKey, error) {
+func newSandboxKey(sandbox string, quota int64) (SandboxKey, error) {
 	var b [8]byte
 	rand.Read(b[:])
-	key := SandboxKey{Sandbox: sandbox, Origin: "creel/log/" + sandbox + "/" + hex.EncodeToString(b[:]), MaxBytes: DefaultMaxLog}
+	key := SandboxKey{Sandbox: sandbox, Origin: "creel/log/" + sandbox + "/" + hex.EncodeToString(b[:]), MaxBytes: quota}
 	var err error
 	if key.Private, key.Public, err = note.GenerateKey(rand.Reader, key.Origin); err != nil {
 		return key, fmt.Errorf("make key of sandbox log: %w", err)

@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"creel/internal/audit/chain"
 
@@ -39,7 +41,7 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return SandboxKey{}, fmt.Errorf("open sandbox log: %w", err)
 	}
-	key, err := newSandboxKey(id)
+	key, err := newSandboxKey(id, cmp.Or(l.MaxLog, DefaultMaxLog))
 	if err != nil {
 		return SandboxKey{}, err
 	}
@@ -57,16 +59,32 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	return key, syncDir(dir)
 }
 
+// ErrUnsound is of a log that is not as its keeper wrote it; its closing, with
+// what is wrong, is on the ledger.
+var ErrUnsound = errors.New("the audit log is not sound, which is on record")
+
 // CloseSandbox ends the log that was opened for id in dir, whose keeper must
 // have gone: it checks the log, takes it into the ledger's own directory,
 // records its final root, and removes it from dir. A log that is not sound is
-// closed as well, with what is wrong on record, and that is then the error; a
-// log that is closed already is none.
+// closed as well, with what is wrong on record, and [ErrUnsound] is then the
+// error; a log that is closed already is none. With any other error the log is
+// not closed, and stays where it is.
 func (l *Ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return fmt.Errorf("close sandbox log: %w", err)
 	}
+	return l.closing(func() error {
+		opened, found, err := l.findOpen(id, func(o *Opened) bool { return o.Dir == dir })
+		if err != nil || !found {
+			return err
+		}
+		return l.closeLog(ctx, id, opened)
+	})
+}
+
+// closing calls do while no other process closes a log, or removes one.
+func (l *Ledger) closing(do func() error) error {
 	lock, err := openLock(l.dir, closeName)
 	if err != nil {
 		return err
@@ -75,10 +93,10 @@ func (l *Ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	if err := flock(lock, unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock closing of logs: %w", err)
 	}
-	opened, found, err := l.findOpen(id, dir)
-	if err != nil || !found {
-		return err
-	}
+	return do()
+}
+
+func (l *Ledger) closeLog(ctx context.Context, id string, opened Opened) error {
 	closed, err := l.archive(ctx, opened)
 	if err != nil {
 		return fmt.Errorf("close sandbox log: %w", err)
@@ -86,11 +104,63 @@ func (l *Ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	if err := l.Append(ctx, Event{Kind: KindClosed, Sandbox: id, Data: closed}); err != nil {
 		return err
 	}
-	removeLog(dir)
+	removeLog(opened.Dir)
+	removeLog(asidePath(l.dir, opened.Log))
 	if closed.Fault != "" {
-		return fmt.Errorf("the audit log of sandbox %s is not sound, which is on record: %s", id, closed.Fault)
+		return fmt.Errorf("sandbox %s: %w: %s", id, ErrUnsound, closed.Fault)
 	}
 	return nil
+}
+
+// SetAside moves the log that was opened for id in dir, and that could not be
+// closed, to the ledger's own directory, so that dir can be removed.
+// [Ledger.CloseAside] closes it. It needs no room on the disk.
+func (l *Ledger) SetAside(id, dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("set sandbox log aside: %w", err)
+	}
+	return l.closing(func() error {
+		opened, found, err := l.findOpen(id, func(o *Opened) bool { return o.Dir == dir })
+		if err != nil || !found {
+			return err
+		}
+		if err := os.Rename(dir, asidePath(l.dir, opened.Log)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("set sandbox log aside: %w", err)
+		}
+		return nil
+	})
+}
+
+// CloseAside closes the logs that were set aside.
+func (l *Ledger) CloseAside(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(l.dir, asideName))
+	if errors.Is(err, fs.ErrNotExist) || len(entries) == 0 && err == nil {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list logs that were set aside: %w", err)
+	}
+	return l.closing(func() error {
+		var errs []error
+		for _, e := range entries {
+			errs = append(errs, l.closeOneAside(ctx, e.Name()))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func (l *Ledger) closeOneAside(ctx context.Context, name string) error {
+	id := name[:max(strings.LastIndexByte(name, '-'), 0)]
+	opened, found, err := l.findOpen(id, func(o *Opened) bool { return filepath.Base(asidePath(l.dir, o.Log)) == name })
+	if err != nil {
+		return err
+	}
+	if !found { // another command was faster, or was killed behind the closing
+		removeLog(filepath.Join(l.dir, asideName, name))
+		return nil
+	}
+	return l.closeLog(ctx, id, opened)
 }
 
 // Unclosed calls yield for each log that was opened and not closed: those of
@@ -128,9 +198,9 @@ func (l *Ledger) Unclosed(ctx context.Context, yield func(sandbox string, o Open
 	return nil
 }
 
-// findOpen looks for the newest opening of id in dir, and whether it is still
-// open. It reads the newest segments first.
-func (l *Ledger) findOpen(id, dir string) (Opened, bool, error) {
+// findOpen looks for the newest opening of id that is meant, and whether it is
+// still open. It reads the newest segments first.
+func (l *Ledger) findOpen(id string, meant func(*Opened) bool) (Opened, bool, error) {
 	paths, err := Segments(l.dir)
 	if err != nil {
 		return Opened{}, false, err
@@ -143,7 +213,7 @@ func (l *Ledger) findOpen(id, dir string) (Opened, bool, error) {
 			case r.Sandbox != id:
 			case c != nil:
 				closed[c.Log] = true
-			case o.Dir == dir:
+			case meant(o):
 				last = o
 			}
 		})
@@ -160,6 +230,31 @@ func (l *Ledger) findOpen(id, dir string) (Opened, bool, error) {
 // eachOpening calls f for the openings and closings in one segment, of the
 // lines that contain part.
 func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) error {
+	return eachRecord(path, []Kind{KindOpened, KindClosed}, part, func(r Record) {
+		switch r.Kind {
+		case KindOpened:
+			if o, err := decodeData[Opened](r); err == nil {
+				f(r, &o, nil)
+			}
+		case KindClosed:
+			if c, err := decodeData[Closed](r); err == nil {
+				f(r, nil, &c)
+			}
+		}
+	})
+}
+
+func eachPruned(path string, f func(Pruned)) error {
+	return eachRecord(path, []Kind{KindPruned}, nil, func(r Record) {
+		if p, err := decodeData[Pruned](r); err == nil {
+			f(p)
+		}
+	})
+}
+
+// eachRecord calls f for the records of some kinds in one segment, of the lines
+// that contain part.
+func eachRecord(path string, kinds []Kind, part []byte, f func(Record)) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("read ledger: %w", err)
@@ -174,24 +269,16 @@ func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) err
 		if err != nil {
 			return fmt.Errorf("read ledger %s: %w", filepath.Base(path), err)
 		}
-		isOpen, isClose := bytes.Contains(raw, []byte(`"kind":"opened"`)), bytes.Contains(raw, []byte(`"kind":"closed"`))
-		if !isOpen && !isClose || !bytes.Contains(raw, part) {
+		meant := slices.ContainsFunc(kinds, func(k Kind) bool { return bytes.Contains(raw, []byte(`"kind":"`+k+`"`)) })
+		if !meant || !bytes.Contains(raw, part) {
 			continue
 		}
 		ln, err := chain.Parse(raw)
 		if err != nil {
 			continue // torn; the ledger sets it aside
 		}
-		r := ln.Record()
-		switch r.Kind {
-		case KindOpened:
-			if o, err := decodeData[Opened](r); err == nil {
-				f(r, &o, nil)
-			}
-		case KindClosed:
-			if c, err := decodeData[Closed](r); err == nil {
-				f(r, nil, &c)
-			}
+		if r := ln.Record(); slices.Contains(kinds, r.Kind) {
+			f(r)
 		}
 	}
 }
@@ -199,7 +286,10 @@ func eachOpening(path string, part []byte, f func(Record, *Opened, *Closed)) err
 // archive copies a log out of its keeper's reach, and checks the copy.
 func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	closed := Closed{Log: o.Log}
-	source, err := OpenUntrusted(o.Dir)
+	source, _, err := OpenUnclosed(l.dir, o)
+	if errors.Is(err, fs.ErrNotExist) { // a copy was taken, and its closing could not be recorded
+		source, err = os.Open(ArchivePath(l.dir, o.Log))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		closed.Fault = "it is missing"
 		return closed, nil
@@ -256,6 +346,23 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 // ArchivePath is where a closed log is; origin is creel/log/SANDBOX/RANDOM.
 func ArchivePath(dir, origin string) string {
 	return filepath.Join(dir, logsName, path.Base(path.Dir(origin))+"-"+path.Base(origin)+extension)
+}
+
+// asidePath is the directory of a log that was set aside.
+func asidePath(dir, origin string) string {
+	return filepath.Join(dir, asideName, strings.TrimSuffix(filepath.Base(ArchivePath(dir, origin)), extension))
+}
+
+// OpenUnclosed opens a log that is not closed where it is: with its keeper, or
+// set aside in the audit directory dir.
+func OpenUnclosed(dir string, o Opened) (f *os.File, at string, err error) {
+	for _, at := range []string{o.Dir, asidePath(dir, o.Log)} {
+		f, err := OpenUntrusted(at)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, filepath.Join(at, LogName), err
+		}
+	}
+	return nil, "", fs.ErrNotExist
 }
 
 // OpenUntrusted opens the log in a directory that belongs to a keeper, which

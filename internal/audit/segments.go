@@ -5,20 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"creel/internal/audit/chain"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
 )
 
 const (
 	// LedgerName is the directory of the ledger's segments.
 	LedgerName = "ledger"
-	logsName   = "logs" // directory of the logs that were closed
-	tornName   = "torn" // directory of what crashes left
+	logsName   = "logs"     // directory of the logs that were closed
+	tornName   = "torn"     // directory of what crashes left
+	asideName  = "unclosed" // directory of logs that were set aside until they can be closed
 	lockName   = "lock"
 	closeName  = "close.lock"
 	// HeadName is the file with the last checkpoint, beside the ledger.
@@ -133,27 +136,63 @@ func newSegment(dir string, first int64, c chain.Commit) (*segment, error) {
 }
 
 // readHead returns the head that was last noted beside the ledger, or the zero
-// Head. It is not synced, so after a crash it may be old or spoiled.
-func readHead(dir string) Head {
+// Head where none was. It is not synced, so after a crash it may be old. Key is
+// the one in force; what an earlier one has signed cannot be checked here.
+func readHead(dir string, key note.Verifier) (Head, error) {
 	data, err := os.ReadFile(filepath.Join(dir, HeadName))
-	if err != nil {
-		return Head{}
+	if errors.Is(err, fs.ErrNotExist) {
+		return Head{}, nil
 	}
-	h, err := chain.ParseCheckpoint(string(data))
 	if err != nil {
-		return Head{}
+		return Head{}, damagedHead(dir, err)
 	}
-	return h
+	signed := strings.TrimRight(string(data), "\n") + "\n"
+	h, err := chain.ParseCheckpoint(signed)
+	if err == nil && h.Origin != key.Name() {
+		err = fmt.Errorf("it is of %q, and this is %q", h.Origin, key.Name())
+	}
+	if err == nil {
+		_, err = note.Open([]byte(signed), note.VerifierList(key))
+		if _, another := errors.AsType[*note.UnverifiedNoteError](err); another {
+			err = nil
+		}
+	}
+	if err != nil {
+		return Head{}, damagedHead(dir, err)
+	}
+	return h, nil
 }
 
-// writeHead notes a checkpoint that is durable in the ledger.
+func damagedHead(dir string, err error) error {
+	return fmt.Errorf("%s is damaged: %w. It says how far the ledger had come, and without it nobody sees here that the ledger's end was cut off: "+
+		"run `creel audit verify --expect` with a checkpoint or receipt that you keep elsewhere, and where the record is whole remove that file; see docs/audit.md",
+		filepath.Join(dir, HeadName), err)
+}
+
+// CheckHead fails where the head that is noted beside the ledger is no
+// checkpoint.
+func CheckHead(dir, signed string) error {
+	if _, err := chain.ParseCheckpoint(signed); err != nil {
+		return damagedHead(dir, err)
+	}
+	return nil
+}
+
+// writeHead notes a checkpoint that is durable in the ledger. A process that is
+// killed meanwhile leaves the old one or the new one: it is written at once, over
+// all that is there.
 func writeHead(dir, checkpoint string) error {
 	f, err := os.OpenFile(filepath.Join(dir, HeadName), os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("note ledger's head: %w", err)
 	}
-	_, err = f.WriteAt([]byte(checkpoint), 0)
-	if err = errors.Join(err, f.Truncate(int64(len(checkpoint))), f.Close()); err != nil {
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil {
+		rest := max(info.Size()-int64(len(checkpoint)), 0)
+		_, err = f.WriteAt(append([]byte(checkpoint), bytes.Repeat([]byte("\n"), int(min(rest, 64<<10)))...), 0)
+	}
+	if err = errors.Join(err, f.Truncate(int64(len(checkpoint)))); err != nil {
 		return fmt.Errorf("note ledger's head: %w", err)
 	}
 	return nil

@@ -36,7 +36,9 @@ type Report struct {
 	Records int64   // in ledger and logs
 	Closed  int     // logs that were closed
 	Open    int     // logs that were not: running, or their keepers died
+	Aside   int     // of those that are open: set aside, since their closing could not be recorded
 	Killed  int     // closed logs whose keepers were killed
+	Pruned  int     // closed logs that were removed, on record
 	Faults  []Fault // in the order in which they were found
 }
 
@@ -57,15 +59,34 @@ func Verify(ctx context.Context, dir, publicKey string, o Options) (Report, erro
 	if _, err := chain.Verifier(publicKey); err != nil {
 		return Report{}, err
 	}
-	v := &verification{ctx: ctx, dir: dir, opts: o, trusted: publicKey, open: map[string]*openLog{}, files: map[string]bool{},
-		expect: slices.Clone(o.Expect)}
+	for again := 2; ; again-- {
+		v := &verification{ctx: ctx, dir: dir, opts: o, trusted: publicKey, open: map[string]*openLog{}, files: map[string]bool{},
+			closed: map[string]*Closed{}, missing: map[string]string{}, expect: slices.Clone(o.Expect)}
+		if err := v.all(); err != nil {
+			return Report{}, err
+		}
+		// What is missing may have been closed or pruned since the ledger was
+		// looked at.
+		if len(v.missing) == 0 && !v.gone || again == 0 || !v.grown() {
+			return v.report, nil
+		}
+	}
+}
+
+func (v *verification) all() error {
 	if err := v.ledger(); err != nil {
-		return Report{}, err
+		return err
 	}
-	if err := v.leftOver(); err != nil {
-		return Report{}, err
+	for _, origin := range slices.Sorted(maps.Keys(v.missing)) {
+		v.fault(v.missing[origin], "is missing")
 	}
-	return v.report, nil
+	return v.leftOver()
+}
+
+// grown reports whether the ledger has more than was looked at.
+func (v *verification) grown() bool {
+	paths, size, err := v.snapshot()
+	return err == nil && len(paths) > 0 && (paths[len(paths)-1] != v.newest || size != v.size)
 }
 
 type verification struct {
@@ -84,6 +105,13 @@ type verification struct {
 	scanner chain.Scanner
 	open    map[string]*openLog
 	files   map[string]bool // logs that were closed, by file name
+	closed  map[string]*Closed
+	missing map[string]string // where each log should be that is not there, unless it turns out to be pruned
+
+	gone bool // an open log is not there
+
+	newest string // segment that was looked at, up to size
+	size   int64
 }
 
 type openLog struct {
@@ -105,6 +133,7 @@ func (v *verification) ledger() error {
 		v.fault(LedgerName, "there is no ledger")
 		return nil
 	}
+	v.newest, v.size = paths[len(paths)-1], size
 	v.scanner = chain.Scanner{Record: v.record, Sealed: v.sealed}
 	for i, p := range paths {
 		limit := int64(1) << 62
@@ -193,8 +222,41 @@ func (v *verification) record(r Record) error {
 			return fmt.Errorf("closes log %s, which is not open", c.Log)
 		}
 		delete(v.open, c.Log)
+		v.closed[c.Log] = &c
 		return v.closedLog(o, c)
+	case KindPruned:
+		p, err := decodeData[Pruned](r)
+		if err != nil {
+			return err
+		}
+		return v.prunedLog(p)
 	}
+	return nil
+}
+
+// prunedLog takes a log as gone that was sound and ended as it was closed. One
+// that is still there was checked at its closing: whoever pruned it was killed.
+func (v *verification) prunedLog(p Pruned) error {
+	c := v.closed[p.Log]
+	if c == nil || c.Head == nil || c.Fault != "" || *c.Head != p.Head {
+		return fmt.Errorf("prunes log %s, which was not closed, is pruned already, or did not end so", p.Log)
+	}
+	v.closed[p.Log] = nil
+	delete(v.missing, p.Log)
+	v.report.Pruned++
+	v.expect = slices.DeleteFunc(v.expect, func(h Head) bool {
+		switch {
+		case h.Origin != p.Log:
+			return false
+		case h.Size > p.Head.Size:
+			v.fault(h.Origin, "it was closed with line %d, but a checkpoint is known of line %d: its end was cut off", p.Head.Size, h.Size)
+		case h.Size < p.Head.Size:
+			v.fault(h.Origin, "it was pruned, so the checkpoint that is known of its line %d cannot be held against it", h.Size)
+		case h.Root != p.Head.Root:
+			v.fault(h.Origin, "a checkpoint with another root is known of its end: this is a fork, or its lines were rewritten")
+		}
+		return true
+	})
 	return nil
 }
 
@@ -282,7 +344,7 @@ func (v *verification) closedLog(o *openLog, c Closed) error {
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		v.fault(where, "is missing")
+		v.missing[c.Log] = where
 		return nil
 	}
 	if err != nil {
@@ -293,25 +355,11 @@ func (v *verification) closedLog(o *openLog, c Closed) error {
 	if err != nil {
 		return err
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return err
+	fault, _, err := c.compare(f, st)
+	if fault != "" {
+		v.fault(where, "%s", fault)
 	}
-	switch {
-	case c.Fault != "":
-		if st.head != *c.Head { // it cannot be said what else of it is as it was
-			v.fault(where, "what is sound of it is not what was when it was closed")
-		}
-	case st.fault != "":
-		v.fault(where, "%s", st.fault)
-	case info.Size() > st.end: // torn, or zeros
-		v.fault(where, "has %d bytes at its end that no checkpoint covers", info.Size()-st.end)
-	case st.head.Size < c.Head.Size:
-		v.fault(where, "has %d lines under its last checkpoint, but was closed with %d: its end was cut off, or the closing claims too much", st.head.Size, c.Head.Size)
-	case st.head != *c.Head || st.ended != c.Ended:
-		v.fault(where, "is not the log that was closed")
-	}
-	return nil
+	return err
 }
 
 // log reads one log and checks that it belongs to its opening.
@@ -339,9 +387,6 @@ func (v *verification) log(f *os.File, o *openLog) (logState, error) {
 func (v *verification) leftOver() error {
 	v.report.Open = len(v.open)
 	for _, origin := range slices.Sorted(maps.Keys(v.open)) {
-		if !v.opts.Live {
-			break
-		}
 		if err := v.openLog(v.open[origin]); err != nil {
 			return err
 		}
@@ -360,25 +405,43 @@ func (v *verification) leftOver() error {
 	}
 	for _, h := range v.expect {
 		_, open := v.open[h.Origin]
-		if h.Origin != v.scanner.Origin && !(open && !v.opts.Live) {
+		if h.Origin != v.scanner.Origin && !(open && !v.opts.Live && !v.isAside(h.Origin)) {
 			v.fault(h.Origin, "a checkpoint is known of it, but it is not here")
 		}
 	}
 	return nil
 }
 
+// isAside reports whether a log was set aside.
+func (v *verification) isAside(origin string) bool {
+	there, err := exists(asidePath(v.dir, origin))
+	return there || err != nil
+}
+
 // openLog checks a log that its keeper may be writing to at this moment: lines
-// that no checkpoint covers yet are no fault.
+// that no checkpoint covers yet are no fault. In a copy of the directory there
+// are only those that were set aside.
 func (v *verification) openLog(o *openLog) error {
-	f, err := OpenUntrusted(o.Dir)
+	aside := v.isAside(o.Log)
+	if aside {
+		v.report.Aside++
+	}
+	if !v.opts.Live && !aside {
+		return nil
+	}
+	if aside { // where it was may be another machine's
+		o.Dir = asidePath(v.dir, o.Log)
+	}
+	f, at, err := OpenUnclosed(v.dir, o.Opened)
 	if err != nil {
+		v.gone = v.gone || errors.Is(err, fs.ErrNotExist)
 		v.fault(o.Log, "is open and cannot be read: %v", err)
 		return nil
 	}
 	defer f.Close()
 	st, err := v.log(f, o)
 	if err == nil && st.fault != "" {
-		v.fault(filepath.Join(o.Dir, LogName), "%s", st.fault)
+		v.fault(at, "%s", st.fault)
 	}
 	return err
 }

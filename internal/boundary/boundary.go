@@ -50,7 +50,7 @@ const (
 	maxPending = 256   // connections that are being decided about
 	maxFlows   = 1024  // connections and datagram flows at once
 	maxOutside = 1024  // connections to the outside; one of HTTP/2 can ask for many
-	talliesAt  = 64    // destinations that are counted apart in a second
+	talliesAt  = 64    // destinations that are counted apart in a second, for a while
 )
 
 // Rules are one generation of a policy.
@@ -74,6 +74,7 @@ type Config struct {
 	Wallet  *credential.Wallet
 	Ports   []Port // published; the edge owns their listeners
 	Audit   audit.Recorder
+	Owed    *audit.Owed // for Audit: what takes rights away does not wait for its record
 	Log     *slog.Logger
 	// Denied is told of each destination that is denied for the first time.
 	// It must not block.
@@ -147,10 +148,10 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	if cfg.Dialer != nil {
 		e.roots = cfg.Dialer.Roots()
 	}
-	if err := e.recordPolicy(ctx, cfg.Rules, 1); err != nil {
+	if err := e.append(ctx, e.policyEvent(cfg.Rules, 1)); err != nil {
 		return nil, err
 	}
-	e.tallies = audit.NewCoalescer(talliesAt, e.recordTally)
+	e.tallies = audit.NewCoalescer(talliesAt, ruleOf, e.recordTallies)
 	e.names = names.New(names.Options{Allow: e.mayResolve, Odd: e.oddName, Pool: namePool, Max: maxNames})
 	e.web = web.NewServer()
 	e.stack, err = netstack.New(cfg.Network, netstack.Options{
@@ -158,7 +159,7 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, Knock: e.knocked, MaxPending: maxPending, MaxFlows: maxFlows, UDPIdle: e.cfg.idle,
 	})
 	if err != nil {
-		return nil, errors.Join(err, e.web.Close(), e.tallies.Close())
+		return nil, errors.Join(err, e.web.Close())
 	}
 	return e, nil
 }
@@ -178,7 +179,13 @@ func (e *Edge) Close() error {
 	err := errors.Join(e.stack.Close(), e.web.Close())
 	e.serving.Wait()
 	e.dropped.Do(e.recordDropped)
-	return errors.Join(err, e.tallies.Close())
+	// What was denied has crossed nothing, and without its record nothing of
+	// the edge remains all the same.
+	if lost, unwritten := e.tallies.Close(); unwritten != nil {
+		e.unrecorded(unwritten)
+		e.cfg.Owed.Miss(event.KindDenied, int(lost))
+	}
+	return err
 }
 
 func (e *Edge) serveNames(ctx context.Context) error {
@@ -196,14 +203,16 @@ func (e *Edge) serveNames(ctx context.Context) error {
 }
 
 // SetRules puts other rules in force: for what is asked from now on, and for
-// what is open. The change is on record before.
+// what is open. The change is on record before, unless it only takes away.
 func (e *Edge) SetRules(ctx context.Context, r Rules) error {
 	if e.cfg.Dialer == nil && r.Policy != nil {
 		return errors.New("the sandbox was started without a network, which its keeper has given up for good; start it with a policy")
 	}
 	e.change.Lock()
 	defer e.change.Unlock()
-	if err := e.recordPolicy(ctx, r, e.generation+1); err != nil {
+	if policy.TakesAway(e.rules.Load().Policy, r.Policy) {
+		e.cfg.Owed.Tell(e.policyEvent(r, e.generation+1))
+	} else if err := e.append(ctx, e.policyEvent(r, e.generation+1)); err != nil {
 		return err
 	}
 	e.generation++

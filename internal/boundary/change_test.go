@@ -29,13 +29,19 @@ func TestRulesChangeAtOnce(t *testing.T) {
 	}
 	j.await(t, "broken", 1) // the server is told too
 	j.fail[event.KindPolicy] = true
-	if err := r.edge.SetRules(t.Context(), Rules{}); err == nil {
-		t.Error("a policy that is not on record is in force")
+	if err := r.edge.SetRules(t.Context(), parse(t, rules(allow("a.test", a), allow("b.test", b)))); err == nil {
+		t.Error("a policy that allows more is in force without a record")
 	}
 	wantEcho(t, kept, "three")
-	j.set(func(j *journal) { j.fail[event.KindPolicy] = false })
-	r.setRules("")
+	r.setRules("") // to take away needs no record
 	wantBroken(t, kept)
+	if n := len(of[event.Policy](j)); n != 2 {
+		t.Errorf("%d policies on record, where none can be written", n)
+	}
+	j.set(func(j *journal) { j.fail[event.KindPolicy] = false })
+	if missed := r.owed.Close(); len(missed) > 0 {
+		t.Errorf("missed: %v", missed)
+	}
 	generations := of[event.Policy](j)
 	if len(generations) != 3 || generations[1].Generation != 2 || generations[2].Generation != 3 || generations[2].Rules != 0 {
 		t.Errorf("generations: %+v", generations)

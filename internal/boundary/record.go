@@ -49,12 +49,12 @@ func (e *Edge) unrecorded(err error) {
 	e.cfg.Log.Error("what has happened is not on record", "err", err)
 }
 
-func (e *Edge) recordPolicy(ctx context.Context, r Rules, generation int) error {
+func (e *Edge) policyEvent(r Rules, generation int) audit.Event {
 	rules := 0
 	if r.Policy != nil {
 		rules = len(r.Policy.Rules)
 	}
-	return e.record(ctx, event.KindPolicy, event.Policy{Generation: generation, Policy: r.Digest, Rules: rules})
+	return e.event(event.KindPolicy, event.Policy{Generation: generation, Policy: r.Digest, Rules: rules})
 }
 
 // counted is what a guest can bring about at will and what lets nothing
@@ -64,13 +64,23 @@ type counted struct {
 	to   event.Destination
 }
 
-func (e *Edge) recordTally(t audit.Tally[counted]) error {
-	kind := t.Key.kind
-	if t.Others {
-		t.Key.to.Decision = event.Deny // allowed names may be among them
-		kind = event.KindDenied
+// ruleOf is what destinations are gathered by: a guest can make up any number of
+// names and ports, but not of rules.
+func ruleOf(c counted) counted {
+	return counted{c.kind, event.Destination{Decision: c.to.Decision, Rule: c.to.Rule}}
+}
+
+func (e *Edge) recordTallies(tallies []audit.Tally[counted]) error {
+	var events []audit.Event
+	for _, t := range tallies {
+		kind := t.Key.kind
+		if t.Others {
+			t.Key.to.Decision = event.Deny // allowed names may be among them
+			kind = event.KindDenied
+		}
+		events = append(events, e.event(kind, event.Tally{Destination: t.Key.to, Count: t.Count, Names: t.Distinct, Others: t.Others}))
 	}
-	return e.record(context.Background(), kind, event.Tally{Destination: t.Key.to, Count: t.Count, Others: t.Others})
+	return e.append(context.Background(), events...)
 }
 
 // recordDropped puts on record what never reached a decision.

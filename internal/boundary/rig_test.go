@@ -159,6 +159,7 @@ type rig struct {
 	*journal
 	t      testing.TB
 	edge   *Edge
+	owed   *audit.Owed
 	guest  *netstacktest.Guest
 	mu     sync.Mutex
 	told   []sandbox.Denial
@@ -201,9 +202,9 @@ func (j *journal) open(t testing.TB, text string, change ...func(*Config)) *rig 
 		t.Fatal(err)
 	}
 	host, card := netstacktest.Cable(t)
-	r := &rig{journal: j, t: t}
+	r := &rig{journal: j, t: t, owed: audit.NewOwed(j, func(audit.Kind, error) {})}
 	cfg := Config{
-		Sandbox: "0123456789abcdef", Network: host, Rules: parse(t, text), Dialer: dialer, Audit: j,
+		Sandbox: "0123456789abcdef", Network: host, Rules: parse(t, text), Dialer: dialer, Audit: j, Owed: r.owed,
 		Log: slog.New(slog.DiscardHandler),
 		Denied: func(d sandbox.Denial) {
 			r.mu.Lock()
@@ -238,6 +239,7 @@ func (r *rig) close() {
 	if err := r.edge.Close(); err != nil {
 		r.t.Error(err)
 	}
+	r.owed.Close()
 	r.set(func(j *journal) { j.ended = true })
 	var left []string
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); runtime.Gosched() {

@@ -7,9 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"strings"
+	"syscall"
 	"time"
 
+	"creel/internal/audit"
 	"creel/internal/cli/auditcmd"
 	"creel/internal/cli/command"
 	"creel/internal/cli/hostcmd"
@@ -42,6 +46,7 @@ type App struct {
 	Doctor     doctor.Deps
 	Tiers      []byte                      // the file that is in force
 	RotateKey  func(context.Context) error // of the audit record
+	PruneAudit func(context.Context, audit.PruneOptions) (audit.PruneResult, error)
 }
 
 // Streams are a command's standard streams.
@@ -63,23 +68,65 @@ type Env struct {
 	Secrets func(context.Context) (*store.Store, error)
 }
 
-// Main runs one command line and returns the exit code.
+// exitReaderGone is the exit code of a filter whose reader went away, as a shell
+// has it: 128 and SIGPIPE.
+const exitReaderGone = 128 + int(syscall.SIGPIPE)
+
+// Main runs one command line and returns the exit code. SIGPIPE is not to end
+// the process: what a command started has to go first.
 func Main(ctx context.Context, env Env, args []string) int {
+	out, errs := command.NewOutput(env.Out), command.NewOutput(env.Err)
+	env.Out, env.Err = out, errs
 	root := Root(env)
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
+	exit := exitOf(root.ExecuteContext(ctx))
+	if err := out.Finish(); err != nil {
+		exit = unwritten(exit, "standard output", err)
 	}
-	exit, ok := errors.AsType[*ExitError](err)
-	if !ok {
-		exit = &ExitError{Code: 1, Err: err}
+	if err := errs.Finish(); err != nil && errors.Is(exit.Err, err) { // a task's; nobody misses Creel's own words
+		exit = unwritten(exit, "standard error", err)
 	}
 	if exit.Err != nil {
-		fmt.Fprintf(env.Err, "creel: %v\n", exit.Err)
+		fmt.Fprintf(errs, "creel: %s\n", indented(exit.Err.Error()))
+		errs.Finish() // nobody could be told
 	}
 	return exit.Code
 }
+
+// unwritten is the end of a command one of whose streams could not be written.
+// It ends in silence where the reader has gone, as a Unix filter does.
+func unwritten(exit *ExitError, stream string, err error) *ExitError {
+	if command.ReaderGone(err) {
+		return &ExitError{Code: exitReaderGone}
+	}
+	if errors.Is(exit.Err, err) {
+		return exit
+	}
+	err = fmt.Errorf("write %s: %w; not all was written, see where it goes", stream, reason(err))
+	return &ExitError{Code: max(exit.Code, 1), Err: errors.Join(exit.Err, err)}
+}
+
+func exitOf(err error) *ExitError {
+	if err == nil {
+		return &ExitError{}
+	}
+	if exit, ok := errors.AsType[*ExitError](err); ok {
+		return exit
+	}
+	return &ExitError{Code: 1, Err: err}
+}
+
+// reason leaves out that a standard stream is a file: its path says nothing.
+func reason(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// indented keeps what a text of others has in it from looking like a message of
+// Creel's own.
+func indented(s string) string { return strings.ReplaceAll(s, "\n", "\n  ") }
 
 // Root is the tree of all commands, which the manual is made from.
 func Root(env Env) *cobra.Command {
@@ -258,6 +305,13 @@ func auditEnv(env Env) auditcmd.Env {
 				return err
 			}
 			return app.RotateKey(ctx)
+		},
+		Prune: func(ctx context.Context, o audit.PruneOptions) (audit.PruneResult, error) {
+			app, err := env.Open(ctx)
+			if err != nil {
+				return audit.PruneResult{}, err
+			}
+			return app.PruneAudit(ctx, o)
 		},
 		Receipt: func(ctx context.Context, ref string) ([]byte, error) {
 			app, err := env.Open(ctx)

@@ -1,17 +1,21 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"creel/internal/archive"
+	"creel/internal/cli/command"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
 
@@ -22,25 +26,54 @@ func newCopy(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cp SANDBOX:PATH DEST|-  or  creel cp SOURCE|- SANDBOX:PATH",
 		Short: "Copy files between a sandbox and here; also one that has ended but is kept",
+		Long: "Copy files between a sandbox and here, by the rules of `docker cp`; also from and to a sandbox\n" +
+			"that has ended but is kept.\n\n" +
+			"What comes out of a sandbox is put in its place once all of it has come, and replaces nothing but\n" +
+			"what has the name that was asked for. It may be files, directories and links that stay inside what\n" +
+			"is copied; anything else is refused. The files are yours, with the modes that your umask leaves.\n" +
+			"With - the archive is passed on as the sandbox made it: look at it before you unpack it.",
 		Example: "  creel cp web:/etc/hostname .\n  creel cp ./src web:/work\n" +
 			"  creel cp web:/work - | tar t",
 		Args: cobra.ExactArgs(2), ValidArgsFunction: completeFiles(env),
 		RunE: func(c *cobra.Command, args []string) error {
+			ctx, done := interruptible(c.Context())
+			defer done()
 			from, fromPath, isFrom := sandboxPath(args[0])
 			to, toPath, isTo := sandboxPath(args[1])
 			switch {
 			case isFrom == isTo:
 				return errors.New("one of source and destination has to be SANDBOX:PATH, and only one")
 			case isFrom:
-				return withFiles(c.Context(), env, from, func(k *socket.Client) error {
-					return copyFrom(c.Context(), env, k, fromPath, args[1])
+				return withFiles(ctx, env, from, func(k *socket.Client) error {
+					return copyFrom(ctx, env, k, fromPath, args[1])
 				})
 			default:
-				return withFiles(c.Context(), env, to, func(k *socket.Client) error {
-					return copyTo(c.Context(), env, k, args[0], toPath)
+				return withFiles(ctx, env, to, func(k *socket.Client) error {
+					return copyTo(ctx, env, k, args[0], toPath)
 				})
 			}
 		},
+	}
+}
+
+// interruptible ends its context at the first signal that asks this process to
+// end, so that it can remove what it began. The second one ends the process.
+func interruptible(ctx context.Context) (_ context.Context, done func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(ctx, func() { signal.Stop(signals) })
+	go func() { // ends with ctx
+		select {
+		case s := <-signals:
+			cancel(&ExitError{Code: 128 + int(s.(syscall.Signal)), Err: errors.New("the copy was interrupted")})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		stop()
+		signal.Stop(signals)
+		cancel(nil)
 	}
 }
 
@@ -84,7 +117,10 @@ func withFiles(ctx context.Context, env Env, ref string, do func(*socket.Client)
 // copyTo puts a local file or directory, or a tar on stdin, into the sandbox.
 func copyTo(ctx context.Context, env Env, k *socket.Client, src, dst string) error {
 	if src == "-" {
-		return k.CopyIn(ctx, api.CopyRequest{Path: dst}, env.In)
+		return sendTo(ctx, k, api.CopyRequest{Path: dst}, func(w io.Writer) error {
+			_, err := io.Copy(w, env.In)
+			return err
+		})
 	}
 	info, err := os.Lstat(src)
 	if err != nil {
@@ -106,34 +142,113 @@ func copyTo(ctx context.Context, env Env, k *socket.Client, src, dst string) err
 	if contents && err == nil {
 		name = "."
 	}
+	return sendTo(ctx, k, api.CopyRequest{Path: dir, NoOverwriteDirNonDir: true}, func(w io.Writer) error {
+		return archive.Pack(w, src, name)
+	})
+}
+
+// sendTo sends an archive until it is whole or ctx ends, even if what it is made
+// from gives nothing.
+func sendTo(ctx context.Context, k *socket.Client, req api.CopyRequest, write func(io.Writer) error) error {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(archive.Pack(w, src, name)) }()
-	err = k.CopyIn(ctx, api.CopyRequest{Path: dir, NoOverwriteDirNonDir: true}, r)
+	go func() { w.CloseWithError(write(w)) }() // may wait for standard input when nobody reads any more
+	defer context.AfterFunc(ctx, func() { r.CloseWithError(context.Cause(ctx)) })()
+	err := k.CopyIn(ctx, req, r)
 	r.Close()
+	return causeOf(ctx, err)
+}
+
+// causeOf is why ctx ended, of which err is only the consequence.
+func causeOf(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	return err
 }
 
-// copyFrom takes a file or directory of the sandbox.
+// copyFrom takes a file or directory of the sandbox, which has the last word on
+// nothing: not on names, and not on what is done here before all has come.
 func copyFrom(ctx context.Context, env Env, k *socket.Client, src, dst string) error {
+	if dst == "-" && command.IsTerminal(env.Out) {
+		return errors.New("an archive is not for a terminal; use a pipe, such as `| tar tv`")
+	}
+	to, err := destinationOf(dst)
+	if err != nil {
+		return err
+	}
 	tarball, err := k.CopyOut(ctx, src)
 	if err != nil {
 		return err
 	}
 	defer tarball.Close()
+	defer context.AfterFunc(ctx, func() { tarball.Close() })()
 	if dst == "-" {
-		_, err := io.Copy(env.Out, tarball)
-		return err
+		_, err = io.Copy(command.Raw(env.Out), tarball)
+	} else {
+		err = to.take(tarball, src)
 	}
-	dir, name := filepath.Dir(filepath.Clean(dst)), filepath.Base(filepath.Clean(dst))
-	if info, err := os.Stat(dst); err == nil && info.IsDir() {
-		dir, name = dst, "" // the names of the archive
-	} else if err != nil && strings.HasSuffix(dst, "/") {
-		return fmt.Errorf("%s: no such directory", dst)
+	return causeOf(ctx, err)
+}
+
+// destination is a place here for what comes out of a sandbox.
+type destination struct {
+	dir    string // that is there
+	name   string // in dir; "" where dir itself was named
+	exists bool   // the name
+	isDir  bool   // no file may be made of the name
+}
+
+// destinationOf does as `docker cp`: what is copied goes into a directory that
+// is there, and has the name given otherwise. A link that the user names is
+// followed.
+func destinationOf(dst string) (destination, error) {
+	clean := filepath.Clean(dst)
+	to := destination{dir: filepath.Dir(clean), name: filepath.Base(clean), isDir: strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, "/.")}
+	info, err := os.Stat(dst)
+	switch {
+	case err == nil && info.IsDir():
+		return destination{dir: dst, isDir: true, exists: true}, nil
+	case err == nil && !info.Mode().IsRegular():
+		return to, fmt.Errorf("%s is neither a file nor a directory; copy to - for the archive on standard output", dst)
+	case err == nil:
+		real, err := filepath.EvalSymlinks(dst)
+		to.dir, to.name, to.exists = filepath.Dir(real), filepath.Base(real), true
+		return to, err
+	case !errors.Is(err, fs.ErrNotExist):
+		return to, err
 	}
-	root, err := os.OpenRoot(dir)
+	if _, err := os.Lstat(dst); err == nil {
+		return to, fmt.Errorf("%s is a link that leads nowhere; remove it, or copy to where it leads", dst)
+	}
+	return to, nil
+}
+
+// take puts the archive of src in its place when all of it has come.
+func (to destination) take(tarball io.Reader, src string) error {
+	root, err := os.OpenRoot(to.dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	return archive.Unpack(root, tarball, name)
+	top := cmp.Or(strings.TrimPrefix(path.Join("/", src), "/"), ".")
+	content := top == "." || strings.HasSuffix(src, "/.")
+	staged, err := archive.Stage(root, archive.NewReader(tarball, path.Base(top), archive.DefaultLimits()))
+	if err != nil {
+		return err
+	}
+	name := to.name
+	switch {
+	case !staged.IsDir() && (content || strings.HasSuffix(src, "/")):
+		err = fmt.Errorf("%s is not a directory in the sandbox", src)
+	case !staged.IsDir() && to.isDir && !to.exists:
+		err = fmt.Errorf("%s: no such directory", filepath.Join(to.dir, to.name))
+	case name == "" && content:
+		name = "."
+	case name == "":
+		name = path.Base(top)
+	}
+	if err == nil {
+		err = staged.Place(name)
+	}
+	return errors.Join(err, staged.Close())
 }

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"sync"
 
+	"creel/internal/cli/command"
 	"creel/internal/keeper/socket"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 )
 
@@ -55,28 +57,18 @@ func printTroubles(w io.Writer, s sandbox.Status) {
 }
 
 func denialLine(d sandbox.Denial) string {
-	line := plain(d.Target)
+	line := printable.Line(d.Target)
 	if d.Count > 1 {
 		line += fmt.Sprintf(" (%d times)", d.Count)
 	}
-	line += ": " + plain(d.Reason)
+	line += ": " + printable.Line(d.Reason)
 	switch {
 	case strings.HasPrefix(d.Hint, "--allow"):
-		line += "; to allow it: " + plain(d.Hint)
+		line += "; to allow it: " + printable.Line(d.Hint)
 	case d.Hint != "":
-		line += "; " + plain(d.Hint)
+		line += "; " + printable.Line(d.Hint)
 	}
 	return line
-}
-
-// plain drops what could steer a terminal: a guest had a say in it.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == 0xfffd {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 // noteDenials shows each new denial when it happens, on a terminal that is in
@@ -86,7 +78,7 @@ func noteDenials(ctx context.Context, env Env, c *socket.Client) (stop func()) {
 	var done sync.WaitGroup
 	done.Go(func() {
 		c.Notes(ctx, func(d sandbox.Denial) { // ends with the task
-			fmt.Fprintf(env.Err, "\r\ncreel: denied %s\r\n", denialLine(d))
+			fmt.Fprintf(command.Raw(env.Err), "\r\ncreel: denied %s\r\n", denialLine(d))
 		})
 	})
 	return func() {

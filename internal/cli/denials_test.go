@@ -42,7 +42,7 @@ func TestTroublesAreTold(t *testing.T) {
 		many = append(many, sandbox.Trouble{Target: fmt.Sprintf("h%d.test:443\x1b[2J", i), Reason: "it refused", Hint: "check", Count: 2})
 	}
 	printTroubles(&out, sandbox.Status{ID: "0123456789abcdef0123456789abcdef", Troubles: many})
-	for _, want := range []string{"allowed, but it did not work:\n", "h0.test:443?[2J (2 times): it refused; check\n", "and 3 more; `creel audit query --sandbox 0123456789ab`"} {
+	for _, want := range []string{"allowed, but it did not work:\n", "h0.test:443\\u001b[2J (2 times): it refused; check\n", "and 3 more; `creel audit query --sandbox 0123456789ab`"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

@@ -172,7 +172,7 @@ var ran = []string{
 	"config path", "config schema", "config show", "version", "doctor",
 	"docs man", "policy check", "policy explain", "policy schema", "policy test", "policy tiers",
 	"image import", "image ls", "image inspect", "image tag", "image save", "image load", "image rm", "image prune",
-	"template ls", "ps", "audit key show", "audit key rotate", "audit checkpoint", "audit export",
+	"template ls", "ps", "audit key show", "audit key rotate", "audit checkpoint", "audit export", "audit prune",
 	"secret set", "secret ls", "secret check", "secret rotate", "secret rm",
 }
 

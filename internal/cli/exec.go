@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"sync"
 
 	"creel/internal/guest/host"
 	"creel/internal/keeper/socket"
@@ -37,7 +35,7 @@ func newExec(env Env) *cobra.Command {
 			if p.Env, err = environment(f.vars, f.varFiles, os.LookupEnv); err != nil {
 				return creelFailed(err)
 			}
-			return creelFailed(execIn(c.Context(), env, args[0], p, f))
+			return creelFailed(execIn(c.Context(), env, rawOf(env), args[0], p, f))
 		},
 	}
 	fs := c.Flags()
@@ -54,7 +52,7 @@ func newExec(env Env) *cobra.Command {
 }
 
 // execIn runs p beside a sandbox's task; what p leaves open is as the task's.
-func execIn(ctx context.Context, env Env, ref string, p sandbox.Process, flags execFlags) error {
+func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Process, flags execFlags) error {
 	keys, err := detachKeys(cmp.Or(flags.detachKeys, usualKeys), p.TTY, p.Interactive)
 	if err != nil {
 		return err
@@ -91,11 +89,11 @@ func execIn(ctx context.Context, env Env, ref string, p sandbox.Process, flags e
 			return x.Detach(ctx)
 		}
 		defer quitOnThird(ctx, env)()
-		return followExec(ctx, env, x, p, keys)
+		return followExec(ctx, env, to, x, p, keys)
 	})
 }
 
-func followExec(ctx context.Context, env Env, x *host.Exec, p sandbox.Process, keys []byte) error {
+func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbox.Process, keys []byte) error {
 	restore, err := rawTerminal(env, p.TTY)
 	if err != nil {
 		return err
@@ -109,17 +107,14 @@ func followExec(ctx context.Context, env Env, x *host.Exec, p sandbox.Process, k
 			}
 		}()
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		var out sync.WaitGroup
-		out.Go(func() { io.Copy(env.Out, x.Stdout()) })
-		out.Go(func() { io.Copy(env.Err, x.Stderr()) })
-		out.Wait()
-	}()
 	defer forward(ctx, env, x, p.TTY, true)()
+	done := make(chan error, 1)
+	go func() { done <- carry(to, x.Stdout(), x.Stderr(), func() { x.Close() }) }()
 	select {
-	case <-done:
+	case err := <-done:
+		if err != nil {
+			return err // the process lost its streams, and is no longer followed
+		}
 	case <-left:
 		return x.Detach(ctx)
 	}
@@ -204,8 +199,13 @@ func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, f
 		}()
 	}
 	defer forward(ctx, env, k, spec.TTY && stdin, flags.sigProxy)()
+	done := make(chan error, 1)
+	go func() { done <- carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() { att.Close() }) }()
 	select {
-	case <-copyOut(env, att, spec.TTY):
+	case err := <-done:
+		if err != nil {
+			return err // the task goes on
+		}
 	case <-left:
 		restore()
 		fmt.Fprintf(env.Err, "\n%s\n", goesOn(spec))
@@ -221,19 +221,4 @@ func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, f
 // goesOn is said to who has left a task.
 func goesOn(spec sandbox.Spec) string {
 	return fmt.Sprintf("creel: detached; the task goes on, and `creel attach %s` joins it again", spec.Name)
-}
-
-// copyOut carries the task's output; the channel is closed when it is complete.
-func copyOut(env Env, att *socket.Attachment, tty bool) <-chan struct{} {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		var out sync.WaitGroup
-		out.Go(func() { io.Copy(env.Out, att.Stdout) })
-		if !tty {
-			out.Go(func() { io.Copy(env.Err, att.Stderr) })
-		}
-		out.Wait()
-	}()
-	return done
 }

@@ -10,6 +10,7 @@ import (
 
 	"creel/internal/cli/command"
 	"creel/internal/engine"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 
 	"github.com/docker/go-units"
@@ -26,7 +27,7 @@ type psRow struct {
 }
 
 // Label is one label's value.
-func (r psRow) Label(key string) string { return r.labels[key] }
+func (r psRow) Label(key string) string { return printable.Line(r.labels[key]) }
 
 var listColumns = command.Columns{Shown: 8, Fields: [][2]string{
 	{"ID", "SANDBOX"}, {"Image", "IMAGE"}, {"Command", "COMMAND"}, {"RunningFor", "CREATED"}, {"Status", "STATUS"}, {"Ports", "PORTS"},
@@ -88,8 +89,8 @@ func newPSRow(f engine.Found, long bool) psRow {
 	digest := command.ShortID(f.Record.Config.Template)
 	if long {
 		id, digest = string(spec.ID), f.Record.Config.Template
-	} else if runes := []rune(words); len(runes) > 30 {
-		words = string(runes[:29]) + "…"
+	} else {
+		words = cut(words, 30)
 	}
 	r := psRow{
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
@@ -121,6 +122,18 @@ func stateOf(s sandbox.Status) string {
 	return string(s.State)
 }
 
+// maxReason bounds what a keeper that was taken over can fill a table with;
+// `creel inspect` has all.
+const maxReason = 200
+
+// cut is a text of at most that many characters.
+func cut(s string, most int) string {
+	if runes := []rune(s); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return s
+}
+
 // describe is the state in words, as Docker has them.
 func describe(s sandbox.Status) string {
 	switch s.State {
@@ -133,7 +146,7 @@ func describe(s sandbox.Status) string {
 	case sandbox.StateExited:
 		return fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
 	case sandbox.StateLost:
-		return "Lost: " + s.Error
+		return "Lost: " + cut(s.Error, maxReason)
 	default:
 		return "Created"
 	}

@@ -2,11 +2,12 @@ package cli
 
 import (
 	"bytes"
-	"creel/internal/keeper/rundir"
-	"creel/internal/keeper/socket"
 	"fmt"
 	"strconv"
 	"time"
+
+	"creel/internal/keeper/rundir"
+	"creel/internal/keeper/socket"
 
 	"github.com/spf13/cobra"
 )
@@ -106,14 +107,14 @@ func (v *logView) skipToTail(dir string) error {
 
 // print writes entries to the stream that they came from, line by line.
 func (v *logView) print(env Env) func(rundir.Entry) error {
-	skip, midLine := v.skip, false
+	skip, midLine, raw := v.skip, false, rawOf(env)
 	return func(e rundir.Entry) error {
 		if e.Time.Before(v.from) {
 			return nil
 		}
-		to := env.Out
+		to := raw.out
 		if e.Stream == 2 {
-			to = env.Err
+			to = raw.err
 		}
 		for line := range bytes.Lines(e.Data) {
 			whole := line[len(line)-1] == '\n'

@@ -15,6 +15,7 @@ import (
 	"creel/internal/config"
 	"creel/internal/engine"
 	"creel/internal/keeper/socket"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 
 	"github.com/docker/go-units"
@@ -147,7 +148,10 @@ func detach(ctx context.Context, env Env, sb *engine.Sandbox) error {
 		released := sb.Release(context.WithoutCancel(ctx))
 		return errors.Join(&ExitError{Code: codeOf(err), Err: err}, released)
 	}
-	fmt.Fprintln(env.Out, sb.Record.Config.Spec.ID)
+	if _, err := fmt.Fprintln(env.Out, sb.Record.Config.Spec.ID); err != nil {
+		return errors.Join(fmt.Errorf("sandbox %s was started, but its ID cannot be printed: %w; `creel rm -f %s` ends it",
+			sb.Record.Config.Spec.Name, err, sb.Record.Config.Spec.Name), sb.Client.Close())
+	}
 	return sb.Client.Close()
 }
 
@@ -156,7 +160,7 @@ func detach(ctx context.Context, env Env, sb *engine.Sandbox) error {
 func outcome(status sandbox.Status, spec sandbox.Spec) error {
 	switch {
 	case status.Error != "":
-		return &ExitError{Code: status.ExitCode, Err: errors.New(status.Error)}
+		return &ExitError{Code: status.ExitCode, Err: errors.New(printable.Line(status.Error))}
 	case status.TimedOut:
 		return &ExitError{Code: status.ExitCode, Err: fmt.Errorf("the task was stopped after its timeout of %s", spec.Timeout)}
 	case status.ExitCode != 0:
@@ -204,16 +208,26 @@ func follow(ctx context.Context, env Env, sb *engine.Sandbox, f following) (sand
 		}
 		defer forward(ctx, env, sb.Client, spec.TTY, f.sigProxy)()
 	}
-	done := copyOut(env, att, spec.TTY)
+	done := make(chan error, 1)
+	go func() {
+		done <- carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() {
+			sb.Client.Kill(context.WithoutCancel(ctx)) // one that cannot be reached is ending
+		})
+	}()
+	var unwritten error
 	select {
-	case <-done:
+	case unwritten = <-done:
 	case <-left:
 		if err := sb.Detach(ctx, f.keep); err == nil {
 			return sandbox.Status{}, errDetached
 		}
-		<-done // it has ended meanwhile
+		unwritten = <-done // it has ended meanwhile
 	}
-	return sb.Client.Wait(ctx)
+	status, err := sb.Client.Wait(ctx)
+	if unwritten != nil {
+		err = fmt.Errorf("the task was stopped, since its output cannot be written: %w", unwritten)
+	}
+	return status, err
 }
 
 // rawTerminal hands the terminal to the task; restore gives it back.

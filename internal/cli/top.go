@@ -11,6 +11,7 @@ import (
 	"creel/internal/cli/command"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,8 @@ func newTop(env Env) *cobra.Command {
 			}
 			columns, ok := psOptions(args[1:])
 			if !ok {
-				err := execIn(c.Context(), env, args[0], sandbox.Process{Args: append([]string{"ps"}, args[1:]...)}, execFlags{})
+				// A person reads this as a table of Creel's: it is made safe to show.
+				err := execIn(c.Context(), env, outputs{env.Out, env.Err}, args[0], sandbox.Process{Args: append([]string{"ps"}, args[1:]...)}, execFlags{})
 				if exit, ok := errors.AsType[*ExitError](err); ok && exit.Code == sandbox.ExitNotFound {
 					return &ExitError{Code: 1, Err: errors.New("the image has no ps, which these options are for; `creel top --help` has those that need none")}
 				}
@@ -86,7 +88,7 @@ var psColumns = map[string]psColumn{
 	"nlwp": {"NLWP", func(p api.Process) string { return strconv.Itoa(p.Threads) }},
 	"rss":  {"RSS", func(p api.Process) string { return strconv.FormatInt(p.RSSBytes>>10, 10) }},
 	"vsz":  {"VSZ", func(p api.Process) string { return strconv.FormatInt(p.VirtualBytes>>10, 10) }},
-	"comm": {"COMMAND", func(p api.Process) string { return plain(p.Name) }},
+	"comm": {"COMMAND", func(p api.Process) string { return printable.Line(p.Name) }},
 	"args": {"COMMAND", argsText},
 	"cmd":  {"CMD", argsText},
 }
@@ -176,15 +178,15 @@ func userOf(p api.Process) string {
 	if p.User == "" {
 		return strconv.FormatInt(p.UID, 10)
 	}
-	return plain(p.User)
+	return printable.Line(p.User)
 }
 
 // argsText is a command line, or in brackets the name of a process without one.
 func argsText(p api.Process) string {
 	if len(p.Args) == 0 {
-		return "[" + plain(p.Name) + "]"
+		return "[" + printable.Line(p.Name) + "]"
 	}
-	return plain(strings.Join(p.Args, " "))
+	return printable.Line(strings.Join(p.Args, " "))
 }
 
 // cpuShare is how much of its life a process has computed, in percent.

@@ -42,6 +42,7 @@ type Config struct {
 	// how long each.
 	Standby    int
 	StandbyFor time.Duration
+	AuditQuota int64 // most bytes of one run's audit log
 	// Mirrors are tried in order before a registry itself: registry → mirrors.
 	Mirrors map[string][]string
 	// ProxyCertificates is a file that a corporate proxy's certificates are verified
@@ -86,6 +87,13 @@ const (
 // maxStandby VMs can wait at once.
 const maxStandby = 16
 
+// An audit log of less has no room for what is kept back of it, and one of more
+// is not taken in: package audit has the same numbers.
+const (
+	minAuditQuota = 1 << 20
+	maxAuditQuota = 64 << 20
+)
+
 func settings(stateDir string) []setting {
 	return []setting{
 		{"stateDir", stateDir, "where images, templates and sandboxes lie", "^/", func(c *Config, v string) error {
@@ -114,6 +122,12 @@ func settings(stateDir string) []setting {
 			return nil
 		}},
 		{"standbyFor", "10m", "how long a VM waits for a task before it goes", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.StandbyFor })},
+		{"auditQuota", "64m", "the most that the audit log of one run may have, 1m to 64m; a task that has used it up reaches nothing more", sizePattern, func(c *Config, v string) (err error) {
+			if c.AuditQuota, err = units.RAMInBytes(v); err != nil || c.AuditQuota < minAuditQuota || c.AuditQuota > maxAuditQuota {
+				return errors.New("want a size from 1m to 64m")
+			}
+			return nil
+		}},
 		{"tiersFile", "", "the file that replaces those ceilings; empty is what `creel policy tiers` prints then", "^$|^/", pathSetter(func(c *Config) *string { return &c.TiersFile })},
 		{"secretsIdentity", "", "the file with the age identity that secrets are encrypted for; empty is one beside them, in the state directory", "^$|^/", pathSetter(func(c *Config) *string { return &c.SecretsIdentity })},
 		{"logLevel", "warn", "what Creel says about itself on standard error", "^(debug|info|warn|error)$", choice(func(c *Config, v string) { c.LogLevel = v }, "debug", "info", "warn", "error")},

@@ -36,15 +36,9 @@ func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec, warn func(string
 	if spec.Resources.DiskBytes == 0 {
 		spec.Resources.DiskBytes = sandbox.DefaultDisk
 	}
-	about := event.Admitted{
-		Name: tier.Hide(spec.Name), Image: tier.Hide(spec.Image), Tier: tier.Hide(spec.Tier),
-		Policy: syntax.Digest(syntax.Canonical(spec.Policy)),
-	}
 	kind := audit.KindAdmitted
 	p, faults, warnings := e.judge(spec)
-	if p != nil {
-		about.Rules, about.Budget = len(p.Rules), syntax.Limits(p.Budget)
-	}
+	about := aboutSpec(spec, p)
 	if len(faults) > 0 {
 		kind, about.Faults = audit.KindRefused, faults
 	}
@@ -62,6 +56,18 @@ func (e *Engine) admit(ctx context.Context, spec *sandbox.Spec, warn func(string
 		warn("warning: " + w.String())
 	}
 	return nil
+}
+
+// aboutSpec is what goes on record of a Spec with its policy, which may be nil.
+func aboutSpec(spec *sandbox.Spec, p *policy.Policy) event.Admitted {
+	about := event.Admitted{
+		Name: tier.Hide(spec.Name), Image: tier.Hide(spec.Image), Tier: tier.Hide(spec.Tier),
+		Policy: syntax.Digest(syntax.Canonical(spec.Policy)),
+	}
+	if p != nil {
+		about.Rules, about.Budget = len(p.Rules), syntax.Limits(p.Budget)
+	}
+	return about
 }
 
 // AdmitExec is for one more process in a sandbox, with the variables that the

@@ -51,6 +51,10 @@ type Ledger interface {
 	OpenSandbox(ctx context.Context, id, dir string) (audit.SandboxKey, error)
 	// CloseSandbox puts the log's final root on the ledger.
 	CloseSandbox(ctx context.Context, id, dir string) error
+	// SetAside keeps a log that could not be closed, and CloseAside closes those
+	// that were kept so.
+	SetAside(id, dir string) error
+	CloseAside(ctx context.Context) error
 	// Checkpoint is the ledger's last one; Signer signs receipts.
 	Checkpoint() (string, error)
 	PublicKey() (string, error)
@@ -81,6 +85,9 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
+
+	patience time.Duration // with a keeper that is told to end its run
+	leaves   time.Duration // that a keeper may take to go once its task has ended
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the

@@ -29,6 +29,9 @@ import (
 const holdEnv = "CREEL_TEST_HOLD"
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(deafEnv); dir != "" {
+		beDeaf(dir)
+	}
 	if spec := os.Getenv(holdEnv); spec != "" {
 		dir, name, _ := strings.Cut(spec, "|")
 		rec := recordNamed(strings.TrimPrefix(name, "keep:"), strings.HasPrefix(name, "keep:"))
@@ -51,22 +54,51 @@ type ledger struct {
 	mu     sync.Mutex
 	kinds  []string
 	closed []string
+	full   error // of every record, while it is set
+}
+
+func (l *ledger) fill(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.full = err
 }
 
 func (l *ledger) Append(ctx context.Context, events ...audit.Event) error {
 	l.mu.Lock()
+	full := l.full
 	for _, e := range events {
-		l.kinds = append(l.kinds, string(e.Kind))
+		if full == nil {
+			l.kinds = append(l.kinds, string(e.Kind))
+		}
 	}
 	l.mu.Unlock()
+	if full != nil {
+		return full
+	}
 	return l.Ledger.Append(ctx, events...)
 }
 
 func (l *ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	l.mu.Lock()
-	l.closed = append(l.closed, id)
+	full := l.full
+	if full == nil {
+		l.closed = append(l.closed, id)
+	}
 	l.mu.Unlock()
+	if full != nil {
+		return full
+	}
 	return l.Ledger.CloseSandbox(ctx, id, dir)
+}
+
+func (l *ledger) CloseAside(ctx context.Context) error {
+	l.mu.Lock()
+	full := l.full
+	l.mu.Unlock()
+	if full != nil {
+		return full
+	}
+	return l.Ledger.CloseAside(ctx)
 }
 
 func engineIn(dir string, l *ledger) *Engine {

@@ -117,52 +117,61 @@ func (e *Engine) Connect(ctx context.Context, f Found) (*socket.Client, error) {
 	return client, err
 }
 
-// Remove deletes a sandbox. One that runs is refused, or with force killed.
+// Remove deletes a sandbox. One that runs is refused, or with force killed; so is
+// one that a keeper holds on to which says that its task has ended.
 func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 	spec := f.Record.Config.Spec
 	if f.Running() && !force {
 		return fmt.Errorf("sandbox %s is running; stop it first, or use rm -f", spec.Name)
 	}
+	var asked error
+	if f.Running() {
+		asked = e.askToEnd(ctx, f)
+	}
 	var lock *os.File
 	var err error
-	if f.Running() {
-		lock, err = e.kill(ctx, f)
-	} else {
+	if asked == nil {
 		lock, err = e.claimSoon(ctx, spec.ID)
 	}
+	if err == nil && lock == nil && force && e.exists(spec.ID) {
+		ended := e.endKeeper(ctx, f.Record)
+		if lock, err = e.claimSoon(ctx, spec.ID); err == nil && lock == nil {
+			err = errors.Join(asked, ended)
+		}
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("end sandbox %s: %w", spec.Name, err)
+	case lock != nil:
+		defer lock.Close()
+		return e.remove(ctx, spec.ID)
+	case !e.exists(spec.ID):
+		return nil // removed by its launcher
+	}
+	return fmt.Errorf("sandbox %s is in use by another command; try again when that has ended", spec.Name)
+}
+
+func (e *Engine) exists(id sandbox.ID) bool {
+	_, err := os.Lstat(e.SandboxDir(id))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// askToEnd has a keeper end its run, and waits until nothing of it remains, as
+// far as the keeper says. It does not wait long: the keeper may have been taken
+// over.
+func (e *Engine) askToEnd(ctx context.Context, f Found) error {
+	ctx, cancel := context.WithTimeout(ctx, e.patience)
+	defer cancel()
+	client, err := e.Connect(ctx, f)
 	if err != nil {
 		return err
 	}
-	if lock == nil {
-		if _, err := os.Lstat(e.SandboxDir(spec.ID)); errors.Is(err, fs.ErrNotExist) {
-			return nil // removed by its launcher
-		}
-		return fmt.Errorf("sandbox %s is in use by another command; try again when that has ended", spec.Name)
-	}
-	defer lock.Close()
-	return e.remove(ctx, spec.ID)
-}
-
-// kill ends a run and waits until its keeper has let go of the sandbox, whose
-// lock it returns; nil says that the sandbox is gone.
-func (e *Engine) kill(ctx context.Context, f Found) (*os.File, error) {
-	client, err := e.Connect(ctx, f)
-	if err != nil {
-		return nil, err
-	}
 	defer client.Close()
 	if err := client.Kill(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	if _, err = client.Wait(ctx); err != nil {
-		return nil, err
-	}
-	client.Close() // the keeper waits for its clients to go
-	lock, err := lockFile(filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), lockName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // removed by its launcher
-	}
-	return lock, err
+	_, err = client.Wait(ctx)
+	return err
 }
 
 // Rename gives a sandbox another name, which must be free.

@@ -24,6 +24,8 @@ import (
 
 // keeperProcess is a keeper that this process has started, or that waited.
 type keeperProcess struct {
+	dir     string // the sandbox's
+	process instance
 	end     func() error // kills it
 	conn    net.Conn     // the launcher's connection to it
 	logPath string
@@ -54,7 +56,7 @@ func (e *Engine) launch(rec Record, key audit.SandboxKey, lock *os.File, n netwo
 		return nil, err
 	}
 	defer theirs.Close()
-	kp := &keeperProcess{conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{})}
+	kp := &keeperProcess{dir: dir, conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{})}
 	files, err := n.files()
 	if err != nil {
 		ours.Close()
@@ -97,6 +99,9 @@ func (kp *keeperProcess) configure(start func([]*os.File) error, h handed) error
 		return err
 	}
 	secrets.Close()
+	if err := noteKeeper(kp.dir, kp.process); err != nil {
+		return errors.Join(err, kp.kill()) // nothing begins that could not be ended
+	}
 	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
 	_, err = w.Write(h.config)
 	w.Close()
@@ -126,12 +131,20 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 		return fmt.Errorf("start keeper: %w", err)
 	}
 	kp.end = cmd.Process.Kill
+	kp.process, err = identify(cmd.Process.Pid) // it keeps its number until it is waited for
 	go func() { cmd.Wait(); close(kp.done) }()
+	if err != nil {
+		return errors.Join(fmt.Errorf("look at the keeper: %w", err), kp.kill())
+	}
 	return nil
 }
 
 // take makes a process that waited the keeper.
 func (kp *keeperProcess) take(t *standby.Taken, files []*os.File) error {
+	var err error
+	if kp.process, err = identify(t.PID); err != nil || t.Ended() { // its number may be another's by now
+		return errors.Join(errors.New("the waiting VM has ended"), err)
+	}
 	if err := t.Hand(files); err != nil {
 		return err
 	}

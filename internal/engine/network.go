@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"creel/internal/audit"
 	"creel/internal/policy"
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
@@ -168,21 +169,64 @@ func secretsOf(text string) ([]string, error) {
 
 // SetPolicy puts another policy in force for a sandbox that runs. It is held
 // against the sandbox's tier, and admitted or refused on record, as at the
-// start.
+// start. One that only takes rights away is put in force in any case; an error
+// then says what could not be written.
 func (e *Engine) SetPolicy(ctx context.Context, f Found, text string, warn func(string)) error {
-	rec := f.Record
-	spec := rec.Config.Spec
-	if spec.Policy == "" {
-		return fmt.Errorf("sandbox %s was started without a policy, and its keeper has given up the network for good; start it again with --policy", spec.Name)
-	}
-	spec.Policy = text
-	if err := e.admit(ctx, &spec, warn); err != nil {
-		return err
-	}
-	grants, err := e.grants(ctx, text)
+	spec := f.Record.Config.Spec
+	less, p, err := takesAway(spec.Policy, text)
 	if err != nil {
 		return err
 	}
+	spec.Policy = text
+	if !less {
+		return e.setMore(ctx, f, spec, warn)
+	}
+	about := audit.Event{Kind: audit.KindAdmitted, Sandbox: string(spec.ID), Data: aboutSpec(&spec, p)}
+	recorded := e.opts.Ledger.Append(ctx, about)
+	if err := e.pushPolicy(ctx, f, nil, text); err != nil {
+		return err
+	}
+	if err := errors.Join(recorded, e.notePolicy(f.Record, text)); err != nil {
+		return fmt.Errorf("the policy is in force for sandbox %s, but that could not be written down: %w; make room, and run the command again", spec.Name, err)
+	}
+	return nil
+}
+
+// setMore is SetPolicy for a policy that may allow more.
+func (e *Engine) setMore(ctx context.Context, f Found, spec sandbox.Spec, warn func(string)) error {
+	if err := e.admit(ctx, &spec, warn); err != nil {
+		return err
+	}
+	grants, err := e.grants(ctx, spec.Policy)
+	if err != nil {
+		return err
+	}
+	if err := e.pushPolicy(ctx, f, grants, spec.Policy); err != nil {
+		return err
+	}
+	return e.notePolicy(f.Record, spec.Policy)
+}
+
+// takesAway reads a policy in its canonical form, and says whether it surely
+// allows nothing that another, in the same form, does not.
+func takesAway(from, to string) (bool, *policy.Policy, error) {
+	parse := func(text string) (p *policy.Policy, err error) {
+		if text != "" {
+			p, _, err = syntax.Parse([]byte(text), syntax.Inputs{})
+		}
+		return p, err
+	}
+	next, err := parse(to)
+	if err != nil {
+		return false, nil, fmt.Errorf("read policy: %w", err)
+	}
+	now, err := parse(from)
+	canonical := to == "" || string(syntax.Text(next)) == to
+	return canonical && (err == nil || next == nil) && policy.TakesAway(now, next), next, nil
+}
+
+// pushPolicy has a sandbox's keeper put a policy in force.
+func (e *Engine) pushPolicy(ctx context.Context, f Found, grants []secret.Grant, text string) error {
 	client, err := e.Connect(ctx, f)
 	if err != nil {
 		return err
@@ -193,9 +237,11 @@ func (e *Engine) SetPolicy(ctx context.Context, f Found, text string, warn func(
 			return err
 		}
 	}
-	if err := client.SetPolicy(ctx, text); err != nil {
-		return err
-	}
+	return client.SetPolicy(ctx, text)
+}
+
+// notePolicy writes down which policy is in force.
+func (e *Engine) notePolicy(rec Record, text string) error {
 	store, err := e.lockStore()
 	if err != nil {
 		return err

@@ -25,7 +25,7 @@ func (e *Engine) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
-	errs := []error{e.sweepStandby()}
+	errs := []error{e.sweepStandby(), e.opts.Ledger.CloseAside(ctx)}
 	for _, entry := range entries {
 		id, err := sandbox.ParseID(entry.Name())
 		if err != nil {
@@ -70,10 +70,15 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	about := event.Lost{Reason: "its keeper and its launcher ended without releasing it"}
-	if err := e.opts.Ledger.Append(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about}); err != nil {
-		return err
+	record := func() error {
+		return e.opts.Ledger.Append(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about})
 	}
-	return e.remove(ctx, id)
+	lost := record()
+	removed := e.remove(ctx, id)
+	if lost != nil {
+		lost = record() // the removal may have made room for it
+	}
+	return errors.Join(lost, removed)
 }
 
 // claim takes the lock of a sandbox that nobody looks after; nil says that
@@ -110,7 +115,7 @@ const keeperLeaves = 10 * time.Second
 // claimSoon is claim for a sandbox whose task has ended: its keeper tells its
 // clients before it goes.
 func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*os.File, error) {
-	ctx, cancel := context.WithTimeout(ctx, keeperLeaves)
+	ctx, cancel := context.WithTimeout(ctx, e.leaves)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"creel/internal/audit"
 	"creel/internal/engine/names"
 	"creel/internal/keeper"
 	"creel/internal/sandbox"
@@ -83,7 +84,7 @@ func New(o Options) (*Engine, error) {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}
 	}
-	return &Engine{opts: o, root: os.Geteuid() == 0}, nil
+	return &Engine{opts: o, root: os.Geteuid() == 0, patience: answersIn, leaves: keeperLeaves}, nil
 }
 
 // checkOwner refuses a state directory that others could have prepared or
@@ -357,6 +358,10 @@ func (e *Engine) record(id sandbox.ID) (Record, error) {
 // closeLogs puts the final roots of every run's log on the ledger: the task's,
 // and those of helpers that were killed.
 func (e *Engine) closeLogs(ctx context.Context, id sandbox.ID) error {
+	return e.eachLog(id, func(dir string) error { return e.opts.Ledger.CloseSandbox(ctx, string(id), dir) })
+}
+
+func (e *Engine) eachLog(id sandbox.ID, do func(dir string) error) error {
 	task := filepath.Join(e.SandboxDir(id), auditName)
 	helpers, err := filepath.Glob(task + ".*")
 	if err != nil {
@@ -364,13 +369,14 @@ func (e *Engine) closeLogs(ctx context.Context, id sandbox.ID) error {
 	}
 	var errs []error
 	for _, dir := range append(helpers, task) {
-		errs = append(errs, e.opts.Ledger.CloseSandbox(ctx, string(id), dir))
+		errs = append(errs, do(dir))
 	}
 	return errors.Join(errs...)
 }
 
 // remove deletes a sandbox, frees its name, and puts what is left of it on
-// record. The caller holds the keeper's lock.
+// record. A log whose closing cannot be recorded is kept for a later command,
+// whatever happens to the rest. The caller holds the keeper's lock.
 func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 	store, err := e.lockStore()
 	if err != nil {
@@ -386,10 +392,23 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	closed := e.closeLogs(ctx, id)
+	if closed != nil {
+		if err := e.eachLog(id, func(dir string) error { return e.opts.Ledger.SetAside(string(id), dir) }); err != nil {
+			return fmt.Errorf("sandbox %s is kept, since its audit log can neither be closed nor kept otherwise: %w; try again when that is mended",
+				rec.Config.Spec.Name, errors.Join(closed, err))
+		}
+	}
 	if err := e.freeNameOf(id, rec.Config.Spec.Name); err != nil {
 		return err
 	}
-	return errors.Join(closed, os.RemoveAll(dir), e.proveGone(ctx, rec, false))
+	err = os.RemoveAll(dir)
+	if closed != nil && !errors.Is(closed, audit.ErrUnsound) {
+		closed = e.opts.Ledger.CloseAside(ctx) // there may be room now
+	}
+	if closed != nil && !errors.Is(closed, audit.ErrUnsound) {
+		closed = fmt.Errorf("the audit log of sandbox %s is kept until its closing can be recorded: %w; make room, and the next command does it", rec.Config.Spec.Name, closed)
+	}
+	return errors.Join(closed, err, e.proveGone(ctx, rec, false))
 }
 
 // lockStore holds up every other process that makes or removes a sandbox.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -345,6 +346,100 @@ func TestImport(t *testing.T) {
 	same(t, before, snapshot(t, s))
 }
 
+// The same content taken in by several at once, and again, packed or not and
+// under other names, is one image.
+func TestSameContentIsOneImage(t *testing.T) {
+	when := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	late := imagetest.Reg("late", "x", 0o644)
+	late.Header.ModTime = when
+	rootfs := imagetest.MakeLayer(t, imagetest.Dir("bin/"), late, imagetest.Reg("bin/sh", "#!", 0o755))
+	archive := imagetest.DockerArchive(t, imagetest.Image{Name: "saved:1", Layers: [][]byte{base(t), top(t)}})
+	for name, take := range map[string]func(s *Store, n int) (Image, error){
+		"import": func(s *Store, n int) (Image, error) {
+			data := rootfs
+			if n%2 == 1 {
+				data = imagetest.PackGzip(t, rootfs)
+			}
+			img, err := s.Import(ctx, bytes.NewReader(data), fmt.Sprintf("copy:%d", n), Config{Cmd: []string{"sh"}, Labels: map[string]string{"a": "b", "c": "d"}})
+			if err == nil && !img.Created.Equal(when) {
+				err = fmt.Errorf("it was made at %v, want the time of its newest file, %v", img.Created, when)
+			}
+			return img, err
+		},
+		"load": func(s *Store, _ int) (Image, error) {
+			all, err := s.Load(ctx, bytes.NewReader(archive))
+			if err != nil {
+				return Image{}, err
+			}
+			return all[0], nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			const copies = 5
+			ids := make([]string, copies+1)
+			errs := make([]error, copies+1)
+			one := func(n int) {
+				another, err := Open(s.dir) // as another process has it
+				if err != nil {
+					errs[n] = err
+					return
+				}
+				img, err := take(another, n)
+				ids[n], errs[n] = img.ID, err
+			}
+			var all sync.WaitGroup
+			for n := range copies {
+				all.Go(func() { one(n) })
+			}
+			all.Wait()
+			one(copies)
+			if err := errors.Join(errs...); err != nil {
+				t.Fatal(err)
+			}
+			if ids = slices.Compact(ids); len(ids) != 1 {
+				t.Errorf("%d images: %v", len(ids), ids)
+			}
+			images, err := s.List(ctx)
+			if err != nil || len(images) != 1 {
+				t.Fatalf("%d images in the store, %v", len(images), err)
+			}
+			if want := map[string]int{"import": copies + 1, "load": 1}[name]; len(images[0].Names) != want {
+				t.Errorf("its names are %v", images[0].Names)
+			}
+			if roots, _ := filepath.Glob(filepath.Join(s.dir, "rootfs", "sha256", "*")); len(roots) != 1 {
+				t.Errorf("root file systems: %v", roots)
+			}
+		})
+	}
+}
+
+// Other content, or another configuration, is another image.
+func TestOtherContentIsAnotherImage(t *testing.T) {
+	s := open(t)
+	seen := map[string]bool{}
+	for _, tc := range []struct {
+		rootfs []byte
+		config Config
+	}{{base(t), Config{}}, {top(t), Config{}}, {base(t), Config{Cmd: []string{"sh"}}}} {
+		img, err := s.Import(ctx, bytes.NewReader(tc.rootfs), "same", tc.config)
+		if err != nil || seen[img.ID] {
+			t.Errorf("image %s, seen before: %v, error %v", img.ID, seen[img.ID], err)
+		}
+		seen[img.ID] = true
+	}
+}
+
+// A time that no configuration can hold does not keep a tar from being an image.
+func TestImportOfImpossibleTimes(t *testing.T) {
+	s := open(t)
+	f := imagetest.Reg("f", "x", 0o644)
+	f.Header.ModTime = time.Unix(1<<40, 0)
+	if img, err := s.Import(ctx, bytes.NewReader(imagetest.MakeLayer(t, f)), "late", Config{}); err != nil || img.Created.Unix() != 0 {
+		t.Errorf("made at %v, error %v", img.Created, err)
+	}
+}
+
 func fully(t testing.TB, name string) string {
 	t.Helper()
 	named, err := normalize(name)
@@ -565,8 +660,38 @@ func TestVersions(t *testing.T) {
 }
 
 // TestLeftovers: what a killed process left in tmp is cleared by the next one,
-// what a living one has there is not.
+// what a living one has there is not; and looking at the store is enough, unless
+// somebody is at work on it who does so himself.
 func TestLeftovers(t *testing.T) {
+	for name, next := range map[string]func(*Store) error{
+		"begin": func(s *Store) error {
+			w, err := s.begin(ctx)
+			if err == nil {
+				w.End()
+			}
+			return err
+		},
+		"open": func(s *Store) error {
+			unlock, err := s.blobs.Lock(ctx, blobs.MainLock)
+			if err != nil {
+				return err
+			}
+			if _, err := Open(s.dir); err != nil { // does not wait
+				return err
+			}
+			if _, err := os.Stat(filepath.Join(s.dir, "tmp", "work-dead")); err != nil {
+				return fmt.Errorf("it was cleared beside somebody who changes the store: %w", err)
+			}
+			unlock()
+			_, err = Open(s.dir)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) { leftovers(t, next) })
+	}
+}
+
+func leftovers(t *testing.T, next func(*Store) error) {
 	s := open(t)
 	alive, err := s.begin(ctx)
 	if err != nil {
@@ -577,11 +702,9 @@ func TestLeftovers(t *testing.T) {
 	if err := errors.Join(os.Mkdir(dead, 0o700), os.WriteFile(filepath.Join(dead, "000001"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	w, err := s.begin(ctx)
-	if err != nil {
+	if err := next(s); err != nil {
 		t.Fatal(err)
 	}
-	w.End()
 	if _, err := os.Stat(dead); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("leftover: %v", err)
 	}

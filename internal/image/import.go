@@ -1,11 +1,13 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"time"
 
@@ -18,7 +20,8 @@ import (
 
 // Import makes an image of one layer out of a tar of a root file system,
 // packed with gzip or zstd or not. ref may be empty: the image then has no
-// name. On error the store is as it was.
+// name. The same tar with the same changes is the same image, wherever and
+// whenever it is taken in. On error the store is as it was.
 func (s *Store) Import(ctx context.Context, r io.Reader, ref string, changes Config) (Image, error) {
 	var names []string
 	if ref != "" {
@@ -60,11 +63,15 @@ func (w *session) compose(ctx context.Context, layer blobs.Blob, c Config) (*par
 	if err != nil {
 		return nil, err
 	}
-	now := v1.Time{Time: time.Now().UTC()}
+	made, err := newest(layer.Path)
+	if err != nil {
+		return nil, fmt.Errorf("read root file system: %w", err)
+	}
+	created := v1.Time{Time: made}
 	config, err := json.Marshal(v1.ConfigFile{
-		Architecture: runtime.GOARCH, OS: "linux", Created: now,
+		Architecture: runtime.GOARCH, OS: "linux", Created: created,
 		RootFS:  v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{ld.Digest}},
-		History: []v1.History{{Created: now, CreatedBy: "creel image import"}},
+		History: []v1.History{{Created: created, CreatedBy: "creel image import"}},
 		Config: v1.Config{
 			Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, User: c.User, WorkingDir: c.WorkingDir,
 			StopSignal: c.StopSignal, Labels: c.Labels, ExposedPorts: set(c.ExposedPorts), Volumes: set(c.Volumes),
@@ -92,6 +99,29 @@ func (w *session) compose(ctx context.Context, layer blobs.Blob, c Config) (*par
 	}
 	return parseImage(manifest, config)
 }
+
+// newest is the time of the last change of any file in a tar, which stands for
+// when the image was made: the time of the import would make each import another
+// image.
+func newest(path string) (time.Time, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer f.Close()
+	latest := time.Unix(0, 0)
+	for tr := tar.NewReader(f); ; {
+		h, err := tr.Next()
+		if err != nil { // its end, or damage, which building the root file system finds and names
+			return latest.UTC().Truncate(time.Second), nil
+		}
+		if h.ModTime.After(latest) && h.ModTime.Year() <= maxYear {
+			latest = h.ModTime
+		}
+	}
+}
+
+const maxYear = 9000 // a later one is nonsense, and from 10000 on cannot be written
 
 func set(list []string) map[string]struct{} {
 	if len(list) == 0 {

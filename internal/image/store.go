@@ -29,8 +29,9 @@ type Store struct {
 	limits flatten.Limits
 }
 
-// Open opens the store in dir and makes it where it is missing. A store that a
-// newer Creel wrote is refused.
+// Open opens the store in dir and makes it where it is missing, and clears away
+// what killed processes left unfinished. A store that a newer Creel wrote is
+// refused.
 func Open(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -43,6 +44,8 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
+	// One that cannot be cleared is met again by the next change, which says so.
+	_ = content.Reclaim()
 	s := &Store{dir: dir, blobs: content, limits: flatten.DefaultLimits()}
 	if _, err := s.readIndex(); err != nil {
 		return nil, err

@@ -95,6 +95,7 @@ type Run struct {
 	machine  vm.Machine     // its
 	edge     *boundary.Edge // nil until it is open
 	canaries []canary.Canary
+	owed     *audit.Owed // records of what does not wait for them
 	notes    notes
 	stale    chan struct{} // the written status is not what is known
 
@@ -129,8 +130,11 @@ type Run struct {
 
 // New makes a run that has not begun.
 func New(cfg Config, deps Deps) *Run {
+	owed := audit.NewOwed(deps.Audit, func(kind audit.Kind, err error) {
+		deps.Log.Error("what was done is not on record yet", "kind", kind, "err", err)
+	})
 	return &Run{
-		cfg: cfg, deps: deps, limit: usual, out: newHub(),
+		cfg: cfg, deps: deps, owed: owed, limit: usual, out: newHub(),
 		ready: make(chan struct{}), running: make(chan struct{}),
 		over: make(chan struct{}), ended: make(chan struct{}),
 		stdin: make(chan struct{}, 1), stale: make(chan struct{}, 1), clients: map[net.Conn]bool{},
@@ -289,6 +293,13 @@ func (r *Run) kill() {
 	r.endLocked(nil)
 }
 
+// tell puts on record what ends the run or takes rights away, as soon as that
+// can be: it never keeps it from being done.
+func (r *Run) tell(kind audit.Kind, data any) {
+	r.owed.Tell(audit.Event{Kind: kind, Sandbox: string(r.cfg.Spec.ID), Data: data})
+}
+
+// record is for what must not be done without one.
 func (r *Run) record(ctx context.Context, kind audit.Kind, data any) error {
 	err := r.deps.Audit.Append(ctx, audit.Event{Kind: kind, Sandbox: string(r.cfg.Spec.ID), Data: data})
 	if err != nil {
@@ -360,6 +371,7 @@ func (r *Run) finish() error {
 	recorded := errors.Join(
 		r.record(ctx, audit.KindExit, event.Exit{
 			ExitCode: final.ExitCode, Error: tier.Hide(final.Error), OOMKilled: final.OOMKilled, TimedOut: final.TimedOut,
+			Unrecorded: r.owed.Close(),
 		}),
 		r.record(ctx, audit.KindCleanup, event.Cleanup{Complete: undone == nil}),
 	)

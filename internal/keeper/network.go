@@ -59,7 +59,7 @@ func (r *Run) openBoundary(ctx context.Context) error {
 	defer r.mu.Unlock()
 	edge, err := boundary.Open(ctx, boundary.Config{
 		Sandbox: string(r.cfg.Spec.ID), Network: r.machine.Network(), Rules: rules, Dialer: r.deps.Network.Dialer,
-		Wallet: wallet, Ports: r.deps.Network.Ports, Audit: r.deps.Audit, Log: r.deps.Log,
+		Wallet: wallet, Ports: r.deps.Network.Ports, Audit: r.deps.Audit, Owed: r.owed, Log: r.deps.Log,
 		Denied: r.denied, Alerted: r.alerted,
 	})
 	if err != nil {

@@ -130,8 +130,7 @@ func (b *besides) pour(to io.WriteCloser, from io.Reader) {
 	}
 }
 
-// control passes a client's signals and sizes on until the client is gone. A
-// signal that cannot be recorded is not sent, and is the last.
+// control passes a client's signals and sizes on until the client is gone.
 func (b *besides) control(ctx context.Context, s *wire.Stream) {
 	defer close(b.controlled)
 	for {
@@ -148,10 +147,7 @@ func (b *besides) control(ctx context.Context, s *wire.Stream) {
 		if c.Signal <= 0 {
 			continue
 		}
-		if err := b.run.recordSignal(ctx, c.Signal, b.x); err != nil {
-			b.run.deps.Log.Error("a signal was not sent", "err", err)
-			return
-		}
+		b.run.tellSignal(c.Signal, b.x)
 		b.x.Signal(ctx, c.Signal)
 	}
 }

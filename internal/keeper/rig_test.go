@@ -37,6 +37,21 @@ type recorder struct {
 	events   []audit.Event
 	failFrom int        // number of the first that fails, 1 the very first; 0: none
 	failKind audit.Kind // fails always
+	onlyEnd  bool       // all fail but the last records of a run
+}
+
+func (r *recorder) failOnly(kind audit.Kind) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failKind = kind
+}
+
+// failAll makes every record fail from now on but those of the end, or none any
+// more.
+func (r *recorder) failAll(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.onlyEnd = yes
 }
 
 func (r *recorder) Append(ctx context.Context, events ...audit.Event) error {
@@ -46,7 +61,7 @@ func (r *recorder) Append(ctx context.Context, events ...audit.Event) error {
 		return ctx.Err()
 	}
 	for i, e := range events {
-		if e.Kind == r.failKind || r.failFrom > 0 && len(r.events)+i+1 >= r.failFrom {
+		if e.Kind == r.failKind || r.onlyEnd && e.Kind != audit.KindExit && e.Kind != audit.KindCleanup || r.failFrom > 0 && len(r.events)+i+1 >= r.failFrom {
 			return errors.New("disk full")
 		}
 	}

@@ -226,10 +226,11 @@ func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
 		err = errNotRunning
 	case req.Resize != nil:
 		err = task.Resize(ctx, req.Resize.Rows, req.Resize.Cols)
+	case req.Signal == sigkill:
+		err = r.killTask(ctx)
 	case req.Signal > 0:
-		if err = r.recordSignal(ctx, req.Signal, task); err == nil {
-			err = task.Signal(ctx, req.Signal)
-		}
+		r.tellSignal(req.Signal, task)
+		err = task.Signal(ctx, req.Signal)
 	}
 	if err != nil {
 		return err
@@ -252,42 +253,50 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 }
 
 func (r *Run) serveKill(ctx context.Context, s *wire.Stream) error {
-	if err := r.record(ctx, audit.KindSignal, event.Signal{Signal: sigkill, Target: "vm"}); err != nil {
-		return err
-	}
+	r.tell(audit.KindSignal, event.Signal{Signal: sigkill, Target: "vm"})
 	r.kill()
 	return s.Send(ctx, api.Reply{})
 }
 
 func (r *Run) servePause(ctx context.Context, s *wire.Stream) error {
 	return r.withPauser(ctx, s, "pause", func(p vm.Pauser) error {
+		r.tell(event.KindStep, event.Step{Step: "pause"})
 		if err := p.Pause(ctx); err != nil {
 			return err
 		}
-		return r.setPaused(true)
+		r.setPaused(true)
+		return nil
 	})
 }
 
 // serveResume also sets the clock: a paused guest's has stood still.
 func (r *Run) serveResume(ctx context.Context, s *wire.Stream) error {
 	return r.withPauser(ctx, s, "resume", func(p vm.Pauser) error {
+		if err := r.record(ctx, event.KindStep, event.Step{Step: "resume"}); err != nil {
+			return err
+		}
 		if err := p.Resume(ctx); err != nil {
 			return err
 		}
+		r.setPaused(false)
 		clock, cancel := context.WithTimeout(ctx, r.limit.goodbye)
 		defer cancel()
-		return errors.Join(r.setPaused(false), r.guest.Clock(clock, time.Now()))
+		return r.guest.Clock(clock, time.Now())
 	})
 }
 
-func (r *Run) setPaused(paused bool) error {
+// setPaused notes what has been done; that it cannot be written for others does
+// not undo it.
+func (r *Run) setPaused(paused bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.isOver() {
-		return nil
+		return
 	}
 	r.status.Paused = paused
-	return r.saveLocked()
+	if err := r.saveLocked(); err != nil {
+		r.deps.Log.Error("the status is not up to date", "err", err)
+	}
 }
 
 func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do func(vm.Pauser) error) error {
@@ -297,9 +306,6 @@ func (r *Run) withPauser(ctx context.Context, s *wire.Stream, verb string, do fu
 	p, ok := r.machine.(vm.Pauser)
 	if !ok {
 		return fmt.Errorf("%s: this machine cannot be paused", verb)
-	}
-	if err := r.record(ctx, event.KindStep, event.Step{Step: verb}); err != nil {
-		return err
 	}
 	if err := do(p); err != nil {
 		return err

@@ -131,7 +131,7 @@ func (r *Run) enforceTimeout() {
 // has stopped reading the output can hold up the end.
 func (r *Run) stop(ctx context.Context, signal int, grace time.Duration) error {
 	for _, n := range []int{signal, sigkill} {
-		if err := r.post(ctx, n); err != nil {
+		if err := r.post(n); err != nil {
 			return err
 		}
 		if r.overWithin(ctx, grace) {
@@ -160,7 +160,7 @@ func (r *Run) overWithin(ctx context.Context, d time.Duration) bool {
 
 // post sends the task a signal without waiting for the guest to take it. A
 // task that has ended needs none.
-func (r *Run) post(ctx context.Context, signal int) error {
+func (r *Run) post(signal int) error {
 	if r.isOver() {
 		return nil
 	}
@@ -168,9 +168,7 @@ func (r *Run) post(ctx context.Context, signal int) error {
 	if task == nil {
 		return errNotRunning
 	}
-	if err := r.recordSignal(ctx, signal, task); err != nil {
-		return err
-	}
+	r.tellSignal(signal, task)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.isOver() {
@@ -179,8 +177,28 @@ func (r *Run) post(ctx context.Context, signal int) error {
 	return nil
 }
 
-func (r *Run) recordSignal(ctx context.Context, signal int, x *host.Exec) error {
-	return r.record(ctx, audit.KindSignal, event.Signal{Signal: signal, PID: x.PID()})
+// killTask sends SIGKILL, and ends the machine where that ends nothing: what
+// runs in it may have taken the guest over.
+func (r *Run) killTask(ctx context.Context) error {
+	if err := r.post(sigkill); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.isOver() {
+		r.tending.Go(func() {
+			if !r.overWithin(context.WithoutCancel(ctx), r.limit.kill) {
+				r.kill()
+			}
+		})
+	}
+	return nil
+}
+
+// tellSignal puts a signal on record, which gives a task nothing and may be the
+// way to end it.
+func (r *Run) tellSignal(signal int, x *host.Exec) {
+	r.tell(audit.KindSignal, event.Signal{Signal: signal, PID: x.PID()})
 }
 
 // feed copies a client's stdin to the task, which has one writer at a time.

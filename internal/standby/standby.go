@@ -61,6 +61,7 @@ type Pool struct {
 type Taken struct {
 	dir     string
 	UID     int
+	PID     int // of the process, while it lives
 	conn    *net.UnixConn
 	process *os.File // a descriptor of it
 }
@@ -103,28 +104,29 @@ func connect(dir string) (*Taken, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := peer(conn)
+	pid, process, err := peer(conn)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("connect to a waiting VM: %w", err)
 	}
-	return &Taken{dir: dir, conn: conn, process: process}, nil
+	return &Taken{dir: dir, PID: pid, conn: conn, process: process}, nil
 }
 
 // peer is the process that listens at the other end of conn.
-func peer(conn *net.UnixConn) (*os.File, error) {
+func peer(conn *net.UnixConn) (pid int, process *os.File, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	pidfd, inner := -1, error(nil)
 	err = raw.Control(func(fd uintptr) {
 		var cred *unix.Ucred
 		if cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); inner == nil {
-			pidfd, inner = unix.PidfdOpen(int(cred.Pid), 0)
+			pid = int(cred.Pid)
+			pidfd, inner = unix.PidfdOpen(pid, 0)
 		}
 	})
-	return os.NewFile(uintptr(pidfd), "process"), errors.Join(err, inner)
+	return pid, os.NewFile(uintptr(pidfd), "process"), errors.Join(err, inner)
 }
 
 // Move makes the VM's directory that of a sandbox.
@@ -167,15 +169,23 @@ func (t *Taken) with(use func(fd int)) {
 }
 
 // Wait returns when the process has ended.
-func (t *Taken) Wait() {
+func (t *Taken) Wait() { t.poll(-1) }
+
+// Ended reports whether the process has ended.
+func (t *Taken) Ended() bool { return t.poll(0) }
+
+// poll reports whether the process has ended after so many milliseconds.
+func (t *Taken) poll(timeout int) (ended bool) {
 	t.with(func(fd int) {
 		for {
-			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout)
 			if !errors.Is(err, unix.EINTR) {
+				ended = n > 0
 				return
 			}
 		}
 	})
+	return ended
 }
 
 // End is Kill and Wait and Close.

@@ -9,7 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"creel/test/rig"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -64,6 +68,58 @@ func TestCopyInAndOut(t *testing.T) {
 			t.Error("what was copied into the ended sandbox is not there")
 		}
 	})
+}
+
+// A copy that is told to end removes what it began; one that is killed leaves no
+// more than a directory whose name says what it is.
+func TestCopyThatIsEndedLeavesNothing(t *testing.T) {
+	r := machines(t)
+	name := background(t, r, "debian", "sleep", "1000")
+	r.Must(t, "exec", name, "sh", "-c", "mkdir /big && truncate -s 4G /big/file")
+	for _, tc := range []struct {
+		signal syscall.Signal
+		code   int
+		left   string
+	}{{syscall.SIGTERM, 143, ""}, {syscall.SIGINT, 130, ""}, {syscall.SIGKILL, -1, ".creel-cp-*"}} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		run := r.Start(t, "cp", name+":/big", dir)
+		awaitFile(t, filepath.Join(dir, ".creel-cp-*", "content", "file"))
+		run.Cmd.Process.Signal(tc.signal)
+		if code := run.Wait(); code != tc.code {
+			t.Errorf("%v: exit code %d, want %d; %s", tc.signal, code, tc.code, run.Stderr)
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if match, _ := filepath.Match(tc.left, e.Name()); !match {
+				t.Errorf("%v: left behind: %s", tc.signal, e.Name())
+			}
+		}
+	}
+}
+
+// awaitFile waits for one file of a pattern.
+func awaitFile(t *testing.T, pattern string) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(rig.Patience)
+	defer limit.Stop()
+	for {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return
+		}
+		select {
+		case <-limit.C:
+			t.Fatalf("there is no %s", pattern)
+		case <-tick.C:
+		}
+	}
 }
 
 // tarListing describes the entries of an archive, in order of their names.

@@ -6,6 +6,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"creel/test/rig"
 
 	"golang.org/x/sys/unix"
 )
@@ -144,4 +147,68 @@ func setSize(t *testing.T, master *os.File, rows, cols uint16) {
 	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Issue 11, number 17: a run whose output cannot be written ended with 0, or
+// never. It ends in time, says why, and leaves nothing.
+func TestRunWhoseOutputIsLost(t *testing.T) {
+	r := machines(t)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for name, tc := range map[string]struct {
+		out  func(t *testing.T) *os.File
+		task []string
+		code int
+		says string
+	}{
+		"full, a word":      {func(*testing.T) *os.File { return full }, []string{"echo", "hello"}, 125, "no space left on device"},
+		"full, without end": {func(*testing.T) *os.File { return full }, []string{"yes"}, 125, "no space left on device"},
+		"no reader":         {unread, []string{"yes"}, 141, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := r.Snapshot(t)
+			var said bytes.Buffer
+			cmd := r.Cmd(append([]string{"run", "-q", "debian"}, tc.task...)...)
+			cmd.Stdout, cmd.Stderr = tc.out(t), &said
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			limit := time.AfterFunc(rig.Patience, func() { cmd.Process.Kill() })
+			cmd.Wait()
+			if !limit.Stop() {
+				t.Fatalf("it did not end; it said %q", &said)
+			}
+			if code := cmd.ProcessState.ExitCode(); code != tc.code || !strings.Contains(said.String(), tc.says) || tc.says == "" && said.Len() > 0 {
+				t.Errorf("exit code %d, want %d; it said %q", code, tc.code, &said)
+			}
+			r.Clean(t, before)
+		})
+	}
+	t.Run("exec", func(t *testing.T) {
+		name := background(t, r, "debian", "sleep", "1000")
+		cmd := r.Cmd("exec", name, "yes")
+		cmd.Stdout = full
+		cmd.Run()
+		if code := cmd.ProcessState.ExitCode(); code != 125 {
+			t.Errorf("exit code %d", code)
+		}
+		if got := r.Must(t, "exec", name, "sh", "-c", "echo the task is still there"); !strings.Contains(got, "still there") {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+// unread is a pipe that nobody reads.
+func unread(t *testing.T) *os.File {
+	t.Helper()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	t.Cleanup(func() { writer.Close() })
+	return writer
 }

@@ -4,7 +4,11 @@
 // record, and must not hold the value of a secret.
 package event
 
-import "creel/internal/audit"
+import (
+	"time"
+
+	"creel/internal/audit"
+)
 
 // The kinds of a life cycle that package audit does not name.
 const (
@@ -29,6 +33,10 @@ type Admitted struct {
 	Faults []string `json:"faults,omitempty"`
 }
 
+// NoPolicy is the digest of the policy that allows nothing. It may be in force
+// without having been admitted: to take everything away needs no record first.
+const NoPolicy = "sha256:09bfcc6a14b83e2192b8673677725c84883ee9cd0c70e45c9ec09daa8f2b2847"
+
 // Template is what the run is cloned from.
 type Template struct {
 	Image    string `json:"image"`    // digest
@@ -42,10 +50,20 @@ type Confined struct {
 	Keeper string `json:"keeper"` // what the kernel has of it
 }
 
+// Late is in records of acts that do not wait for their record.
+type Late struct {
+	// When is the time of the act, where the record came later.
+	When time.Time `json:"at,omitzero"`
+}
+
 // Step is about to be done.
 type Step struct {
 	Step string `json:"step"`
+	Late
 }
+
+// At implements [audit.Dated].
+func (s Step) At(t time.Time) any { s.When = t; return s }
 
 // Process is a command that is about to run, with arguments that look like
 // secrets hidden. Its environment is not on record.
@@ -59,7 +77,11 @@ type Signal struct {
 	Signal int    `json:"signal"`
 	PID    int    `json:"pid,omitempty"` // in the sandbox
 	Target string `json:"target,omitempty"`
+	Late
 }
+
+// At implements [audit.Dated].
+func (s Signal) At(t time.Time) any { s.When = t; return s }
 
 // Directions of a copy.
 const (
@@ -86,6 +108,8 @@ type Exit struct {
 	Error     string `json:"error,omitempty"`
 	OOMKilled bool   `json:"oomKilled,omitempty"`
 	TimedOut  bool   `json:"timedOut,omitempty"`
+	// Unrecorded counts, by kind, what happened and could not be put on record.
+	Unrecorded map[audit.Kind]int `json:"unrecorded,omitempty"`
 }
 
 // Cleanup is what was found when a run was over: in the log, that the keeper
@@ -138,12 +162,16 @@ type Destination struct {
 	Reason   string `json:"reason,omitempty"`
 }
 
-// Tally is a Destination that came several times within a second.
+// Tally is a Destination that came several times within a second, or one rule's
+// destinations within a minute.
 type Tally struct {
 	Destination
 	Count int64 `json:"count"`
-	// Others stands for destinations beyond the number that is told apart in
-	// a second; Host is then empty.
+	// Names is how many destinations were gathered in this one, by what was
+	// decided and the rule; Host is then empty.
+	Names int64 `json:"names,omitempty"`
+	// Others stands for rules beyond the number that is told apart in a minute;
+	// Host is then empty.
 	Others bool `json:"others,omitempty"`
 }
 
@@ -201,7 +229,11 @@ type Policy struct {
 	Generation int    `json:"generation"` // 1 is the run's first
 	Policy     string `json:"policy"`     // digest of the canonical text
 	Rules      int    `json:"rules"`
+	Late
 }
+
+// At implements [audit.Dated].
+func (p Policy) At(t time.Time) any { p.When = t; return p }
 
 // Secrets are about to be replaced.
 type Secrets struct {

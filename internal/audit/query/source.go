@@ -66,7 +66,7 @@ func newLog(dir, sandbox string, o audit.Opened) *source {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return f, archive, err
 		}
-		f, err = audit.OpenUntrusted(o.Dir)
+		f, at, err := audit.OpenUnclosed(dir, o)
 		if err != nil {
 			// Another look: it may have been closed in between.
 			if again, err := os.Open(archive); err == nil {
@@ -74,7 +74,7 @@ func newLog(dir, sandbox string, o audit.Opened) *source {
 			}
 			return nil, "", fs.ErrNotExist // its end is the verifier's affair
 		}
-		return f, filepath.Join(o.Dir, audit.LogName), nil
+		return f, at, nil
 	}}
 }
 

@@ -62,7 +62,7 @@ func (n *network) take(r audit.Record) error {
 			case t.Others: // of no decision in particular; few of them are names that were allowed
 				at(n.denied, place{}).Count += t.Count
 			case t.Decision != event.Deny: // a name that was allowed is not reached by being known
-			default:
+			default: // without a host: names of one rule that were gathered
 				at(n.denied, place{t.Host, t.Port}).Count += t.Count
 			}
 		})

@@ -194,6 +194,21 @@ func TestPoliciesInForce(t *testing.T) {
 	}
 }
 
+// To take everything away on a full disk leaves no admission, and contradicts
+// nothing.
+func TestNoPolicyNeedsNoAdmission(t *testing.T) {
+	s := begin(t)
+	s.add(s.ledger, "aa", audit.KindAdmitted, event.Admitted{Name: "web", Policy: "sha256:11"})
+	s.run("aa", func(l *audit.Log) {
+		s.add(l, "aa", event.KindPolicy, event.Policy{Generation: 1, Policy: "sha256:11"})
+		s.add(l, "aa", event.KindPolicy, event.Policy{Generation: 2, Policy: event.NoPolicy})
+	}, true)
+	got, err := s.of("aa")
+	if err != nil || len(got.Contradictions) > 0 || !cmp.Equal(got.Policies, []string{"sha256:11", event.NoPolicy}) {
+		t.Errorf("%v, %v, %v", got.Policies, got.Contradictions, err)
+	}
+}
+
 // A name is taken by who runs under it, and another policy is no new sandbox.
 func TestNamedIsWhoRan(t *testing.T) {
 	s := begin(t)

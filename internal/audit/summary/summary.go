@@ -22,6 +22,9 @@ import (
 // ErrUnknown is of a sandbox that the ledger does not know.
 var ErrUnknown = errors.New("the audit record has no such sandbox")
 
+// ErrPruned is of a run whose log was removed.
+var ErrPruned = errors.New("its audit log was pruned, so no receipt of it can be made any more")
+
 // ErrOpen is of a run whose log has not been closed.
 var ErrOpen = errors.New("its run has not ended, and a receipt is of one that has")
 
@@ -83,6 +86,9 @@ func Of(ctx context.Context, dir, id string) (receipt.Receipt, error) {
 			}
 		}
 		switch {
+		case !t.pruned.IsZero():
+			return receipt.Receipt{}, fmt.Errorf("sandbox %s: %w: that was on %s, and the ledger still has its end, line %d with root %s; a receipt that was made before still verifies",
+				id, ErrPruned, t.pruned.Local().Format(time.DateOnly), t.out.Audit.Log.Size, t.out.Audit.Log.Root)
 		case len(t.admitted) == 0:
 			return receipt.Receipt{}, fmt.Errorf("%w: %s", ErrUnknown, id)
 		case t.log == "":
@@ -100,6 +106,7 @@ type teller struct {
 	admitted map[string]event.Admitted // by the policy's digest
 	log      string                    // origin of the run's own log: the first that was opened
 	closed   time.Time                 // when that log was closed
+	pruned   time.Time                 // when the first log of the sandbox was
 	looked   bool                      // the engine has looked at what was left
 	network  network
 }
@@ -132,6 +139,11 @@ func (t *teller) ledger(r audit.Record) error {
 				}
 			}
 		})
+	case audit.KindPruned:
+		if t.pruned.IsZero() {
+			t.pruned = r.Time
+		}
+		return nil
 	case audit.KindCleanup:
 		t.looked = true
 		return with(r, t.cleanup)
@@ -173,6 +185,7 @@ func (t *teller) logs(r audit.Record) error {
 func (t *teller) policy(p event.Policy) {
 	o := &t.out
 	_, admitted := t.admitted[p.Policy]
+	admitted = admitted || p.Policy == event.NoPolicy
 	switch first := p.Policy == o.Policies[0]; {
 	case !admitted || p.Generation == 1 && !first:
 		o.Contradictions = append(o.Contradictions, fmt.Sprintf("policy %.71q was in force, but not admitted", p.Policy))

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
@@ -71,6 +72,29 @@ func (s *story) run(id string, keeper func(*audit.Log), closing bool) {
 
 func (s *story) of(id string) (receipt.Receipt, error) {
 	return Of(context.Background(), s.dir, id)
+}
+
+// Of a run whose log was pruned nobody can tell what happened, and no receipt
+// must look as if nothing had.
+func TestNoReceiptOfAPrunedRun(t *testing.T) {
+	s := begin(t)
+	for _, id := range []string{"aa", "bb"} {
+		s.admitted(id, "web")
+		s.run(id, func(*audit.Log) {}, true)
+	}
+	before, err := s.of("aa")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ledger.Prune(t.Context(), audit.PruneOptions{Before: time.Now().Add(time.Hour), Keep: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.of("aa"); !errors.Is(err, ErrPruned) || !strings.Contains(err.Error(), before.Audit.Log.Root.String()) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := s.of("bb"); err != nil {
+		t.Errorf("of one that was kept: %v", err)
+	}
 }
 
 func TestReceiptTellsWhatTheRecordSays(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package auditcmd is the commands about the audit record and receipts. What
 // only reads works on the files alone, also on a copy of them, and on a ledger
 // that nothing can be appended to any more. The package must not write a record
-// but by rotating the key.
+// but by rotating the key and pruning.
 package auditcmd
 
 import (
@@ -11,13 +11,16 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"creel/internal/audit"
 	"creel/internal/audit/chain"
 	"creel/internal/audit/query"
 	"creel/internal/audit/receipt"
 	"creel/internal/cli/command"
+	"creel/internal/printable"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
 
@@ -28,6 +31,8 @@ type Env struct {
 	Dir func() (string, error)
 	// Rotate puts a new key in force.
 	Rotate func(context.Context) error
+	// Prune removes closed logs, on record.
+	Prune func(context.Context, audit.PruneOptions) (audit.PruneResult, error)
 	// Receipt makes the signed receipt of a run, by name or ID.
 	Receipt func(ctx context.Context, ref string) ([]byte, error)
 }
@@ -35,7 +40,7 @@ type Env struct {
 // New is `creel audit`.
 func New(env Env) *cobra.Command {
 	return command.Group("audit", "Show, follow and verify the record of what happened",
-		newTail(env), newQuery(env), newVerify(env), newExport(env), newCheckpoint(env),
+		newTail(env), newQuery(env), newVerify(env), newExport(env), newCheckpoint(env), newPrune(env),
 		command.Group("key", "Show or change the key that signs the record",
 			&cobra.Command{
 				Use: "show", Short: "Print the public key that verifies the record and receipts", Args: cobra.NoArgs,
@@ -129,10 +134,16 @@ func newVerify(env Env) *cobra.Command {
 
 func printReport(env Env, r audit.Report) error {
 	for _, f := range r.Faults {
-		fmt.Fprintf(env.Out, "FAULT %s\n", f)
+		fmt.Fprintf(env.Out, "FAULT %s\n", printable.Line(fmt.Sprint(f)))
 	}
 	fmt.Fprintf(env.Out, "%d records up to line %d of the ledger, %d keys, %d logs closed (%d of killed keepers), %d open\n",
 		r.Records, r.Ledger.Size, r.Keys, r.Closed, r.Killed, r.Open)
+	if r.Pruned > 0 {
+		fmt.Fprintf(env.Out, "%d of the closed logs were pruned, on record: how they ended is known, and what was in them is not\n", r.Pruned)
+	}
+	if r.Aside > 0 {
+		fmt.Fprintf(env.Out, "%d of the open logs are of runs that have ended: their closing could not be recorded, and the next command does it once there is room\n", r.Aside)
+	}
 	if n := len(r.Faults); n > 0 {
 		return &command.ExitError{Code: 1, Err: fmt.Errorf("the record is not as it was written: %d faults; see docs/audit.md", n)}
 	}
@@ -167,10 +178,65 @@ func newCheckpoint(env Env) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("read checkpoint: %w", err)
 			}
+			if err := audit.CheckHead(dir, string(data)); err != nil {
+				return err
+			}
 			_, err = env.Out.Write(data)
 			return err
 		},
 	}
+}
+
+func newPrune(env Env) *cobra.Command {
+	var older string
+	var o audit.PruneOptions
+	c := &cobra.Command{
+		Use: "prune [flags]", Short: "Remove the logs of runs that ended long ago; the ledger keeps how each of them ended",
+		Long: "Remove logs that were closed. The ledger stays as it is, with how each log ended,\n" +
+			"and that it was pruned: the record still verifies. Receipts that were made before\n" +
+			"verify too; new ones of those runs can not be made. Logs that are damaged stay.",
+		Example: "  creel audit prune --older-than 90d --dry-run\n" +
+			"  creel audit prune --older-than 30d --keep 100",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			age, err := command.ParseAge(older)
+			if err != nil {
+				return fmt.Errorf("--older-than: %w", err)
+			}
+			if o.Keep < 0 {
+				return fmt.Errorf("--keep %d: want 0 or more", o.Keep)
+			}
+			o.Before = time.Now().Add(-age)
+			pruned, err := env.Prune(c.Context(), o)
+			if err == nil || len(pruned.Logs) > 0 {
+				printPruned(env, pruned, o.DryRun)
+			}
+			if err == nil && len(pruned.Damaged) > 0 {
+				err = fmt.Errorf("%d logs are not as the ledger has them and stay; see `creel audit verify`", len(pruned.Damaged))
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&older, "older-than", "90d", "only logs that were closed longer ago than this `time`, such as 30d or 12h")
+	c.Flags().IntVar(&o.Keep, "keep", 0, "leave this `number` of logs, the newest, however old")
+	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "say what would be removed, and remove nothing")
+	return c
+}
+
+func printPruned(env Env, r audit.PruneResult, dryRun bool) {
+	did, total := "pruned", "freed"
+	if dryRun {
+		did, total = "would prune", "would free"
+	}
+	var bytes int64
+	for _, l := range r.Logs {
+		fmt.Fprintf(env.Out, "%s %s, closed %s, %s\n", did, l.Log, l.Closed.Local().Format(time.DateOnly), units.BytesSize(float64(l.Bytes)))
+		bytes += l.Bytes
+	}
+	for _, f := range r.Damaged {
+		fmt.Fprintf(env.Out, "FAULT %s\n", f)
+	}
+	fmt.Fprintf(env.Out, "%s %s\n", total, units.BytesSize(float64(bytes)))
 }
 
 func newExport(env Env) *cobra.Command {

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"creel/internal/audit/event"
 	"creel/internal/audit/receipt"
 	"creel/internal/cli/command"
+	"creel/internal/printable"
 
 	"github.com/spf13/cobra"
 )
@@ -73,6 +76,7 @@ func signed(t *testing.T, l *audit.Ledger) []byte {
 
 func TestCommands(t *testing.T) {
 	l, dir := ledgerIn(t)
+	closedLog(t, l, "cc33")
 	add(t, l, audit.KindAdmitted, "aa11", map[string]any{"name": "web", "tier": "trusted", "image": "debian"})
 	add(t, l, "connection", "aa11", map[string]any{"host": "api.example.com", "decision": "deny"})
 	add(t, l, event.KindConnection, "aa11", event.Connection{Destination: event.Destination{Host: "git.example.com", Port: 22, Protocol: "tcp",
@@ -118,7 +122,7 @@ func TestCommands(t *testing.T) {
 		{"audit query --since 1h --until 2000-01-01T00:00:00Z", 0, nil, []string{"admitted"}},
 		{"audit query --kind exec --json", 0, []string{`"kind":"exec","sandbox":"bb22"`}, []string{"admitted"}},
 		{"audit tail -n 1", 0, []string{"exec"}, []string{"admitted"}},
-		{"audit export --kind admitted", 0, []string{`"v":1,"seq":2`}, []string{"bb22"}},
+		{"audit export --kind admitted", 0, []string{`"v":1,"seq":6`}, []string{"bb22"}},
 		{"audit verify", 0, []string{"verified: the record is whole", "1 keys"}, nil},
 		{"audit verify --expect " + good, 0, []string{"verified"}, nil},
 		{"audit verify --expect " + foreign, 1, []string{"is not signed by"}, nil},
@@ -135,6 +139,14 @@ func TestCommands(t *testing.T) {
 		{"receipt verify " + foreign, 1, []string{"is not signed by"}, nil},
 		{"receipt verify " + foreign + " --key " + otherFile, 0, []string{"verified"}, nil},
 		{"receipt web", 0, []string{"the receipt of web"}, nil},
+		{"audit prune", 0, []string{"freed 0B"}, []string{"pruned"}},
+		{"audit prune --older-than soon", 1, []string{"--older-than", "want a time such as 90d"}, nil},
+		{"audit prune --keep -1", 1, []string{"want 0 or more"}, nil},
+		{"audit prune --older-than 0 --dry-run", 0, []string{"would prune creel/log/cc33/", "would free"}, []string{"freed"}},
+		{"audit verify", 0, []string{"1 logs closed"}, []string{"pruned"}},
+		{"audit prune --older-than 0", 0, []string{"pruned creel/log/cc33/", "freed"}, nil},
+		{"audit verify", 0, []string{"1 of the closed logs were pruned, on record", "verified"}, nil},
+		{"audit query --kind pruned", 0, []string{"cc33", "head=3 lines"}, nil},
 		{"audit key rotate", 0, []string{"creel/ledger/"}, nil},
 		{"audit verify --expect " + file("checkpoint", []byte(checkpointOf(t, l))), 0, []string{"2 keys"}, nil},
 	} {
@@ -142,6 +154,7 @@ func TestCommands(t *testing.T) {
 		env := Env{
 			Streams: command.Streams{Out: &text, Err: &text}, Dir: func() (string, error) { return dir, nil },
 			Rotate:  func(context.Context) error { return l.RotateKey() },
+			Prune:   l.Prune,
 			Receipt: func(_ context.Context, ref string) ([]byte, error) { return []byte("the receipt of " + ref), nil },
 		}
 		root := &cobra.Command{Use: "creel", SilenceErrors: true, SilenceUsage: true}
@@ -165,6 +178,23 @@ func TestCommands(t *testing.T) {
 				t.Errorf("%s: %q is in\n%s", c.args, never, &text)
 			}
 		}
+	}
+}
+
+// closedLog is of a run that has ended.
+func closedLog(t *testing.T, l *audit.Ledger, id string) {
+	t.Helper()
+	dir := t.TempDir()
+	key, err := l.OpenSandbox(t.Context(), id, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := audit.OpenLog(dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(log.Close(), l.CloseSandbox(t.Context(), id, dir)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -209,5 +239,35 @@ func TestTailFollows(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil || lines.Scan() {
 		t.Errorf("ended with %v and %q", err, lines.Text())
+	}
+}
+
+// A record's texts come from guests and upstreams: each stays in its cell.
+func TestHostileRecordStaysInItsRow(t *testing.T) {
+	hostile := "evil\x1b[2J\u009b\u202e\tcell\nrow"
+	data, err := json.Marshal(map[string]any{"host": hostile, "port": 1, "reason": hostile, hostile: hostile, "args": []string{hostile}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := audit.Record{Kind: audit.Kind(hostile), Sandbox: "0\x1b[2J\n", Data: data}
+	for name, show := range map[string]func(io.Writer) error{
+		"tail": func(w io.Writer) error { return tailing{out: w}.print(r) },
+		"table": func(w io.Writer) error {
+			table := command.Table(w, "TIME", "SANDBOX", "KIND", "WHAT")
+			command.Row(table, cells(r)...)
+			return table.Flush()
+		},
+	} {
+		var b strings.Builder
+		if err := show(&b); err != nil {
+			t.Fatal(err)
+		}
+		rows := strings.Count(b.String(), "\n")
+		if want := map[string]int{"tail": 1, "table": 2}[name]; rows != want || !strings.Contains(b.String(), "evil") {
+			t.Errorf("%s has %d rows: %q", name, rows, b.String())
+		}
+		if text := strings.ReplaceAll(b.String(), "\n", ""); !printable.Safe(text) {
+			t.Errorf("%s shows %q", name, text)
+		}
 	}
 }

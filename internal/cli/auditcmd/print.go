@@ -37,7 +37,7 @@ var leading = []struct {
 	key  string
 	bare bool
 }{{"decision", true}, {"method", true}, {"path", true}, {"status", false}, {"alert", true}, {"name", false}, {"limit", false},
-	{"rule", false}, {"reason", false}, {"count", false}}
+	{"rule", false}, {"reason", false}, {"names", false}, {"count", false}}
 
 // details are a record's data: of what is about a destination, that and what
 // was decided first; the rest as key=value, sorted by key.

@@ -11,6 +11,7 @@ import (
 	"creel/internal/audit/query"
 	"creel/internal/audit/summary"
 	"creel/internal/cli/command"
+	"creel/internal/printable"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -198,6 +199,6 @@ func (o tailing) print(r audit.Record) error {
 		return query.Export(o.out, func(yield func(audit.Record, error) bool) { yield(r, nil) })
 	}
 	c := cells(r)
-	_, err := fmt.Fprintf(o.out, "%s  %-12s  %-12s  %s\n", c[0], c[1], c[2], c[3])
+	_, err := fmt.Fprintf(o.out, "%s  %-12s  %-12s  %s\n", c[0], printable.Line(c[1]), printable.Line(c[2]), printable.Line(c[3]))
 	return err
 }

@@ -1,19 +1,25 @@
 // Package command is what every group of commands is made of: [Streams],
-// [Group], [Table] and [ExitError]. It must not know what any command does.
+// [Output], [Group], [Table] and [ExitError]. It must not know what any command
+// does.
 package command
 
 import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
+
+	"creel/internal/printable"
 
 	"github.com/spf13/cobra"
 )
 
 // Streams are a command's standard streams. Stdin is a file because a terminal
-// is asked for its size and mode.
+// is asked for its size and mode. Out and Err are each an [Output] in a creel
+// that runs: what may not be changed goes to the [Raw] of one.
 type Streams struct {
 	In       *os.File
 	Out, Err io.Writer
@@ -58,8 +64,14 @@ func Table(w io.Writer, heads ...string) *tabwriter.Writer {
 	return t
 }
 
-// Row adds one row to a table.
-func Row(w io.Writer, cells ...string) { fmt.Fprintln(w, strings.Join(cells, "\t")) }
+// Row adds one row to a table. No cell can begin another row or cell.
+func Row(w io.Writer, cells ...string) {
+	safe := make([]string, len(cells))
+	for i, cell := range cells {
+		safe[i] = printable.Line(cell)
+	}
+	fmt.Fprintln(w, strings.Join(safe, "\t"))
+}
 
 // ReadBounded reads a file of at most limit bytes.
 func ReadBounded(name string, limit int64) ([]byte, error) {
@@ -76,4 +88,21 @@ func ReadBounded(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	return data, nil
+}
+
+const day = 24 * time.Hour
+
+// ParseAge reads a duration that may be in days; "" and 0 are none.
+func ParseAge(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 36_500 {
+			return time.Duration(n) * day, nil
+		}
+	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return d, nil
+	}
+	return 0, fmt.Errorf("%q: want a time such as 90d or 12h", s)
 }

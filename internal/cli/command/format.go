@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"text/tabwriter"
 	"text/template"
 	"time"
+
+	"creel/internal/printable"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
@@ -76,11 +79,23 @@ func PrintList[T any](w io.Writer, rows []T, l Listing, c Columns) error {
 	out := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(out, titles)
 	for _, row := range rows {
-		if err := execute(out, t, row); err != nil {
+		if err := execute(out, t, inOneCell(row)); err != nil {
 			return err
 		}
 	}
 	return out.Flush()
+}
+
+// inOneCell is a row whose texts begin no other row or cell.
+func inOneCell[T any](row T) T {
+	if fields := reflect.ValueOf(&row).Elem(); fields.Kind() == reflect.Struct {
+		for i := range fields.NumField() {
+			if f := fields.Field(i); f.CanSet() && f.Kind() == reflect.String {
+				f.SetString(printable.Line(f.String()))
+			}
+		}
+	}
+	return row
 }
 
 // table is the template of the usual table.

@@ -33,6 +33,11 @@ func TestPrintList(t *testing.T) {
 			t.Errorf("%+v: %v\n%q, want\n%q", c.l, err, out.String(), c.want)
 		}
 	}
+	// A text cannot begin a row or a cell of its own.
+	var out bytes.Buffer
+	if err := PrintList(&out, []item{{"1", "a\tb\nc\x1b[2J", ""}}, Listing{}, itemColumns); err != nil || strings.Count(out.String(), "\n") != 2 || strings.ContainsAny(out.String(), "\t\x1b") {
+		t.Errorf("%v\n%q", err, out.String())
+	}
 	for format, want := range map[string]string{
 		"table {{.Colour}}": "the fields are ID, Name, Size", "{{.Colour}}": "--format: ", "table {{": "--format: ", "{{nothing .ID}}": "--format: ",
 	} {

@@ -1,10 +1,12 @@
 package hostcmd
 
 import (
-	"creel/internal/cli/command"
-	"creel/internal/doctor"
 	"encoding/json"
 	"fmt"
+
+	"creel/internal/cli/command"
+	"creel/internal/doctor"
+	"creel/internal/printable"
 
 	"github.com/spf13/cobra"
 )
@@ -44,7 +46,7 @@ func NewDoctor(env Env) *cobra.Command {
 
 func printFindings(env Env, findings []doctor.Finding) {
 	for _, f := range findings {
-		fmt.Fprintf(env.Out, "%-5s %-12s %s\n", f.Level, f.Name, f.Detail)
+		fmt.Fprintf(env.Out, "%-5s %-12s %s\n", f.Level, f.Name, printable.Line(f.Detail))
 		if f.Mend != "" {
 			fmt.Fprintf(env.Out, "%18s → %s\n", "", f.Mend)
 		}

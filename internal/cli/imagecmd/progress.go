@@ -3,16 +3,15 @@ package imagecmd
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"creel/internal/cli/command"
 	"creel/internal/image"
+	"creel/internal/printable"
 
 	"github.com/docker/go-units"
-	"golang.org/x/term"
 )
 
 // progress shows the steps of a pull or push: bars that are drawn again where
@@ -34,8 +33,7 @@ const (
 )
 
 func newProgress(w io.Writer) *progress {
-	f, ok := w.(*os.File)
-	return &progress{w: w, live: ok && term.IsTerminal(int(f.Fd())), parts: map[string]image.Event{}}
+	return &progress{w: command.Raw(w), live: command.IsTerminal(w), parts: map[string]image.Event{}}
 }
 
 // event takes one step; several goroutines may call it at once.
@@ -101,5 +99,5 @@ func partName(id string) string {
 	if strings.HasPrefix(id, "sha256:") {
 		return command.ShortID(id)
 	}
-	return id
+	return printable.Line(id)
 }

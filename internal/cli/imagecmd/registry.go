@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 func newPull(env Env) *cobra.Command {
@@ -169,10 +168,10 @@ func newSave(env Env) *cobra.Command {
 				return err
 			}
 			if output == "" || output == "-" {
-				if f, ok := env.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+				if command.IsTerminal(env.Out) {
 					return fmt.Errorf("an archive is not for a terminal; use -o FILE, or a pipe")
 				}
-				return store.Save(c.Context(), args, env.Out)
+				return store.Save(c.Context(), args, command.Raw(env.Out))
 			}
 			return writeFile(output, func(w io.Writer) error { return store.Save(c.Context(), args, w) })
 		},

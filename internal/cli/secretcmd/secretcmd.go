@@ -9,9 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
-	"time"
 
 	"creel/internal/cli/command"
 	"creel/internal/secret"
@@ -88,7 +86,7 @@ func (f setFlags) request(name string) (store.Request, error) {
 	}
 	source, err := store.ParseSource(f.from)
 	fault("--from", err)
-	maxAge, err := parseAge(f.maxAge)
+	maxAge, err := command.ParseAge(f.maxAge)
 	fault("--max-age", err)
 	if f.as == "" {
 		fault("--as", errors.New("say how the secret is used: header:NAME, bearer, basic:USER, query:NAME or stand-in"))
@@ -113,23 +111,6 @@ func (f setFlags) request(name string) (store.Request, error) {
 	}
 	binding := secret.Binding{Hosts: f.hosts, Methods: methods, Paths: f.paths, Use: use}
 	return store.Request{Name: name, Source: source, Binding: binding, MaxAge: maxAge}, errors.Join(errs...)
-}
-
-const day = 24 * time.Hour
-
-// parseAge reads a duration that may be in days; "" and 0 are none.
-func parseAge(s string) (time.Duration, error) {
-	if s == "" {
-		return 0, nil
-	}
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		if n, err := strconv.Atoi(days); err == nil && n >= 0 && n <= 36_500 {
-			return time.Duration(n) * day, nil
-		}
-	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 {
-		return d, nil
-	}
-	return 0, fmt.Errorf("%q: want a time such as 90d or 12h", s)
 }
 
 func set(ctx context.Context, env Env, name string, f setFlags) error {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"creel/internal/guest/api"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 	"creel/internal/wire"
 )
@@ -207,9 +208,9 @@ func (c *Client) Top(ctx context.Context) (api.TopReply, error) {
 	}
 	for i := range r.Processes {
 		p := &r.Processes[i]
-		p.User, p.State, p.TTY, p.Name = printable(p.User), printable(p.State), printable(p.TTY), printable(p.Name)
+		p.User, p.State, p.TTY, p.Name = printable.Line(p.User), printable.Line(p.State), printable.Line(p.TTY), printable.Line(p.Name)
 		for j, arg := range p.Args {
-			p.Args[j] = printable(arg)
+			p.Args[j] = printable.Line(arg)
 		}
 		for _, v := range []*int64{&p.CPUMilliseconds, &p.AgeMilliseconds, &p.RSSBytes, &p.VirtualBytes} {
 			*v = min(max(*v, 0), math.MaxInt64/2)
@@ -239,7 +240,7 @@ func (c *Client) refusal(op string, e *api.Error, err error) error {
 	if e == nil {
 		return nil
 	}
-	clean := &api.Error{Code: api.CodeInternal, Message: printable(e.Message)}
+	clean := &api.Error{Code: api.CodeInternal, Message: printable.Line(e.Message[:min(len(e.Message), maxText)])}
 	switch e.Code {
 	case api.CodeInvalid, api.CodeNotFound, api.CodeNotExecutable, api.CodeNotReady, api.CodeNoSpace:
 		clean.Code = e.Code
@@ -275,17 +276,6 @@ func bounded(op string, texts ...string) error {
 		}
 	}
 	return nil
-}
-
-// printable drops what could steer a terminal.
-func printable(s string) string {
-	s = s[:min(len(s), maxText)]
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\ufffd' {
-			return -1
-		}
-		return r
-	}, s)
 }
 
 // Exec starts a process in the guest. An *api.Error in the chain says why it

@@ -60,7 +60,7 @@ func TestNonsenseIsRefused(t *testing.T) {
 		"version":          {[]any{anything{"version": api.Version + 1}}, hello, "rebuild the template"},
 		"freeze goes on":   {[]any{anything{}, anything{}}, freeze, "more than one reply"},
 		"code not known":   {[]any{anything{"error": anything{"code": "own", "message": "m"}}}, freeze, "m"},
-		"terminal control": {[]any{anything{"error": anything{"message": "a\x1b[2Jb\u009bc\nd"}}}, freeze, "a[2Jbcd"},
+		"terminal control": {[]any{anything{"error": anything{"message": "a\x1b[2Jb\u009bc\nd"}}}, freeze, `a\u001b[2Jb\u009bc\u000ad`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := tc.do(lying(t, tc.says...))

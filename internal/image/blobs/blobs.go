@@ -163,6 +163,27 @@ func flock(ctx context.Context, f *os.File) error {
 	}
 }
 
+// Reclaim clears away the work of processes that died. It waits for nobody: a
+// process that changes the directory just now does the same.
+func (d *Dir) Reclaim() error {
+	entries, err := os.ReadDir(filepath.Join(d.path, "tmp"))
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(d.path, MainLock), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err == unix.EWOULDBLOCK {
+			return nil
+		}
+		return err
+	}
+	return d.sweep("tmp")
+}
+
 // sweep removes what is in a directory and locked by nobody. The main lock is
 // held, so nobody is between making a Work's directory and locking it; who
 // locks a download looks whether it is still there.

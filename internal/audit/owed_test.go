@@ -1,0 +1,125 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fullRecord is a recorder that has no room until it is told so.
+type fullRecord struct {
+	mu     sync.Mutex
+	full   bool
+	hangs  bool
+	events []Event
+}
+
+func (d *fullRecord) Append(ctx context.Context, events ...Event) error {
+	d.mu.Lock()
+	full, hangs := d.full, d.hangs
+	d.mu.Unlock()
+	if hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if full {
+		return errors.New("no room")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.events = append(d.events, events...)
+	return nil
+}
+
+func (d *fullRecord) Note(failed func(error), events ...Event) {
+	if err := d.Append(context.Background(), events...); err != nil {
+		failed(err)
+	}
+}
+
+func (d *fullRecord) set(full, hangs bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full, d.hangs = full, hangs
+}
+
+func (d *fullRecord) numbers() (out []int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range d.events {
+		out = append(out, e.Data.(dated).n)
+	}
+	return out
+}
+
+type dated struct {
+	n  int
+	at time.Time
+}
+
+func (d dated) At(at time.Time) any { d.at = at; return d }
+
+func TestOwedRecordsComeInOrderOnceThereIsRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := &fullRecord{}
+		var mu sync.Mutex
+		waited := 0
+		o := NewOwed(disk, func(Kind, error) { mu.Lock(); waited++; mu.Unlock() })
+		tell := func(n int) { o.Tell(Event{Kind: KindSignal, Data: dated{n: n}}) }
+		tell(0)
+		disk.set(true, false)
+		began := time.Now()
+		tell(1)
+		time.Sleep(5 * time.Second) // the bubble's clock
+		tell(2)
+		disk.set(false, false)
+		tell(3) // what came before goes first
+		if diff := cmp.Diff([]int{0, 1, 2, 3}, disk.numbers()); diff != "" {
+			t.Error(diff)
+		}
+		first, late := disk.events[0].Data.(dated), disk.events[1].Data.(dated)
+		if !first.at.IsZero() || !late.at.Equal(began) || waited != 2 {
+			t.Errorf("first %v, late %v after %v, %d waited", first.at, late.at, began, waited)
+		}
+		disk.set(true, false)
+		tell(4)
+		disk.set(false, false)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := disk.numbers(); len(n) != 5 {
+			t.Errorf("it is not tried again by itself: %v", n)
+		}
+		if missed := o.Close(); len(missed) != 0 {
+			t.Errorf("missed %v", missed)
+		}
+	})
+}
+
+func TestOwedNeitherHangsNorGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := &fullRecord{hangs: true}
+		o := NewOwed(disk, func(Kind, error) {})
+		began := time.Now()
+		o.Tell(Event{Kind: KindSignal, Data: dated{}})
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("an act was held up for %s", took)
+		}
+		disk.set(true, false)
+		for range 2 * maxOwed {
+			o.Tell(Event{Kind: KindSignal, Data: dated{}})
+		}
+		if len(o.events) > maxOwed {
+			t.Errorf("%d wait", len(o.events))
+		}
+		o.Miss(KindExec, 3)
+		if diff := cmp.Diff(map[Kind]int{KindSignal: 2*maxOwed + 1, KindExec: 3}, o.Close()); diff != "" {
+			t.Error(diff)
+		}
+		time.Sleep(5 * time.Second) // nothing is left that tries again
+	})
+}
