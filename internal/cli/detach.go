@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"creel/internal/cli/command"
 	"creel/internal/sandbox"
 
 	"github.com/spf13/pflag"
@@ -124,7 +125,8 @@ func quitOnThird(ctx context.Context, env Env) (stop func()) {
 		if notTerminal == nil {
 			term.Restore(fd, state)
 		}
-		fmt.Fprintf(env.Err, "\ncreel: got %d SIGTERM/SIGINTs, forcefully exiting; `creel ps` shows what still runs\n", maxSignals)
+		// The others may be writing: these words are Creel's own, and need no cleaning.
+		fmt.Fprintf(command.Raw(env.Err), "\ncreel: got %d SIGTERM/SIGINTs, forcefully exiting; `creel ps` shows what still runs\n", maxSignals)
 		os.Exit(sandbox.ExitCreel)
 	}()
 	return func() {
