@@ -79,7 +79,7 @@ var arrows = map[string][]string{
 	// One sandbox's edge: boundary puts the parts together, which know nothing
 	// of one another.
 	"boundary": {"audit", "audit/event", "boundary/credential", "boundary/egress", "boundary/hello", "boundary/intercept", "boundary/names",
-		"boundary/netstack", "boundary/web", "policy", "policy/tier", "sandbox"},
+		"boundary/netstack", "boundary/web", "policy", "policy/tier", "sandbox", "secret"},
 	"boundary/canary":                {},
 	"boundary/credential":            {"boundary/scrub", "policy", "secret"},
 	"boundary/decode":                {},
@@ -114,12 +114,13 @@ var arrows = map[string][]string{
 		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
 	"doctor": {"environ", "kernel", "sandbox", "template", "vm/accel"},
-	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
-		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "printable", "sandbox", "secret/store", "template", "vm"},
+	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/manual", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
+		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "policy/preset", "policy/tier", "printable", "sandbox", "secret", "secret/store", "template", "vm"},
 	"cli/command":   {"printable"},
 	"cli/hostcmd":   {"cli/command", "config", "doctor", "kernel", "printable"},
 	"cli/imagecmd":  {"cli/command", "image", "image/registry", "printable"},
-	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox"},
+	"cli/manual":    {"cli/command"},
+	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox", "secret"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command", "printable"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "environ", "guest/blob", "guest/host", "image",
@@ -141,7 +142,7 @@ var arrows = map[string][]string{
 
 	// What `make demo` and `make dist` run.
 	"scripts/demoapi": {"boundary/intercept"},
-	"scripts/manual":  {"cli"},
+	"scripts/manual":  {"cli", "cli/manual"},
 	"scripts/sbom":    {},
 }
 

@@ -98,6 +98,7 @@ type Edge struct {
 	tallies   *audit.Coalescer[counted]
 	denials   denials
 	alerts    denials // that are on record one by one
+	troubles  troubles
 	flows     flows
 	places    places
 	outside   atomic.Int64 // connections, dials too
@@ -158,7 +159,7 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	e.web = web.NewServer()
 	e.stack, err = netstack.New(cfg.Network, netstack.Options{
 		Guest: guestAddress, Gateway: gatewayAddress, MTU: mtu,
-		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, MaxPending: maxPending, MaxFlows: maxFlows, UDPIdle: e.cfg.idle,
+		TCP: e.connect, UDP: e.datagrams, MayUDP: e.mayUDP, Knock: e.knocked, MaxPending: maxPending, MaxFlows: maxFlows, UDPIdle: e.cfg.idle,
 	})
 	if err != nil {
 		return nil, errors.Join(err, e.web.Close())

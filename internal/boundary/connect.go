@@ -42,9 +42,7 @@ func (e *Edge) judge(to netip.AddrPort, p policy.Protocol) policy.Decision {
 func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 	d := e.judge(a.Destination(), "")
 	if !d.Allow {
-		if a.Destination().Addr() != gatewayAddress { // no port of ours is open: nothing was asked of policy
-			e.deny(d)
-		}
+		e.deny(d)
 		a.Refuse()
 		return
 	}
@@ -73,6 +71,7 @@ func (e *Edge) connect(ctx context.Context, a *netstack.Attempt) {
 // opaque joins the guest to the outside without looking in, but for marks.
 func (e *Edge) opaque(ctx context.Context, f *flow, a *netstack.Attempt) {
 	e.join(ctx, f, a, func(guest net.Conn, outside *metered) {
+		e.unread(f)
 		e.carry(guest, outside, e.searched(f, guest))
 	})
 }
@@ -129,6 +128,7 @@ func (e *Edge) secure(ctx context.Context, f *flow, guest net.Conn) {
 		return
 	}
 	defer guest.Close()
+	e.unread(f)
 	outside, err := e.dial(ctx, f)
 	if err != nil {
 		abort(guest)

@@ -349,6 +349,7 @@ func (e *Edge) connectTo(ctx context.Context, m *metered, p *policy.Policy) erro
 		if denied, ok := errors.AsType[*egress.Denied](err); ok {
 			e.deny(denied.Decision)
 		}
+		e.upstreamFailed(f, err, w.id != 0)
 		return err
 	}
 	m.Conn, m.id, m.dialled, m.began = conn, w.id, w.dialled, time.Now()

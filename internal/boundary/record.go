@@ -119,14 +119,18 @@ func destination(d policy.Decision) event.Destination {
 // deny counts a denial, for the record and for people.
 func (e *Edge) deny(d policy.Decision) {
 	if d.Request.Host == "" && namePool.Contains(d.Request.Addr) {
-		e.denyWords(d, "no name was given this address", "connect to a name")
+		e.denyAs(d, "no name was given this address", "connect to a name", alikeOf(d))
 		return
 	}
-	e.denyWords(d, d.Reason(), d.Hint())
+	e.denyAs(d, d.Reason(), d.Hint(), alikeOf(d))
 }
 
 // denyWords is deny for what policy has no words for.
 func (e *Edge) denyWords(d policy.Decision, reason, hint string) {
+	e.denyAs(d, reason, hint, alikeGreetings(destination(d).Host))
+}
+
+func (e *Edge) denyAs(d policy.Decision, reason, hint string, of alike) {
 	d.Allow = false
 	kind := event.KindDenied
 	if d.Request.Op == policy.Resolve {
@@ -135,10 +139,7 @@ func (e *Edge) denyWords(d policy.Decision, reason, hint string) {
 	to := destination(d)
 	to.Reason = tier.Hide(reason)
 	e.tallies.Add(counted{kind, to})
-	denial := sandbox.Denial{Target: tier.Hide(d.Target()), Reason: to.Reason, Hint: tier.Hide(hint)}
-	if e.denials.add(denial) && e.cfg.Denied != nil {
-		e.cfg.Denied(denial)
-	}
+	e.tell(sandbox.Denial{Target: tier.Hide(d.Target()), Reason: to.Reason, Hint: tier.Hide(hint)}, of)
 }
 
 // alert puts on record that a mark was about to leave.
@@ -151,14 +152,12 @@ func (e *Edge) alert(d policy.Decision, found credential.Found) {
 		Target: tier.Hide(d.Target()), Reason: fmt.Sprintf("the %s %q was about to leave in the %s", a.Alert, a.Name, a.Where),
 		Hint: "find out who sent it, since no honest task does",
 	}
-	if e.alerts.add(denial) {
+	if first, _ := e.alerts.add(denial, alike{}); first != nil {
 		e.recordAfter(event.KindAlert, a)
 	} else { // the guest can bring them about at will
 		e.tallies.Add(counted{event.KindDenied, a.Destination})
 	}
-	if e.denials.add(denial) && e.cfg.Denied != nil {
-		e.cfg.Denied(denial)
-	}
+	e.tell(denial, alike{})
 	if e.cfg.Alerted != nil {
 		e.cfg.Alerted(a)
 	}
@@ -169,24 +168,30 @@ const maxDenials = 256
 
 // denials are what was denied, for people.
 type denials struct {
-	mu    sync.Mutex
-	order []*sandbox.Denial
-	index map[string]*sandbox.Denial
-	total int64
+	mu     sync.Mutex
+	order  []*sandbox.Denial
+	index  map[string]*sandbox.Denial
+	groups map[string]*group // by the key of what is alike
+	total  int64
 }
 
-// add reports whether the destination is new.
-func (d *denials) add(what sandbox.Denial) bool {
+// add returns the destination where it is new, or what the many have become
+// that it is one of; many reports the latter.
+func (d *denials) add(what sandbox.Denial, of alike) (first *sandbox.Denial, many bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.total++
+	if g := d.groups[of.key]; g != nil && g.whole != nil {
+		g.whole.Count++
+		return nil, false
+	}
 	key := what.Target + "\n" + what.Reason
 	if seen := d.index[key]; seen != nil {
 		seen.Count++
-		return false
+		return nil, false
 	}
 	if len(d.order) >= maxDenials {
-		return false
+		return nil, false
 	}
 	if d.index == nil {
 		d.index = map[string]*sandbox.Denial{}
@@ -194,7 +199,11 @@ func (d *denials) add(what sandbox.Denial) bool {
 	what.Count = 1
 	d.index[key] = &what
 	d.order = append(d.order, &what)
-	return true
+	told := what
+	if of.key != "" && d.joinGroup(of, key) {
+		told, many = *d.groups[of.key].whole, true
+	}
+	return &told, many
 }
 
 // Denials are what was denied so far: destinations in the order in which they

@@ -3,10 +3,13 @@ package boundary
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"creel/internal/audit/event"
@@ -15,6 +18,8 @@ import (
 	"creel/internal/boundary/web"
 	"creel/internal/policy"
 	"creel/internal/policy/tier"
+	"creel/internal/sandbox"
+	"creel/internal/secret"
 )
 
 // site is a flow as package web serves it.
@@ -35,10 +40,10 @@ func (e *Edge) site(ctx context.Context, f *flow, tls bool) *web.Site {
 			defer context.AfterFunc(ctx, stop)()
 			c, err := e.dial(asked, f)
 			if denied, ok := err.(*egress.Denied); ok {
-				return nil, refusal{words(denied.Decision)}
+				return nil, refusal{words(denied.Decision), err}
 			}
 			if err != nil {
-				return nil, refusal{&web.Denial{Status: http.StatusBadGateway, Error: "upstream", Reason: "the destination could not be reached: " + egress.Class(err)}}
+				return nil, refusal{&web.Denial{Status: http.StatusBadGateway, Error: "upstream", Reason: "the destination could not be reached: " + egress.Class(err)}, err}
 			}
 			return c, nil
 		},
@@ -46,9 +51,13 @@ func (e *Edge) site(ctx context.Context, f *flow, tls bool) *web.Site {
 }
 
 // refusal is a denial on the way to the upstream.
-type refusal struct{ denial *web.Denial }
+type refusal struct {
+	denial *web.Denial
+	err    error // why, for the record
+}
 
 func (r refusal) Error() string       { return r.denial.Reason }
+func (r refusal) Unwrap() error       { return r.err }
 func (r refusal) Denial() *web.Denial { return r.denial }
 
 // words are a decision as the task is told.
@@ -86,6 +95,7 @@ func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *w
 	if denial != nil {
 		return nil, denial
 	}
+	e.unswapped(wallet, f, d, use, r)
 	f.charge(d.Rule)
 	if spent := e.spend(f, d.Rule, policy.Usage{Requests: 1}); !spent.Allow {
 		denial := words(spent)
@@ -93,11 +103,11 @@ func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *w
 		return nil, denial
 	}
 	id := e.ids.Add(1)
-	secret := event.Secret{Destination: destination(d), Name: use, Request: id}
+	used := event.Secret{Destination: destination(d), Name: use, Request: id}
 	if use != "" && wallet.Swaps(use, r) {
-		secret.As = wallet.As(use)
+		used.As = wallet.As(use)
 	}
-	if err := e.recordRequest(ctx, secret, r); err != nil {
+	if err := e.recordRequest(ctx, used, r); err != nil {
 		e.cfg.Log.Error("a request was refused that cannot be put on record", "err", err)
 		return nil, &web.Denial{Status: http.StatusServiceUnavailable, Error: "record", Reason: "the request cannot be put on record, and nothing is sent without"}
 	}
@@ -123,6 +133,29 @@ func (e *Edge) useOf(wallet *credential.Wallet, d policy.Decision, r *http.Reque
 		return "", &web.Denial{Rule: d.RuleName(), Reason: err.Error()}
 	}
 	return name, nil
+}
+
+// unswapped tells of placeholders in a request to where they belong, in which
+// they are not swapped.
+func (e *Edge) unswapped(wallet *credential.Wallet, f *flow, d policy.Decision, use string, r *http.Request) {
+	if use != "" && wallet.As(use) == secret.AsStandIn && wallet.Swaps(use, r) {
+		e.troubles.noteSwap(use)
+	}
+	for _, name := range wallet.Unswapped(f.req.Host, use, r) {
+		t := sandbox.Trouble{Target: targetOf(f)}
+		switch use {
+		case name:
+			t.Reason = fmt.Sprintf("the placeholder of %q was sent as it is: it is swapped in %s alone", name, strings.Join(wallet.Places(name), ", "))
+			t.Hint = fmt.Sprintf("let the client send it there, or name its place with `creel secret set %s --in PLACE`", name)
+		case "":
+			t.Reason = fmt.Sprintf("the placeholder of %q was sent as it is: rule %q names no secret", name, d.RuleName())
+			t.Hint = fmt.Sprintf("write `secret: %s` in the rule", name)
+		default:
+			t.Reason = fmt.Sprintf("the placeholder of %q was sent as it is: rule %q uses the secret %q", name, d.RuleName(), use)
+			t.Hint = fmt.Sprintf("write a rule with `secret: %s` for these requests", name)
+		}
+		e.troubles.add(trouble{Trouble: t})
+	}
 }
 
 // recordRequest returns when the request, and the use of a secret in it, are
@@ -155,10 +188,13 @@ func parameters(query string) (names []string) {
 
 // pass is leave for a request that is on record.
 func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use string, id int64) *web.Pass {
-	began := time.Now()
+	began, marked := time.Now(), new(atomic.Bool)
 	p := &web.Pass{
 		Values: wallet.Values(), Marks: wallet.Marks(f.req.Host), Exact: d.Inspect, Whole: use != "", Unreadable: d.Rule.Unreadable,
-		Found: func(names []string) { e.alert(d, credential.Found{Mark: names[0], Where: "body"}) },
+		Found: func(names []string) {
+			marked.Store(true)
+			e.alert(d, credential.Found{Mark: names[0], Where: "body"})
+		},
 		Done: func(r web.Result) {
 			f.answered(d.Rule)
 			res := event.Response{
@@ -167,6 +203,10 @@ func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use s
 			}
 			if r.Err != nil {
 				res.Error = egress.Class(r.Err)
+				// What failed on the way there was told when it did.
+				if _, dialling := errors.AsType[refusal](r.Err); !dialling && !marked.Load() {
+					e.upstreamFailed(f, r.Err, true)
+				}
 			}
 			e.note(event.KindResponse, res)
 		},

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -17,13 +18,16 @@ import (
 	"creel/internal/cli/command"
 	"creel/internal/cli/hostcmd"
 	"creel/internal/cli/imagecmd"
+	"creel/internal/cli/manual"
 	"creel/internal/cli/policycmd"
 	"creel/internal/cli/secretcmd"
+	"creel/internal/config"
 	"creel/internal/doctor"
 	"creel/internal/engine"
 	"creel/internal/image"
 	"creel/internal/image/registry"
 	"creel/internal/sandbox"
+	"creel/internal/secret"
 	"creel/internal/secret/store"
 	"creel/internal/template"
 
@@ -136,19 +140,55 @@ func Root(env Env) *cobra.Command {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
+	root.SetFlagErrorFunc(flagError)
 	root.SetIn(env.In)
 	root.SetOut(env.Out)
 	root.SetErr(env.Err)
+	root.AddCommand(sandboxCommands(env)...)
+	root.AddCommand(asDocker(env)...)
 	root.AddCommand(
-		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
-		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
 		imagecmd.New(imageEnv(env)), newTemplate(env),
 		hostcmd.NewKernel(hostEnv(env)), hostcmd.NewConfig(hostEnv(env)), hostcmd.NewDoctor(hostEnv(env)), hostcmd.NewVersion(hostEnv(env)),
 		policycmd.New(policyEnv(env)), auditcmd.New(auditEnv(env)), auditcmd.NewReceipt(auditEnv(env)),
-		secretcmd.New(secretEnv(env)),
+		secretcmd.New(secretEnv(env)), manual.New(env.Streams),
 	)
 	env.Logging.register(root)
+	explainUsage(root)
+	completeFlags(env, root)
 	return root
+}
+
+// sandboxCommands are those about sandboxes, each with the flags of Docker's
+// that it knows and has not.
+func sandboxCommands(env Env) []*cobra.Command {
+	all := []*cobra.Command{
+		newRun(env), newPS(env), newLogs(env), newExec(env), newAttach(env), newStop(env), newKill(env), newWait(env),
+		newInspect(env), newRemove(env), newRename(env), newCopy(env), newTop(env), newPause(env), newUnpause(env),
+	}
+	for _, c := range all {
+		command.KnowForeign(c, foreign[c.Name()])
+		switch c.Name() {
+		case "run", "exec", "attach":
+			likeDocker(c)
+		}
+	}
+	return all
+}
+
+// explainUsage lets wrong usage of every command say what the right one is.
+func explainUsage(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		explainUsage(sub)
+	}
+	if args := c.Args; args != nil {
+		c.Args = func(c *cobra.Command, words []string) error {
+			err := args(c, words)
+			if err == nil {
+				return nil
+			}
+			return fmt.Errorf("`%s` %w\n\nUsage:  %s\n\nsee `%[1]s --help`", c.CommandPath(), err, c.UseLine())
+		}
+	}
 }
 
 func hostEnv(env Env) hostcmd.Env {
@@ -200,7 +240,8 @@ func (a *App) imageStore() *imagecmd.Store {
 
 func policyEnv(env Env) policycmd.Env {
 	return policycmd.Env{
-		Streams: env.Streams,
+		Streams: env.Streams, CompleteSandboxes: completeFirst(completeSandboxes(env, true)),
+		Secrets: env.bindings,
 		Spec: func(ctx context.Context, ref string) (sandbox.Spec, error) {
 			app, err := env.Open(ctx)
 			if err != nil {
@@ -228,6 +269,31 @@ func policyEnv(env Env) policycmd.Env {
 			return app.Tiers, nil
 		},
 	}
+}
+
+// bindings are what the secrets are bound to. One that cannot be read is left
+// out: `creel secret check` says why.
+func (env Env) bindings(ctx context.Context) (map[string]secret.Binding, error) {
+	cfg, _, err := config.Load(os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(cfg.StateDir); errors.Is(err, os.ErrNotExist) {
+		return nil, nil // there are none, and looking makes nothing
+	}
+	s, err := env.Secrets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := s.List()
+	if len(entries) == 0 && err != nil {
+		return nil, err
+	}
+	out := map[string]secret.Binding{}
+	for _, e := range entries {
+		out[e.Name] = e.Binding
+	}
+	return out, nil
 }
 
 func auditEnv(env Env) auditcmd.Env {
@@ -270,13 +336,17 @@ func secretEnv(env Env) secretcmd.Env {
 	}
 }
 
-// likeDocker gives wrong usage of a command that runs something the exit code
-// of Creel's own failure: 1 would look like the task's.
-func likeDocker(c *cobra.Command) *cobra.Command {
-	args := c.Args
-	c.Args = func(c *cobra.Command, words []string) error { return creelFailed(args(c, words)) }
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return creelFailed(err) })
-	return c
+// likeDocker gives a wrong flag of a command that runs something the exit code
+// of Creel's own failure: 1 would look like the task's. Without its arguments
+// the command exits 1, as Docker's does.
+func likeDocker(c *cobra.Command) {
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return creelFailed(flagError(c, err)) })
+	before := c.PreRunE
+	c.PreRunE = func(c *cobra.Command, args []string) error { return creelFailed(before(c, args)) }
+}
+
+func flagError(c *cobra.Command, err error) error {
+	return fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())
 }
 
 // creelFailed gives an error of Creel's own the exit code that Docker's users

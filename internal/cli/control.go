@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -36,6 +37,15 @@ func each(c *cobra.Command, env Env, refs []string, do func(context.Context, *Ap
 		fmt.Fprintln(env.Out, ref)
 	}
 	return errors.Join(errs...)
+}
+
+// except leaves out of joined errors those that are target.
+func except(err, target error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	return errors.Join(slices.DeleteFunc(slices.Clone(joined.Unwrap()), func(e error) bool { return errors.Is(e, target) })...)
 }
 
 // withClient connects to a running sandbox's keeper for the length of do.
@@ -78,6 +88,8 @@ func newStop(env Env) *cobra.Command {
 		},
 	}
 	c.Flags().IntVarP(&seconds, "time", "t", 10, "`seconds` to wait before killing it")
+	c.Flags().IntVar(&seconds, "timeout", 10, "as newer Dockers have it: the same as --time, in `seconds`")
+	c.Flags().MarkHidden("timeout") // it errs only where there is no such flag
 	c.Flags().StringVarP(&signal, "signal", "s", "", "`signal` to ask with (default: the image's stop signal, else TERM)")
 	return c
 }
@@ -129,12 +141,16 @@ func newRemove(env Env) *cobra.Command {
 		Example: "  creel rm web\n  creel rm -f web db",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
-			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
+			err := each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
 				return app.Engine.Remove(ctx, f, force)
 			})
+			if force { // as Docker: what is not there need not be removed
+				err = except(err, engine.ErrNotFound)
+			}
+			return err
 		},
 	}
-	c.Flags().BoolVarP(&force, "force", "f", false, "kill one that is running")
+	c.Flags().BoolVarP(&force, "force", "f", false, "kill one that is running; no error where there is none")
 	return c
 }
 
@@ -142,7 +158,7 @@ func newRename(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "rename SANDBOX NAME", Short: "Give a sandbox another name",
 		Example: "  creel rename web web-old",
-		Args:    cobra.ExactArgs(2), ValidArgsFunction: completeSandboxes(env, false),
+		Args:    cobra.ExactArgs(2), ValidArgsFunction: completeFirst(completeSandboxes(env, false)),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -186,49 +202,6 @@ func newWait(env Env) *cobra.Command {
 			}
 			return nil
 		},
-	}
-}
-
-func newTop(env Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "top SANDBOX [PS OPTION...]", Short: "Show the processes in a sandbox, by its own ps",
-		Example: "  creel top web\n  creel top web -eo pid,rss,args",
-		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, true),
-		DisableFlagParsing: true,
-		RunE: func(c *cobra.Command, args []string) error {
-			options := args[1:]
-			if len(options) == 0 {
-				options = []string{"-ef"}
-			}
-			p := sandbox.Process{Args: append([]string{"ps"}, options...)}
-			// A person reads this as a table of Creel's: it is made safe to show.
-			err := execIn(c.Context(), env, outputs{env.Out, env.Err}, args[0], p)
-			if exit, ok := errors.AsType[*ExitError](err); ok && exit.Code == sandbox.ExitNotFound {
-				return &ExitError{Code: 1, Err: errors.New("the image has no ps; install procps in it")}
-			}
-			return err
-		},
-	}
-}
-
-// completeSandboxes offers the names of sandboxes to the shell.
-func completeSandboxes(env Env, running bool) cobra.CompletionFunc {
-	return func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		app, err := env.Open(c.Context())
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		all, err := app.Engine.List(c.Context())
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		var names []string
-		for _, f := range all {
-			if f.Running() || !running {
-				names = append(names, f.Record.Config.Spec.Name)
-			}
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

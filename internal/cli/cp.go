@@ -34,7 +34,7 @@ func newCopy(env Env) *cobra.Command {
 			"With - the archive is passed on as the sandbox made it: look at it before you unpack it.",
 		Example: "  creel cp web:/etc/hostname .\n  creel cp ./src web:/work\n" +
 			"  creel cp web:/work - | tar t",
-		Args: cobra.ExactArgs(2),
+		Args: cobra.ExactArgs(2), ValidArgsFunction: completeFiles(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx, done := interruptible(c.Context())
 			defer done()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -24,14 +25,34 @@ func printDenials(w io.Writer, s sandbox.Status) {
 	list := s.Denials[:min(len(s.Denials), maxDenialLines)]
 	fmt.Fprintf(w, "creel: %d denied", s.Denied)
 	if s.Alerts > 0 {
-		fmt.Fprintf(w, ", with %d alerts", s.Alerts)
+		fmt.Fprintf(w, ", with %d alert", s.Alerts)
+		if s.Alerts > 1 {
+			fmt.Fprint(w, "s")
+		}
 	}
 	fmt.Fprintln(w, ":")
 	for _, d := range list {
 		fmt.Fprintf(w, "creel:   %s\n", denialLine(d))
 	}
+	if slices.ContainsFunc(list, func(d sandbox.Denial) bool { return strings.HasPrefix(d.Hint, "--allow") }) {
+		fmt.Fprintln(w, "creel: before you allow one, decide: does the task need it, and may all that the task knows be sent there?")
+	}
 	if more := len(s.Denials) - len(list); more > 0 {
 		fmt.Fprintf(w, "creel:   and %d destinations more; `creel audit query --sandbox %s --decision deny` has all\n", more, s.ID.Short())
+	}
+}
+
+// printTroubles tells what was allowed to a task and did not work.
+func printTroubles(w io.Writer, s sandbox.Status) {
+	if len(s.Troubles) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "creel: allowed, but it did not work:\n")
+	for _, t := range s.Troubles[:min(len(s.Troubles), maxDenialLines)] {
+		fmt.Fprintf(w, "creel:   %s\n", denialLine(sandbox.Denial(t)))
+	}
+	if more := len(s.Troubles) - maxDenialLines; more > 0 {
+		fmt.Fprintf(w, "creel:   and %d more; `creel audit query --sandbox %s` has all\n", more, s.ID.Short())
 	}
 }
 

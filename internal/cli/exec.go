@@ -1,10 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 
 	"creel/internal/guest/host"
 	"creel/internal/keeper/socket"
@@ -14,35 +15,52 @@ import (
 	"golang.org/x/term"
 )
 
+// execFlags are those of exec that are not about the process itself.
+type execFlags struct {
+	detach         bool
+	vars, varFiles []string
+	detachKeys     string
+}
+
 func newExec(env Env) *cobra.Command {
 	var p sandbox.Process
-	var vars []string
+	var f execFlags
 	c := &cobra.Command{
 		Use: "exec [flags] SANDBOX COMMAND [ARG...]", Short: "Run one more process in a running sandbox",
 		Long: "Run one more process in a running sandbox.\n\n" +
 			"The process ends with this command, by SIGHUP and, 5 s later, SIGKILL; what it has put into a\n" +
 			"session of its own (setsid) goes on.",
 		Example: "  creel exec -it web sh\n  creel exec -u nobody web id",
-		Args:    cobra.MinimumNArgs(2), ValidArgsFunction: completeSandboxes(env, true),
+		Args:    cobra.MinimumNArgs(2), ValidArgsFunction: completeFirst(completeSandboxes(env, true)),
 		RunE: func(c *cobra.Command, args []string) error {
 			p.Args = args[1:]
-			p.Env = vars
-			return creelFailed(execIn(c.Context(), env, rawOf(env), args[0], p))
+			var err error
+			if p.Env, err = environment(f.vars, f.varFiles, os.LookupEnv); err != nil {
+				return creelFailed(err)
+			}
+			return creelFailed(execIn(c.Context(), env, rawOf(env), args[0], p, f))
 		},
 	}
 	fs := c.Flags()
 	fs.SetInterspersed(false)
 	fs.BoolVarP(&p.Interactive, "interactive", "i", false, "keep stdin open")
 	fs.BoolVarP(&p.TTY, "tty", "t", false, "give the process a terminal")
+	fs.BoolVarP(&f.detach, "detach", "d", false, "leave the process to itself: nothing of what it writes is kept")
 	fs.StringVarP(&p.User, "user", "u", "", "user, `name|uid[:group|gid]` (default: the task's)")
 	fs.StringVarP(&p.Dir, "workdir", "w", "", "working `directory` (default: the task's)")
-	fs.StringArrayVarP(&vars, "env", "e", nil, "set a variable, `NAME=value`")
-	return likeDocker(c)
+	fs.StringArrayVarP(&f.vars, "env", "e", nil, "set a variable, `NAME=value`; NAME alone takes this environment's")
+	fs.StringArrayVar(&f.varFiles, "env-file", nil, "read variables from a `file`, one to a line")
+	registerDetachKeys(fs, &f.detachKeys)
+	return c
 }
 
 // execIn runs p beside a sandbox's task; what p leaves open is as the task's.
-func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Process) error {
-	if p.TTY && !term.IsTerminal(int(env.In.Fd())) {
+func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Process, flags execFlags) error {
+	keys, err := detachKeys(cmp.Or(flags.detachKeys, usualKeys), p.TTY, p.Interactive)
+	if err != nil {
+		return err
+	}
+	if p.TTY && !flags.detach && !term.IsTerminal(int(env.In.Fd())) {
 		return errors.New("-t needs a terminal on standard input; leave it out")
 	}
 	app, err := env.Open(ctx)
@@ -70,26 +88,42 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 			return &ExitError{Code: codeOf(err), Err: err}
 		}
 		defer x.Close()
-		return followExec(ctx, env, to, x, p)
+		if flags.detach {
+			return x.Detach(ctx)
+		}
+		defer quitOnThird(ctx, env)()
+		return followExec(ctx, env, to, x, p, keys)
 	})
 }
 
-func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbox.Process) error {
+func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbox.Process, keys []byte) error {
 	restore, err := rawTerminal(env, p.TTY)
 	if err != nil {
 		return err
 	}
 	defer restore()
+	left := make(chan struct{})
 	if p.Interactive {
-		go func() { io.Copy(x.Stdin(), env.In); x.Stdin().Close() }()
+		go func() {
+			if sendInput(env, x.Stdin(), keys) {
+				close(left)
+			}
+		}()
 	}
-	defer forward(ctx, env, x, p.TTY)()
-	if err := carry(to, x.Stdout(), x.Stderr(), func() { x.Close() }); err != nil {
-		return err // the process lost its streams, and is no longer followed
+	defer forward(ctx, env, x, p.TTY, true)()
+	done := make(chan error, 1)
+	go func() { done <- carry(to, x.Stdout(), x.Stderr(), func() { x.Close() }) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return err // the process lost its streams, and is no longer followed
+		}
+	case <-left:
+		return x.Detach(ctx)
 	}
 	exit, err := x.Wait(ctx)
 	if err != nil {
-		return fmt.Errorf("wait for the process: %w", err)
+		return err
 	}
 	if exit.Code != 0 {
 		return &ExitError{Code: exit.Code}
@@ -97,33 +131,58 @@ func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbo
 	return nil
 }
 
+// attachFlags say how a task is joined.
+type attachFlags struct {
+	noStdin, sigProxy bool
+	detachKeys        string
+}
+
 func newAttach(env Env) *cobra.Command {
-	var noStdin bool
+	var flags attachFlags
 	c := &cobra.Command{
-		Use: "attach [--no-stdin] SANDBOX", Short: "Join a running task's streams",
-		Example: "  creel attach web\n  creel attach --no-stdin web",
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeSandboxes(env, true),
+		Use: "attach [flags] SANDBOX", Short: "Join a running task's streams",
+		Long: "Join a running task's streams. What interrupts this command is sent to the task, as\n" +
+			"Docker does; with --sig-proxy=false it only ends this command. Of a task with a\n" +
+			"terminal the keys ctrl-p ctrl-q leave it running.",
+		Example: "  creel attach web\n  creel attach --no-stdin --sig-proxy=false web",
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeFirst(completeSandboxes(env, true)),
 		RunE: func(c *cobra.Command, args []string) error {
-			ctx := c.Context()
-			app, err := env.Open(ctx)
-			if err != nil {
-				return creelFailed(err)
-			}
-			f, err := app.Engine.Find(ctx, args[0])
-			if err != nil {
-				return creelFailed(err)
-			}
-			return creelFailed(withClient(ctx, app, f, func(k *socket.Client) error {
-				return attach(ctx, env, k, f.Record.Config.Spec, !noStdin)
-			}))
+			return creelFailed(attachTo(c.Context(), env, args[0], flags))
 		},
 	}
-	c.Flags().BoolVar(&noStdin, "no-stdin", false, "only watch")
+	c.Flags().BoolVar(&flags.noStdin, "no-stdin", false, "only watch")
+	c.Flags().BoolVar(&flags.sigProxy, "sig-proxy", true, "pass signals on to the task")
+	registerDetachKeys(c.Flags(), &flags.detachKeys)
 	return c
 }
 
-func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, stdin bool) error {
-	stdin = stdin && spec.Interactive
+func attachTo(ctx context.Context, env Env, ref string, flags attachFlags) error {
+	if _, err := parseKeys(flags.detachKeys); err != nil {
+		return err
+	}
+	app, err := env.Open(ctx)
+	if err != nil {
+		return err
+	}
+	f, err := app.Engine.Find(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if f.Status.Paused {
+		return fmt.Errorf("sandbox %s is paused; `creel unpause %[1]s` lets it go on", ref)
+	}
+	if flags.sigProxy {
+		defer quitOnThird(ctx, env)()
+	}
+	return withClient(ctx, app, f, func(k *socket.Client) error { return attach(ctx, env, k, f.Record.Config.Spec, flags) })
+}
+
+func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, flags attachFlags) error {
+	stdin := !flags.noStdin && spec.Interactive
+	keys, err := detachKeys(flags.detachKeys, spec.TTY, stdin)
+	if err != nil {
+		return err
+	}
 	att, err := k.Attach(ctx, socket.AttachRequest{Stdin: stdin, Stdout: true, Stderr: !spec.TTY})
 	if err != nil {
 		return err
@@ -134,16 +193,35 @@ func attach(ctx context.Context, env Env, k *socket.Client, spec sandbox.Spec, s
 		return err
 	}
 	defer restore()
+	left := make(chan struct{})
 	if stdin {
-		go func() { io.Copy(att.Stdin, env.In); att.Stdin.Close() }()
+		go func() {
+			if sendInput(env, att.Stdin, keys) {
+				close(left)
+			}
+		}()
 	}
-	defer forward(ctx, env, k, spec.TTY && stdin)()
-	if err := carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() { att.Close() }); err != nil {
-		return err // the task goes on
+	defer forward(ctx, env, k, spec.TTY && stdin, flags.sigProxy)()
+	done := make(chan error, 1)
+	go func() { done <- carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() { att.Close() }) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return err // the task goes on
+		}
+	case <-left:
+		restore()
+		fmt.Fprintf(env.Err, "\n%s\n", goesOn(spec))
+		return nil
 	}
 	status, err := k.Wait(ctx)
 	if err != nil {
 		return err
 	}
 	return outcome(status, spec)
+}
+
+// goesOn is said to who has left a task.
+func goesOn(spec sandbox.Spec) string {
+	return fmt.Sprintf("creel: detached; the task goes on, and `creel attach %s` joins it again", spec.Name)
 }

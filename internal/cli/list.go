@@ -1,14 +1,16 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
-	"io"
-	"strconv"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"creel/internal/cli/command"
 	"creel/internal/engine"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 
 	"github.com/docker/go-units"
@@ -18,23 +20,36 @@ import (
 // psRow is what `creel ps --format` templates see, with Docker's field names.
 type psRow struct {
 	ID, Names, Image, Command, CreatedAt, RunningFor, State, Status, Ports string
+	Labels, Mounts, Networks, Tier, Template                               string
 	Denied                                                                 int64
-	Labels                                                                 map[string]string
+
+	labels map[string]string
 }
 
+// Label is one label's value.
+func (r psRow) Label(key string) string { return printable.Line(r.labels[key]) }
+
+var listColumns = command.Columns{Shown: 8, Fields: [][2]string{
+	{"ID", "SANDBOX"}, {"Image", "IMAGE"}, {"Command", "COMMAND"}, {"RunningFor", "CREATED"}, {"Status", "STATUS"}, {"Ports", "PORTS"},
+	{"Denied", "DENIED"}, {"Names", "NAME"}, {"CreatedAt", "CREATED AT"}, {"State", "STATE"}, {"Labels", "LABELS"}, {"Mounts", "MOUNTS"},
+	{"Networks", "NETWORKS"}, {"Tier", "TIER"}, {"Template", "TEMPLATE"},
+}}
+
 func newPS(env Env) *cobra.Command {
-	var all, quiet, long bool
-	var format string
+	var all, latest bool
+	var last int
+	var list command.Listing
 	var filters []string
 	c := &cobra.Command{
 		Use: "ps [flags]", Short: "List sandboxes", Args: cobra.NoArgs,
-		Example: "  creel ps -a\n  creel ps --filter label=team=ci --format '{{.Names}} {{.State}}'",
+		Example: "  creel ps -a\n  creel ps --filter label=team=ci --format '{{.Names}} {{.State}}'\n" +
+			"  creel ps --format 'table {{.Names}}\\t{{.Status}}'",
 		RunE: func(c *cobra.Command, _ []string) error {
-			app, err := env.Open(c.Context())
+			match, err := filterKeys.Parse(filters)
 			if err != nil {
 				return err
 			}
-			match, err := parseFilters(filters)
+			app, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
@@ -42,38 +57,69 @@ func newPS(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if match, err = resolved(match, found); err != nil {
+				return err
+			}
+			if latest {
+				last = 1
+			}
 			var rows []psRow
 			for _, f := range found {
-				if (all || f.Running() || match.has("status")) && match.matches(f) {
-					rows = append(rows, newPSRow(f, long))
+				if last > 0 && len(rows) == last {
+					break
+				}
+				if (all || last > 0 || f.Running() || match.Has("status") || match.Has("exited")) && matches(match, f) {
+					rows = append(rows, newPSRow(f, list.Long))
 				}
 			}
-			return printRows(env.Out, rows, quiet, format)
+			return command.PrintList(env.Out, rows, list, listColumns)
 		},
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended")
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "only IDs")
-	c.Flags().BoolVar(&long, "no-trunc", false, "do not shorten")
-	c.Flags().StringVar(&format, "format", "table", "`table`, json, or a Go template for each row")
-	c.Flags().StringArrayVarP(&filters, "filter", "f", nil, "`key=value`: name, id, label, status or ancestor")
+	c.Flags().BoolVarP(&latest, "latest", "l", false, "only the one that was made last, also where it has ended")
+	c.Flags().IntVarP(&last, "last", "n", 0, "only the last `number` that were made, also those that have ended")
+	list.Register(c.Flags())
+	c.Flags().StringArrayVarP(&filters, "filter", "f", nil, "`key=value`: "+filterKeys.Names())
 	return c
 }
 
 func newPSRow(f engine.Found, long bool) psRow {
 	spec := f.Record.Config.Spec
 	id, words := spec.ID.Short(), strings.Join(f.Record.Config.Process.Args, " ")
-	status := describe(f.Status)
+	digest, status := command.ShortID(f.Record.Config.Template), describe(f.Status)
 	if long {
-		id = string(spec.ID)
+		id, digest = string(spec.ID), f.Record.Config.Template
 	} else {
 		words, status = shortened(words, 30), shortened(status, 110)
 	}
-	return psRow{
+	r := psRow{
 		ID: id, Names: spec.Name, Image: spec.Image, Command: fmt.Sprintf("%q", words),
 		CreatedAt: f.Record.Created.Format(time.RFC3339), RunningFor: command.Ago(f.Record.Created),
-		State: string(f.Status.State), Status: status, Labels: spec.Labels,
-		Ports: formatPorts(f.Status.Ports), Denied: f.Status.Denied,
+		State: stateOf(f.Status), Status: status, labels: spec.Labels,
+		Ports: formatPorts(f.Status.Ports), Denied: f.Status.Denied, Tier: spec.Tier, Template: digest, Networks: "none",
 	}
+	if spec.Policy != "" {
+		r.Networks = "policy"
+	}
+	var labels, mounts []string
+	for _, key := range slices.Sorted(maps.Keys(spec.Labels)) {
+		labels = append(labels, key+"="+spec.Labels[key])
+	}
+	for _, m := range spec.Mounts {
+		mounts = append(mounts, m.Target)
+	}
+	r.Labels, r.Mounts = strings.Join(labels, ","), strings.Join(mounts, ",")
+	return r
+}
+
+// paused is a state for people: of a sandbox that runs.
+const paused = "paused"
+
+func stateOf(s sandbox.Status) string {
+	if s.State == sandbox.StateRunning && s.Paused {
+		return paused
+	}
+	return string(s.State)
 }
 
 // shortened is text of at most n characters.
@@ -109,69 +155,10 @@ func describe(s sandbox.Status) string {
 	}
 }
 
-func printRows(w io.Writer, rows []psRow, quiet bool, format string) error {
-	if quiet {
-		format = "{{.ID}}"
-	}
-	if format != "table" {
-		return command.PrintEach(w, rows, format)
-	}
-	t := command.Table(w, "SANDBOX", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "DENIED", "NAME")
-	for _, r := range rows {
-		command.Row(t, r.ID, r.Image, r.Command, r.RunningFor, r.Status, r.Ports, strconv.FormatInt(r.Denied, 10), r.Names)
-	}
-	return t.Flush()
-}
-
-// filterSet holds --filter values: of one key any may match, of each key one must.
-type filterSet map[string][]string
-
-func parseFilters(list []string) (filterSet, error) {
-	set := filterSet{}
-	for _, f := range list {
-		key, value, ok := strings.Cut(f, "=")
-		switch {
-		case !ok || value == "":
-			return nil, fmt.Errorf("--filter %q: want key=value", f)
-		case key != "name" && key != "id" && key != "label" && key != "status" && key != "ancestor":
-			return nil, fmt.Errorf("--filter %q: want name, id, label, status or ancestor", f)
-		}
-		set[key] = append(set[key], value)
-	}
-	return set, nil
-}
-
-func (s filterSet) has(key string) bool { return len(s[key]) > 0 }
-
-func (s filterSet) matches(f engine.Found) bool {
-	spec := f.Record.Config.Spec
-	tests := map[string]func(string) bool{
-		"name":     func(v string) bool { return strings.Contains(spec.Name, v) },
-		"id":       func(v string) bool { return strings.HasPrefix(string(spec.ID), v) },
-		"status":   func(v string) bool { return string(f.Status.State) == v },
-		"ancestor": func(v string) bool { return spec.Image == v },
-		"label": func(v string) bool {
-			key, want, exact := strings.Cut(v, "=")
-			got, set := spec.Labels[key]
-			return set && (!exact || got == want)
-		},
-	}
-	for key, values := range s {
-		hit := false
-		for _, v := range values {
-			hit = hit || tests[key](v)
-		}
-		if !hit {
-			return false
-		}
-	}
-	return true
-}
-
 func newInspect(env Env) *cobra.Command {
 	var format string
 	c := &cobra.Command{
-		Use: "inspect SANDBOX...", Short: "Show all that is known of sandboxes",
+		Use: "inspect SANDBOX...", Short: "Show all that is known of sandboxes; also of images, where none has the name",
 		Example: "  creel inspect web\n  creel inspect -f '{{.Status.ExitCode}}' web",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -179,13 +166,21 @@ func newInspect(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var all []engine.Found
+			var all []any
 			for _, ref := range args {
 				f, err := app.Engine.FindAny(c.Context(), ref)
-				if err != nil {
+				if !errors.Is(err, engine.ErrNotFound) {
+					if err != nil {
+						return err
+					}
+					all = append(all, f)
+					continue
+				}
+				img, none := app.Images.Inspect(c.Context(), ref)
+				if none != nil {
 					return err
 				}
-				all = append(all, f)
+				all = append(all, img)
 			}
 			if format != "" {
 				return command.PrintEach(env.Out, all, format)

@@ -27,7 +27,7 @@ func newLogs(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "logs [flags] SANDBOX", Short: "Show what a task in the background has written",
 		Example: "  creel logs -f --tail 20 web\n  creel logs --since 10m --timestamps web",
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeSandboxes(env, false),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeFirst(completeSandboxes(env, false)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := v.parse(time.Now()); err != nil {
 				return err

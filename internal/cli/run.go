@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"sync"
@@ -34,7 +33,7 @@ func newRun(env Env) *cobra.Command {
 		Example: "  creel run debian echo hello\n" +
 			"  git archive HEAD | creel run -i debian sh -c 'tar x && ls'\n" +
 			"  creel run -it -m 1g --cpus 2 debian bash",
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: completeFirst(imageNames(env)),
 		RunE: func(c *cobra.Command, args []string) error {
 			defaults, _, err := config.Load(os.LookupEnv)
 			if err != nil {
@@ -52,7 +51,7 @@ func newRun(env Env) *cobra.Command {
 		},
 	}
 	f.register(c.Flags())
-	return likeDocker(c)
+	return c
 }
 
 // run does what `docker run` does: the task's streams are this process's, and
@@ -60,6 +59,13 @@ func newRun(env Env) *cobra.Command {
 func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if spec.TTY && !term.IsTerminal(int(env.In.Fd())) {
 		return fmt.Errorf("-t needs a terminal on standard input; leave it out")
+	}
+	keys, err := detachKeys(f.detachKeys, spec.TTY, spec.Interactive)
+	if err != nil {
+		return err
+	}
+	if f.sigProxy {
+		defer quitOnThird(ctx, env)()
 	}
 	app, err := env.Open(ctx)
 	if err != nil {
@@ -81,7 +87,15 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		refill(env, app, sb)
 		return nil
 	}
-	status, err := follow(ctx, env, sb)
+	status, err := follow(ctx, env, sb, following{keys: keys, sigProxy: f.sigProxy, keep: !f.rm})
+	if errors.Is(err, errDetached) {
+		fmt.Fprintf(env.Err, "\n%s\n", goesOn(spec))
+		if f.receipt != "" {
+			fmt.Fprintf(env.Err, "creel: no receipt is written: `creel receipt %s` prints it once the task has ended\n", sb.Record.Config.Spec.Name)
+		}
+		refill(env, app, sb)
+		return sb.Client.Close()
+	}
 	if err != nil {
 		err = sb.Lost(err)
 	}
@@ -100,6 +114,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	}
 	if !f.quiet {
 		printDenials(env.Err, status)
+		printTroubles(env.Err, status)
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
 	}
 	return outcome(status, spec)
@@ -170,8 +185,16 @@ func outcome(status sandbox.Status, spec sandbox.Spec) error {
 	return nil
 }
 
-// follow carries the task's streams and signals until nothing remains of it.
-func follow(ctx context.Context, env Env, sb *engine.Sandbox) (sandbox.Status, error) {
+// following says how a foreground run is followed.
+type following struct {
+	keys     []byte // that detach; nil: none do
+	sigProxy bool
+	keep     bool // the sandbox of who detaches
+}
+
+// follow carries the task's streams and signals until nothing remains of it, or
+// its user has detached: then the error is errDetached.
+func follow(ctx context.Context, env Env, sb *engine.Sandbox, f following) (sandbox.Status, error) {
 	spec := sb.Record.Config.Spec
 	att, err := sb.Client.Attach(ctx, socket.AttachRequest{
 		Stdin: spec.Interactive, EndsStdin: true, Stdout: true, Stderr: !spec.TTY,
@@ -189,16 +212,33 @@ func follow(ctx context.Context, env Env, sb *engine.Sandbox) (sandbox.Status, e
 	if spec.TTY {
 		defer noteDenials(ctx, env, sb.Client)()
 	}
+	left := make(chan struct{})
 	// A start that fails ends the run; its status says why.
 	if err := sb.Client.Start(ctx); err == nil {
 		if spec.Interactive {
-			go func() { io.Copy(att.Stdin, env.In); att.Stdin.Close() }()
+			go func() {
+				if sendInput(env, att.Stdin, f.keys) {
+					close(left)
+				}
+			}()
 		}
-		defer forward(ctx, env, sb.Client, spec.TTY)()
+		defer forward(ctx, env, sb.Client, spec.TTY, f.sigProxy)()
 	}
-	unwritten := carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() {
-		sb.Client.Kill(context.WithoutCancel(ctx)) // one that cannot be reached is ending
-	})
+	done := make(chan error, 1)
+	go func() {
+		done <- carry(rawOf(env), att.Stdout, stderrOf(att, spec.TTY), func() {
+			sb.Client.Kill(context.WithoutCancel(ctx)) // one that cannot be reached is ending
+		})
+	}()
+	var unwritten error
+	select {
+	case unwritten = <-done:
+	case <-left:
+		if err := sb.Detach(ctx, f.keep); err == nil {
+			return sandbox.Status{}, errDetached
+		}
+		unwritten = <-done // it has ended meanwhile
+	}
 	status, err := sb.Client.Wait(ctx)
 	if unwritten != nil {
 		err = fmt.Errorf("the task was stopped, since its output cannot be written: %w", unwritten)
@@ -225,11 +265,15 @@ type controlled interface {
 	Resize(ctx context.Context, rows, cols uint16) error
 }
 
-// forward passes this process's signals and terminal size on to the task.
-func forward(ctx context.Context, env Env, c controlled, tty bool) (stop func()) {
+// forward passes this process's signals, where that is wanted, and its terminal's
+// size on to the task.
+func forward(ctx context.Context, env Env, c controlled, tty, proxy bool) (stop func()) {
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT,
-		syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH, syscall.SIGCONT)
+	signal.Notify(signals, syscall.SIGWINCH)
+	if proxy {
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT,
+			syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGCONT)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	done.Go(func() {

@@ -24,7 +24,9 @@ type runFlags struct {
 	interactive, tty, readOnly, help bool
 	rm, detach, quiet, canaries      bool
 	env, envFiles, labels, tmpfs     []string
-	publish                          []string
+	publish, mounts                  []string
+	shm, detachKeys                  string
+	sigProxy                         bool
 	workdir, user, entrypoint        string
 	hostname, name, memory, disk     string
 	cpus                             float64
@@ -55,9 +57,13 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.Int64Var(&f.pids, "pids-limit", 0, "`number` of processes at most; 0 or -1 is no limit")
 	fs.StringVar(&f.disk, "disk", "", "`size` of the writable disk, 64m to 64g (default 10g)")
 	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "mount a tmpfs, `/path[:size=64m,mode=1777,ro,noexec]`")
+	fs.StringArrayVar(&f.mounts, "mount", nil, "as --tmpfs, `type=tmpfs,target=/path[,tmpfs-size=64m][,tmpfs-mode=1777]`")
+	fs.StringVar(&f.shm, "shm-size", "", "`size` of /dev/shm (default 64m)")
 	fs.BoolVar(&f.readOnly, "read-only", false, "make the root file system read-only")
 	fs.BoolVar(&f.rm, "rm", false, "remove the sandbox when it ends; always so in the foreground")
 	fs.BoolVarP(&f.detach, "detach", "d", false, "run in the background, print the ID, and keep record, logs and disk until rm")
+	registerDetachKeys(fs, &f.detachKeys)
+	fs.BoolVar(&f.sigProxy, "sig-proxy", true, "pass signals on to the task")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not print how the task ended")
 	fs.StringVar(&f.restart, "restart", "no", "refused until there is a daemon; only `no`")
 	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m; its VM is ended 5s later at the latest")
@@ -105,18 +111,14 @@ func (f *runFlags) spec(args []string, lookup func(string) (string, bool)) (sand
 	if spec.Ports, err = publishPorts(f.publish); err != nil {
 		return spec, err
 	}
-	if spec.Env, err = f.environment(lookup); err != nil {
+	if spec.Env, err = environment(f.env, f.envFiles, lookup); err != nil {
 		return spec, err
 	}
 	if spec.Labels, err = labels(f.labels); err != nil {
 		return spec, err
 	}
-	for _, t := range f.tmpfs {
-		m, err := tmpfsMount(t)
-		if err != nil {
-			return spec, err
-		}
-		spec.Mounts = append(spec.Mounts, m)
+	if spec.Mounts, err = f.tmpfsMounts(); err != nil {
+		return spec, err
 	}
 	spec.Resources, err = f.resources()
 	return spec, err
@@ -170,9 +172,11 @@ func size(flag, s string) (int64, error) {
 	return n, nil
 }
 
-func (f *runFlags) environment(lookup func(string) (string, bool)) ([]string, error) {
+// environment is what -e and --env-file set; a name without a value takes that
+// of this process.
+func environment(vars, files []string, lookup func(string) (string, bool)) ([]string, error) {
 	var lines []string
-	for _, name := range f.envFiles {
+	for _, name := range files {
 		fromFile, err := envFile(name)
 		if err != nil {
 			return nil, err
@@ -180,7 +184,7 @@ func (f *runFlags) environment(lookup func(string) (string, bool)) ([]string, er
 		lines = append(lines, fromFile...)
 	}
 	var env []string
-	for _, line := range append(lines, f.env...) {
+	for _, line := range append(lines, vars...) {
 		name, _, given := strings.Cut(line, "=")
 		if name == "" {
 			return nil, fmt.Errorf("-e %q: want NAME=value or NAME", line)
@@ -235,6 +239,64 @@ func labels(list []string) (map[string]string, error) {
 	return out, nil
 }
 
+// tmpfsMounts are what --tmpfs, --mount and --shm-size ask for.
+func (f *runFlags) tmpfsMounts() (all []sandbox.Mount, err error) {
+	add := func(m sandbox.Mount, merr error) {
+		all, err = append(all, m), errors.Join(err, merr)
+	}
+	for _, t := range f.tmpfs {
+		add(tmpfsMount(t))
+	}
+	for _, m := range f.mounts {
+		add(longMount(m))
+	}
+	if f.shm != "" {
+		bytes, err := size("shm-size", f.shm)
+		add(sandbox.Mount{Kind: sandbox.MountTmpfs, Target: "/dev/shm", SizeBytes: bytes, NoExec: true}, err)
+	}
+	return all, err
+}
+
+// longMount reads Docker's long form of a tmpfs, type=tmpfs,target=/path.
+func longMount(s string) (sandbox.Mount, error) {
+	m := sandbox.Mount{Kind: sandbox.MountTmpfs, NoExec: true}
+	kind := "volume" // Docker's
+	for _, o := range strings.Split(s, ",") {
+		key, value, _ := strings.Cut(o, "=")
+		var err error
+		switch key {
+		case "type":
+			kind = value
+		case "target", "destination", "dst":
+			m.Target = path.Clean(value)
+		case "tmpfs-size":
+			m.SizeBytes, err = size("mount tmpfs-size", value)
+		case "tmpfs-mode":
+			m.Mode, err = fileMode(value)
+		case "readonly", "ro":
+			m.ReadOnly = value == "" || value == "true" || value == "1"
+		}
+		if err != nil {
+			return m, fmt.Errorf("--mount %q: %s: %w", s, o, err)
+		}
+	}
+	if kind != "tmpfs" {
+		return m, fmt.Errorf("--mount %q: %s", s, noMount)
+	}
+	if m.Target == "" {
+		return m, fmt.Errorf("--mount %q: want type=tmpfs,target=/path", s)
+	}
+	return m, nil
+}
+
+func fileMode(s string) (uint32, error) {
+	mode, err := strconv.ParseUint(s, 8, 32)
+	if err != nil {
+		return 0, fmt.Errorf("want an octal mode such as 1777")
+	}
+	return uint32(mode), nil
+}
+
 // tmpfsMount reads Docker's form, /path[:option,option].
 func tmpfsMount(s string) (sandbox.Mount, error) {
 	target, options, _ := strings.Cut(s, ":")
@@ -246,9 +308,7 @@ func tmpfsMount(s string) (sandbox.Mount, error) {
 		case "size":
 			m.SizeBytes, err = size("tmpfs size", value)
 		case "mode":
-			var mode uint64
-			mode, err = strconv.ParseUint(value, 8, 32)
-			m.Mode = uint32(mode)
+			m.Mode, err = fileMode(value)
 		case "ro":
 			m.ReadOnly = true
 		case "exec":

@@ -7,6 +7,7 @@ import (
 
 	"creel/internal/cli/command"
 	"creel/internal/engine"
+	"creel/internal/image"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
 
@@ -25,7 +26,7 @@ func newTemplateBuild(env Env) *cobra.Command {
 	c := &cobra.Command{
 		Use: "build IMAGE", Short: "Boot an image once and freeze it, so that runs start from it",
 		Example: "  creel template build debian\n  creel template build -m 2g --cpus 2 debian",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeFirst(imageNames(env)),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -42,6 +43,9 @@ func newTemplateBuild(env Env) *cobra.Command {
 			img, err := app.Images.Resolve(c.Context(), args[0])
 			if err != nil {
 				return err
+			}
+			if err := image.CheckPlatform(img.Platform); err != nil {
+				return fmt.Errorf("image %s: %w", args[0], err)
 			}
 			wish := engine.TemplateWish{Shape: shape, Accel: sandbox.Accel(accel), Confinement: sandbox.Confinement(confinement)}
 			began := time.Now()
@@ -64,29 +68,50 @@ func progressTo(env Env) func(string) {
 	return func(line string) { fmt.Fprintf(env.Err, "creel: %s\n", line) }
 }
 
+// templateRow is what `creel template ls --format` templates see.
+type templateRow struct {
+	ID, Image, Shape, Accel, Kernel, Created, CreatedAt string
+}
+
+var templateColumns = command.Columns{Shown: 6, Fields: [][2]string{
+	{"ID", "TEMPLATE"}, {"Image", "IMAGE"}, {"Shape", "SHAPE"}, {"Accel", "ACCEL"}, {"Kernel", "KERNEL"}, {"Created", "CREATED"},
+	{"CreatedAt", "CREATED AT"},
+}}
+
 func newTemplateList(env Env) *cobra.Command {
-	return &cobra.Command{
+	var list command.Listing
+	c := &cobra.Command{
 		Use: "ls", Short: "List templates", Args: cobra.NoArgs,
+		Example: "  creel template ls\n  creel template ls --format '{{.ID}} {{.Image}}'",
 		RunE: func(c *cobra.Command, _ []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
 			manifests, damaged := app.Templates.List(c.Context())
-			w := command.Table(env.Out, "TEMPLATE", "IMAGE", "SHAPE", "ACCEL", "KERNEL", "CREATED")
+			var rows []templateRow
 			for _, m := range manifests {
-				command.Row(w, command.ShortID(m.Digest), command.ShortID(m.Image), m.Shape.String(), string(m.Accel), m.Kernel.Version, command.Ago(m.Created))
+				r := templateRow{
+					ID: m.Digest, Image: m.Image, Shape: m.Shape.String(), Accel: string(m.Accel), Kernel: m.Kernel.Version,
+					Created: command.Ago(m.Created), CreatedAt: m.Created.Format(time.RFC3339),
+				}
+				if !list.Long {
+					r.ID, r.Image = command.ShortID(m.Digest), command.ShortID(m.Image)
+				}
+				rows = append(rows, r)
 			}
-			return errors.Join(w.Flush(), damaged)
+			return errors.Join(command.PrintList(env.Out, rows, list, templateColumns), damaged)
 		},
 	}
+	list.Register(c.Flags())
+	return c
 }
 
 func newTemplateInspect(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect TEMPLATE", Short: "Show a template's manifest: every part by its SHA-256",
 		Example: "  creel template inspect 3f9a1c",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeTemplates(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -105,7 +130,7 @@ func newTemplateVerify(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "verify TEMPLATE", Short: "Hash every part of a template again and compare",
 		Example: "  creel template verify 3f9a1c",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeTemplates(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {
@@ -132,7 +157,7 @@ func newTemplateRemove(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm TEMPLATE...", Short: "Remove templates; runs that use one go on",
 		Example: "  creel template rm 3f9a1c 77b0e2",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeTemplates(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			app, err := env.Open(c.Context())
 			if err != nil {

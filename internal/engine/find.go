@@ -37,6 +37,12 @@ func (f Found) Running() bool {
 // killed processes left. One whose record cannot be read is there too.
 func (e *Engine) List(ctx context.Context) ([]Found, error) {
 	e.tidy(ctx)
+	return e.Peek()
+}
+
+// Peek is [Engine.List] of what is there now: nothing is reconciled, and
+// nothing waited for. A sandbox in it may be one whose keeper has gone.
+func (e *Engine) Peek() ([]Found, error) {
 	ids, err := e.ids()
 	if err != nil {
 		return nil, err

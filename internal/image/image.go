@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"creel/internal/image/blobs"
@@ -102,6 +103,22 @@ func (p *parsed) image(names, digests []string, size int64) Image {
 			Volumes:      slices.Sorted(maps.Keys(c.Config.Volumes)),
 		},
 	}
+}
+
+// CheckPlatform says why a sandbox on this machine cannot run what is for a
+// platform, os/architecture[/variant]; "" is this machine's.
+func CheckPlatform(platform string) error {
+	if platform == "" {
+		return nil
+	}
+	p, err := v1.ParsePlatform(platform)
+	if err != nil {
+		return fmt.Errorf("platform %q: %w: %w; write it as linux/amd64", platform, err, errdefs.ErrInvalidArgument)
+	}
+	if here := hostPlatform(); p.OS != here.OS || p.Architecture != here.Architecture {
+		return fmt.Errorf("platform %s: sandboxes on this machine run %s; use an image for that", p, here)
+	}
+	return nil
 }
 
 // platformOf takes a configuration without a platform for this machine's, as

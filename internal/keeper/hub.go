@@ -24,6 +24,13 @@ type hub struct {
 
 func newHub() *hub { return &hub{clients: map[*listener]bool{}} }
 
+// keep begins to keep the output.
+func (h *hub) keep(log func(channel int, data []byte) error, logError func(error)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.log, h.logError = log, logError
+}
+
 // listener is one attached client: a writer per output channel, nil where it
 // does not want it.
 type listener struct {

@@ -128,6 +128,8 @@ type Run struct {
 	failure  error // why the run failed, if it did
 	task     *host.Exec
 	starting bool
+	detached bool // by its user: the run goes on without the client that started it
+	kept     bool // disk and log outlive the run
 	exit     *api.ExecExit
 	abrupt   bool              // the guest is not asked anything any more
 	clients  map[net.Conn]bool // connected now
@@ -149,6 +151,7 @@ func New(cfg Config, deps Deps) *Run {
 			CreatedAt: time.Now(), TemplateDigest: cfg.Template,
 			Confinement: deps.Confinement.Level, Accel: cfg.Accel, KeeperPID: os.Getpid(),
 		},
+		kept: cfg.Spec.Keep && !cfg.Helper,
 	}
 }
 
@@ -210,17 +213,30 @@ func (r *Run) bringUp(ctx context.Context) error {
 // openLog begins the log of a task that is kept. The others' output is for
 // whoever is attached.
 func (r *Run) openLog(context.Context) error {
-	if !r.cfg.Spec.Keep || r.cfg.Helper {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.kept {
 		return nil
 	}
+	return r.beginLog()
+}
+
+// beginLog keeps what the task writes from now on. mu is held.
+func (r *Run) beginLog() error {
 	log, err := rundir.New(r.deps.Dir)
 	if err != nil {
 		return err
 	}
 	r.log = log
-	r.out.log = log.Append
-	r.out.logError = func(err error) { r.deps.Log.Error("the task's log ends here", "err", err) }
+	r.out.keep(log.Append, func(err error) { r.deps.Log.Error("the task's log ends here", "err", err) })
 	return nil
+}
+
+// keptLog is nil unless the sandbox is kept.
+func (r *Run) keptLog() *rundir.Log {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.log
 }
 
 func (r *Run) startMachine(ctx context.Context) error {
@@ -385,8 +401,8 @@ func (r *Run) finish() error {
 	defer time.AfterFunc(r.limit.farewell, r.out.dropAll).Stop()
 	r.tending.Wait()
 	r.out.end()
-	if r.log != nil {
-		r.log.End()
+	if log := r.keptLog(); log != nil {
+		log.End()
 	}
 	r.settle(undone)
 	final := r.Status()
@@ -412,7 +428,7 @@ func (r *Run) finish() error {
 // disk is kept, to write it out.
 func (r *Run) sayGoodbye() {
 	r.mu.Lock()
-	abrupt, patience := r.abrupt, r.limit.goodbye
+	abrupt, kept, patience := r.abrupt, r.kept, r.limit.goodbye
 	if r.status.TimedOut {
 		patience = r.limit.timedOut
 	}
@@ -429,7 +445,7 @@ func (r *Run) sayGoodbye() {
 		r.status.DiskWrittenBytes = usage.DiskWrittenBytes
 		r.mu.Unlock()
 	}
-	if !r.cfg.Spec.Keep {
+	if !kept && !r.cfg.Helper {
 		return
 	}
 	if err := r.guest.Shutdown(ctx); err != nil {

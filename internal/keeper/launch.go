@@ -123,7 +123,7 @@ func (r *Run) launcherGone() {
 	case r.isOver():
 	case r.task == nil:
 		r.endLocked(errors.New("its launcher ended before the task was started"))
-	case !r.cfg.Spec.Keep:
+	case !r.kept && !r.detached:
 		r.abrupt = true
 		r.endLocked(errors.New("its launcher ended, and a task in the foreground ends with it; start one that goes on with -d"))
 	}

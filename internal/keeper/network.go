@@ -153,7 +153,7 @@ func (r *Run) alerted(a event.Alert) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status.Alerts++
-	if r.edge.EndOnAlert() && !r.isOver() {
+	if a.Alert != event.AlertNames && r.edge.EndOnAlert() && !r.isOver() {
 		r.abrupt = true
 		r.endLocked(fmt.Errorf("the %s %q was about to leave for %s, and the policy ends the task on that", a.Alert, a.Name, a.Host))
 	}
@@ -180,6 +180,7 @@ func (r *Run) withEdge(s sandbox.Status) sandbox.Status {
 		return s
 	}
 	s.Denials, s.Denied = r.edge.Denials()
+	s.Troubles = r.edge.Troubles()
 	used, _ := r.edge.Used()
 	s.BytesOut, s.BytesIn = used.BytesOut, used.BytesIn
 	return s

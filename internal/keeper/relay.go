@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
@@ -50,49 +51,107 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 	if err != nil {
 		return err
 	}
-	defer x.Close()
+	b := &besides{run: r, x: x, controlled: make(chan struct{})}
+	defer b.leave(ctx)
 	// A client that goes hangs up on the process, whose output nobody reads.
-	defer context.AfterFunc(ctx, func() { x.Close() })()
+	defer context.AfterFunc(ctx, b.clientGone)()
 	if err := s.Send(ctx, api.ExecReply{PID: x.PID()}); err != nil {
+		close(b.controlled)
 		return nil // the client has gone, and with it the process's streams
 	}
 	go func() {
 		io.Copy(x.Stdin(), s.Reader(api.ChannelIn))
-		x.Stdin().Close()
+		if !b.detached.Load() {
+			x.Stdin().Close()
+		}
 	}()
-	go r.control(ctx, s, x)
-	var out sync.WaitGroup
-	out.Go(func() { pour(s.Writer(api.ChannelOut), x.Stdout()) })
-	out.Go(func() { pour(s.Writer(api.ChannelErr), x.Stderr()) })
+	go b.control(ctx, s)
+	b.out.Go(func() { b.pour(s.Writer(api.ChannelOut), x.Stdout()) })
+	b.out.Go(func() { b.pour(s.Writer(api.ChannelErr), x.Stderr()) })
 	exit, err := x.Wait(ctx)
-	out.Wait()
+	if err != nil && ctx.Err() != nil {
+		return nil
+	}
+	b.out.Wait()
 	if err != nil {
-		return err
+		exit = api.ExecExit{Error: apiError(err)}
 	}
 	return s.Send(ctx, exit)
 }
 
-// pour copies one output channel and ends it.
-func pour(to io.WriteCloser, from io.Reader) {
+// besides is a process beside the task, with the client that it was started by.
+type besides struct {
+	run        *Run
+	x          *host.Exec
+	out        sync.WaitGroup
+	detached   atomic.Bool   // its client has said that it shall go on
+	controlled chan struct{} // closed when the client's last message was taken
+}
+
+// leave ends what is done for a process, or lets it go on by itself where its
+// client has gone and said so, until it or the run ends.
+func (b *besides) leave(ctx context.Context) {
+	if ctx.Err() != nil {
+		<-b.controlled // the client's last messages
+		if b.detached.Load() && b.goOn() {
+			return
+		}
+	}
+	b.x.Close()
+	b.out.Wait()
+}
+
+func (b *besides) goOn() bool {
+	b.run.mu.Lock()
+	defer b.run.mu.Unlock()
+	if b.run.isOver() {
+		return false
+	}
+	b.run.tending.Go(func() {
+		defer b.x.Close()
+		b.x.Wait(context.Background()) // it ends with the guest's connection at the latest
+		b.out.Wait()
+	})
+	return true
+}
+
+// clientGone lets go of the process, but for one that shall go on.
+func (b *besides) clientGone() {
+	<-b.controlled
+	if !b.detached.Load() {
+		b.x.Close()
+	}
+}
+
+// pour copies one output channel and ends it. Of a process that goes on without
+// its client the rest is read and forgotten.
+func (b *besides) pour(to io.WriteCloser, from io.Reader) {
 	io.Copy(to, from) // an error means that either side has gone
 	to.Close()
+	if b.detached.Load() {
+		io.Copy(io.Discard, from)
+	}
 }
 
 // control passes a client's signals and sizes on until the client is gone.
-func (r *Run) control(ctx context.Context, s *wire.Stream, x *host.Exec) {
+func (b *besides) control(ctx context.Context, s *wire.Stream) {
+	defer close(b.controlled)
 	for {
 		var c api.ExecControl
 		if s.Recv(ctx, &c) != nil {
 			return
 		}
+		if c.Detach {
+			b.detached.Store(true)
+		}
 		if c.Resize != nil {
-			x.Resize(ctx, c.Resize.Rows, c.Resize.Cols) // a process that has ended has no size
+			b.x.Resize(ctx, c.Resize.Rows, c.Resize.Cols) // a process that has ended has no size
 		}
 		if c.Signal <= 0 {
 			continue
 		}
-		r.tellSignal(c.Signal, x)
-		x.Signal(ctx, c.Signal)
+		b.run.tellSignal(c.Signal, b.x)
+		b.x.Signal(ctx, c.Signal)
 	}
 }
 
@@ -199,6 +258,17 @@ func (r *Run) serveUsage(ctx context.Context, s *wire.Stream) error {
 		return err
 	}
 	return s.Send(ctx, usage)
+}
+
+func (r *Run) serveTop(ctx context.Context, s *wire.Stream) error {
+	if err := r.awaitGuest(ctx); err != nil {
+		return err
+	}
+	top, err := r.guest.Top(ctx)
+	if err != nil {
+		return err
+	}
+	return s.Send(ctx, top)
 }
 
 // awaitGuest waits until the guest can be asked, or cannot.

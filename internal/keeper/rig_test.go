@@ -93,6 +93,8 @@ func (r *recorder) kinds() []string {
 type script struct {
 	// answer may serve an operation itself, and says whether it did.
 	answer func(ctx context.Context, s *wire.Stream) bool
+	// closed is told of each process whose stream has ended.
+	closed func(args []string)
 	ran    atomic.Int64 // processes started
 	copied atomic.Int64
 	signal atomic.Int64 // signals received
@@ -142,6 +144,9 @@ func (g *script) run(ctx context.Context, s *wire.Stream) {
 		return
 	}
 	g.ran.Add(1)
+	if g.closed != nil {
+		defer g.closed(p.Args)
+	}
 	signals := make(chan int, 16)
 	do, refused := g.command(ctx, s, p, signals)
 	if refused != nil {

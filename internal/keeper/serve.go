@@ -85,12 +85,12 @@ func (r *Run) removeSocket() error {
 func (r *Run) handle(ctx context.Context, s *wire.Stream, drop func()) {
 	serveAttach := func(ctx context.Context, s *wire.Stream) error { return r.serveAttach(ctx, s, drop) }
 	serve, known := map[string]func(context.Context, *wire.Stream) error{
-		socket.OpHello: r.serveHello, socket.OpReady: r.serveReady, socket.OpAttach: serveAttach, socket.OpStart: r.serveStart,
+		socket.OpHello: r.serveHello, socket.OpReady: r.serveReady, socket.OpAttach: serveAttach, socket.OpDetach: r.serveDetach, socket.OpStart: r.serveStart,
 		socket.OpWait: r.serveWait, socket.OpStatus: r.serveStatus, socket.OpSignal: r.serveSignal, socket.OpStop: r.serveStop,
 		socket.OpKill: r.serveKill, socket.OpPause: r.servePause, socket.OpResume: r.serveResume, socket.OpLogs: r.serveLogs,
 		socket.OpPolicy: r.servePolicy, socket.OpSecrets: r.serveSecrets, socket.OpNotes: r.serveNotes,
 		api.OpExec: r.serveExec, api.OpCopyIn: r.serveCopyIn, api.OpCopyOut: r.serveCopyOut,
-		api.OpStat: r.serveStat, api.OpUsage: r.serveUsage,
+		api.OpStat: r.serveStat, api.OpUsage: r.serveUsage, api.OpTop: r.serveTop,
 	}[s.Op()]
 	err := fmt.Errorf("operation %q is not known to this keeper", s.Op())
 	if known {
@@ -182,6 +182,40 @@ func (r *Run) serveAttach(ctx context.Context, s *wire.Stream, drop func()) erro
 	return nil
 }
 
+// serveDetach leaves a run that was started in the foreground to this keeper.
+func (r *Run) serveDetach(ctx context.Context, s *wire.Stream) error {
+	var req socket.DetachRequest
+	if err := s.Body(&req); err != nil {
+		return err
+	}
+	if err := r.awaitGuest(ctx); err != nil {
+		return err
+	}
+	if err := r.record(ctx, event.KindStep, event.Step{Step: "detach"}); err != nil {
+		return err
+	}
+	if err := r.detach(req.Keep); err != nil {
+		return err
+	}
+	return s.Send(ctx, api.Reply{})
+}
+
+func (r *Run) detach(keep bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.isOver() {
+		return errNotRunning
+	}
+	if keep && r.log == nil {
+		if err := r.beginLog(); err != nil {
+			return err
+		}
+		r.kept = true
+	}
+	r.detached = true
+	return nil
+}
+
 func (r *Run) serveSignal(ctx context.Context, s *wire.Stream) error {
 	var req api.ExecControl
 	if err := s.Body(&req); err != nil {
@@ -233,7 +267,8 @@ func (r *Run) serveLogs(ctx context.Context, s *wire.Stream) error {
 	if err := r.awaitReady(ctx); err != nil {
 		return err
 	}
-	if r.log == nil {
+	log := r.keptLog()
+	if log == nil {
 		return errors.New("this sandbox keeps no log: it runs in the foreground")
 	}
 	if err := s.Send(ctx, api.Reply{}); err != nil {
@@ -241,7 +276,7 @@ func (r *Run) serveLogs(ctx context.Context, s *wire.Stream) error {
 	}
 	w := s.Writer(api.ChannelOut)
 	defer w.Close()
-	if err := r.log.Follow(ctx, w); err != nil && ctx.Err() == nil {
+	if err := log.Follow(ctx, w); err != nil && ctx.Err() == nil {
 		r.deps.Log.Warn("following the log", "err", err)
 	}
 	return nil

@@ -208,7 +208,7 @@ func (r *Run) tellSignal(signal int, x *host.Exec) {
 }
 
 // feed copies a client's stdin to the task, which has one writer at a time.
-// Only the client that started the task ends its stdin.
+// Only the client that started the task ends its stdin, unless it detaches.
 func (r *Run) feed(ctx context.Context, stdin io.Reader, last bool) {
 	select {
 	case <-r.running:
@@ -235,6 +235,9 @@ func (r *Run) feed(ctx context.Context, stdin io.Reader, last bool) {
 			break // the client has ended it, or has gone
 		}
 	}
+	r.mu.Lock()
+	last = last && !r.detached // who comes next may type on
+	r.mu.Unlock()
 	if last {
 		w.Close()
 	}

@@ -3,6 +3,8 @@ package policy
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
 // Class says what kind of place an address is.
@@ -122,4 +124,33 @@ func (r *Rule) permits(addr netip.Addr, c Class) bool {
 		return literal || r.AllowPrivate && r.Prefix.IsValid() && (c == PrefixClass(r.Prefix) || PrefixClass(r.Prefix) == LinkLocal && c == LinkLocal)
 	}
 	return false
+}
+
+// metadataNames are under which clouds hand out credentials.
+var metadataNames = []string{
+	"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal", "metadata.azure.internal",
+	"metadata.tencentyun.com", "metadata.platformequinix.com", "metadata.packet.net",
+}
+
+// localDomains are for names that mean something in one network alone
+// (RFC 6761, 6762, 8375, and what is used without an RFC).
+var localDomains = []string{"localhost", "local", "internal", "intranet", "private", "corp", "home", "lan", "home.arpa"}
+
+// NameClass is the class of what a clean name leads to as far as the name tells:
+// Metadata, Loopback, Private, or Public where nothing in it speaks against.
+func NameClass(host string) Class {
+	switch {
+	case slices.Contains(metadataNames, host):
+		return Metadata
+	case host == HostAlias, host == "localhost", strings.HasSuffix(host, ".localhost"):
+		return Loopback
+	case !strings.Contains(host, "."):
+		return Private // of a search domain
+	}
+	for _, domain := range localDomains {
+		if strings.HasSuffix(host, "."+domain) {
+			return Private
+		}
+	}
+	return Public
 }

@@ -127,15 +127,48 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A hint that names a flag can be pasted: a name of the host's own has no usual
-// port that the flag could stand for.
-func TestHintsOfNames(t *testing.T) {
+// A hint that names a flag can be pasted into a shell.
+func TestHintsCanBePasted(t *testing.T) {
 	var none *Policy
-	for host, want := range map[string]string{
-		"a.test": "--allow a.test", HostAlias: "--allow host.creel.internal:PORT, with the port that is meant",
+	for want, req := range map[string]Request{
+		"--allow a.test":                {Op: Resolve, Host: "a.test"},
+		"--allow a.test:22":             {Op: Connect, Host: "a.test", Port: 22},
+		"--allow 8.8.8.8:53":            {Op: Connect, Addr: netip.MustParseAddr("8.8.8.8"), Port: 53},
+		"--allow '[2606:4700::1]:5432'": {Op: Connect, Addr: netip.MustParseAddr("2606:4700::1"), Port: 5432},
 	} {
-		if got := none.Decide(Request{Op: Resolve, Host: host}).Hint(); got != want {
-			t.Errorf("%s: hint %q, want %q", host, got, want)
+		if got := none.Decide(req).Hint(); got != want {
+			t.Errorf("%+v: hint %q, want %q", req, got, want)
+		}
+	}
+}
+
+// What a guest asked for is no reason to let it into this machine, its network
+// or its metadata service, by whichever way it asked.
+func TestHintsNeverSuggestWhatIsNotPublic(t *testing.T) {
+	byName := must(t, "  - {allow: '**', ports: 80}\n  - {allow: 8.8.8.8, ports: 443}")
+	var none *Policy
+	var asked []Request
+	for _, a := range []string{
+		"169.254.169.254", "169.254.1.1", "127.0.0.1", "10.0.0.1", "192.168.1.1", "100.100.100.200", "::1", "fe80::1", "fd00:ec2::254",
+		"64:ff9b::a9fe:a9fe", "224.0.0.1", "0.0.0.0",
+	} {
+		addr := netip.MustParseAddr(a)
+		asked = append(asked, Request{Op: Connect, Addr: addr, Port: 80}, Request{Op: Connect, Addr: addr, Port: 53, Protocol: UDP},
+			Request{Op: Dial, Host: "a.example.com", Addr: addr, Port: 80})
+	}
+	for _, host := range []string{
+		"metadata.google.internal", "metadata", "instance-data.ec2.internal", "localhost", "db.localhost", "printer.local", "router.lan", "intranet",
+		"git.corp", HostAlias,
+	} {
+		asked = append(asked, Request{Op: Resolve, Host: host}, Request{Op: Connect, Host: host, Port: 443})
+	}
+	asked = append(asked, Request{Op: Connect, Addr: netip.MustParseAddr("8.8.4.4"), Port: 80, Own: true})
+	for _, p := range []*Policy{none, byName} {
+		for _, req := range asked {
+			d := p.Decide(req)
+			if !d.Allow && (d.Hint() == "" || strings.Contains(d.Hint(), "--allow") || strings.Contains(d.Hint(), "allow_private") || strings.Contains(d.Hint(), "`allow:")) {
+				t.Errorf("%+v: hint %q", req, d.Hint())
+			}
 		}
 	}
 }

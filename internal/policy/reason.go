@@ -69,7 +69,10 @@ func (d Decision) Reason() string {
 	return "nothing was asked for"
 }
 
-// Hint says what would allow it, or is "" where it is allowed.
+// Hint says what would allow it, or is "" where it is allowed. What a guest
+// asked for is never a reason to let it into this machine, its network or its
+// metadata: of those a hint says what to decide, and nothing that could be
+// pasted.
 func (d Decision) Hint() string {
 	switch d.Why {
 	case WhyNoRule, WhyPort:
@@ -81,13 +84,7 @@ func (d Decision) Hint() string {
 	case WhyHost:
 		return "use a plain DNS name; an address wants a rule of its own"
 	case WhyClass:
-		switch d.Class {
-		case Private, Loopback:
-			return fmt.Sprintf("write `allow_private: true` in rule %q of a policy file", d.RuleName())
-		case LinkLocal, Metadata:
-			return fmt.Sprintf("add a rule `allow: %s` with `allow_private: true` to a policy file", d.Request.Addr)
-		}
-		return "nothing does: such an address is never connected to"
+		return classHint(d.Class)
 	case WhyProtocol:
 		return fmt.Sprintf("write `protocol: %s` in rule %q of a policy file", d.Request.Protocol, d.RuleName())
 	case WhyRequest:
@@ -108,22 +105,48 @@ func (d Decision) Hint() string {
 func (d Decision) allowHint() string {
 	req := d.Request
 	host := req.Host
+	if host == "" && !req.Addr.IsValid() {
+		return ""
+	}
+	if req.Addr.IsValid() {
+		c := AddressClass(req.Addr)
+		if req.Own && c != Metadata {
+			c = Loopback
+		}
+		if c != Public {
+			return classHint(c)
+		}
+	}
 	if host == "" {
-		if !req.Addr.IsValid() {
-			return ""
-		}
-		if c := AddressClass(req.Addr); c == Multicast || c == Reserved {
-			return "nothing does: such an address is never connected to"
-		}
 		host = req.Addr.String()
+	} else if c := NameClass(host); c != Public {
+		return classHint(c)
 	}
 	switch {
-	case req.Port == 0 && host == HostAlias: // there is no usual port of it
-		return "--allow " + host + ":PORT, with the port that is meant"
 	case req.Port == 0:
-		return "--allow " + host
+		return "--allow " + shellWord(host)
 	case req.Protocol == UDP:
 		return fmt.Sprintf("a rule `allow: %s` with `ports: %d` and `protocol: udp` in a policy file", host, req.Port)
 	}
-	return "--allow " + net.JoinHostPort(host, strconv.Itoa(int(req.Port)))
+	return "--allow " + shellWord(net.JoinHostPort(host, strconv.Itoa(int(req.Port))))
+}
+
+// classHint is the hint for whatever is of a class that is not public.
+func classHint(c Class) string {
+	switch c {
+	case Metadata:
+		return "no task should have it: who reaches the metadata service gets this machine's credentials"
+	case Private, Loopback, LinkLocal:
+		return "decide whether the task may reach this machine or its network at all; docs/policy.md says how, under Addresses"
+	}
+	return "nothing does: such an address is never connected to"
+}
+
+// shellWord is s as a shell takes it for one word.
+func shellWord(s string) string {
+	const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:/@%+=,"
+	if s != "" && strings.Trim(s, plain) == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

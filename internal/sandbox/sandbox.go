@@ -152,6 +152,14 @@ type Denial struct {
 	Count  int64  `json:"count"`
 }
 
+// Trouble is what was allowed to a task and did not work, for people.
+type Trouble struct {
+	Target string `json:"target"`
+	Reason string `json:"reason"`
+	Hint   string `json:"hint,omitempty"` // what to do
+	Count  int64  `json:"count"`
+}
+
 // Process is a command ready to run in a guest: the Spec and the image's
 // configuration have been merged, nothing is left to default.
 type Process struct {
@@ -211,10 +219,13 @@ type Status struct {
 	MemoryPeakBytes  int64 `json:"memoryPeakBytes,omitempty"`
 	DiskWrittenBytes int64 `json:"diskWrittenBytes,omitempty"`
 
-	Ports    []Port   `json:"ports,omitempty"`   // with the host's ports that they got
-	Denied   int64    `json:"denied,omitempty"`  // names, connections and requests
-	Denials  []Denial `json:"denials,omitempty"` // by destination, in order, at most 256
-	Alerts   int64    `json:"alerts,omitempty"`
-	BytesOut int64    `json:"bytesOut,omitempty"` // of allowed connections
-	BytesIn  int64    `json:"bytesIn,omitempty"`
+	Ports   []Port   `json:"ports,omitempty"`   // with the host's ports that they got
+	Denied  int64    `json:"denied,omitempty"`  // names, connections and requests
+	Denials []Denial `json:"denials,omitempty"` // by destination, in order, at most 256
+	Alerts  int64    `json:"alerts,omitempty"`
+	// Troubles are failures of destinations, and placeholders that were sent
+	// where they are not swapped, in order, at most 64.
+	Troubles []Trouble `json:"troubles,omitempty"`
+	BytesOut int64     `json:"bytesOut,omitempty"` // of allowed connections
+	BytesIn  int64     `json:"bytesIn,omitempty"`
 }

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"path"
 	"strings"
+
+	"github.com/docker/go-units"
 )
 
 // Bounds of a Spec.
@@ -26,6 +28,11 @@ const (
 
 	MaxPolicyBytes = 1 << 20
 )
+
+// Size is a number of bytes as people write it, such as 512 MiB.
+func Size(bytes int64) string {
+	return units.CustomSize("%.4g %s", float64(bytes), 1024, []string{"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"})
+}
 
 const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -67,7 +74,7 @@ func (s *Spec) Validate() error {
 		fault("timeout %s: want a positive duration, such as 10m", s.Timeout)
 	}
 	if len(s.Policy) > MaxPolicyBytes {
-		fault("policy: %d bytes, at most %d; use wildcards", len(s.Policy), MaxPolicyBytes)
+		fault("policy: it has %s, at most %s; use wildcards", Size(int64(len(s.Policy))), Size(MaxPolicyBytes))
 	}
 	switch s.Confinement {
 	case ConfinementFull, ConfinementReduced:
@@ -104,11 +111,11 @@ func (s *Spec) validateProcess() (errs []error) {
 		case !ok || name == "" || strings.Contains(e, "\x00"):
 			errs = append(errs, fmt.Errorf("env %q: want NAME=value", name))
 		case len(e) > maxEnvBytes:
-			errs = append(errs, fmt.Errorf("env %s: %d bytes, at most %d", name, len(e), maxEnvBytes))
+			errs = append(errs, fmt.Errorf("env %s: it has %s, at most %s; put it in a file", name, Size(int64(len(e))), Size(maxEnvBytes)))
 		}
 	}
 	if total > maxSpecBytes {
-		errs = append(errs, fmt.Errorf("command and env: %d bytes together, at most %d; put large input on stdin", total, maxSpecBytes))
+		errs = append(errs, fmt.Errorf("command and env: %s together, at most %s; put large input on stdin", Size(int64(total)), Size(maxSpecBytes)))
 	}
 	return errs
 }
@@ -116,7 +123,7 @@ func (s *Spec) validateProcess() (errs []error) {
 func (r Resources) validate() (errs []error) {
 	bounds := func(field string, v, least, most int64) {
 		if v != 0 && (v < least || v > most) {
-			errs = append(errs, fmt.Errorf("%s %d: want %d to %d bytes", field, v, least, most))
+			errs = append(errs, fmt.Errorf("%s %s: want %s to %s", field, Size(v), Size(least), Size(most)))
 		}
 	}
 	bounds("memory", r.MemoryBytes, MinMemoryBytes, MaxMemoryBytes)
@@ -178,7 +185,7 @@ func validateMounts(mounts []Mount) (errs []error) {
 		}
 		seen[m.Target] = true
 		if m.SizeBytes < 0 || m.SizeBytes > MaxMemoryBytes {
-			fault("size %d: want 0 to %d bytes", m.SizeBytes, int64(MaxMemoryBytes))
+			fault("size %s: want at most %s", Size(m.SizeBytes), Size(MaxMemoryBytes))
 		}
 		if m.Mode > 0o7777 {
 			fault("mode %o: want at most 7777 octal", m.Mode)

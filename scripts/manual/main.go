@@ -1,6 +1,5 @@
 // Command manual writes a man page for every command, and shell completions,
-// from the command tree itself. `make dist` runs it: a creel does not carry
-// what it takes.
+// from the command tree itself, for the package that `make dist` makes.
 package main
 
 import (
@@ -10,8 +9,7 @@ import (
 	"path/filepath"
 
 	"creel/internal/cli"
-
-	"github.com/spf13/cobra/doc"
+	"creel/internal/cli/manual"
 )
 
 func main() {
@@ -25,21 +23,12 @@ func main() {
 	}
 }
 
-// write puts files where Debian looks for them below dir/usr/share. The pages'
-// date is SOURCE_DATE_EPOCH.
+// write puts files where Debian looks for them below dir/usr/share.
 func write(dir string) error {
 	share := filepath.Join(dir, "usr", "share")
-	man := filepath.Join(share, "man", "man1")
 	root := cli.Root(cli.Env{Logging: &cli.Logging{}})
-	root.DisableAutoGenTag = true
-	header := &doc.GenManHeader{Section: "1", Source: "Creel", Manual: "Creel"}
-	if err := os.MkdirAll(man, 0o755); err != nil {
-		return err
-	}
-	if err := doc.GenManTree(root, header, man); err != nil {
-		return fmt.Errorf("write man pages: %w", err)
-	}
 	return errors.Join(
+		manual.Write(root, filepath.Join(share, "man", "man1")),
 		completion(filepath.Join(share, "bash-completion/completions/creel"), func(f *os.File) error { return root.GenBashCompletionV2(f, true) }),
 		completion(filepath.Join(share, "zsh/vendor-completions/_creel"), func(f *os.File) error { return root.GenZshCompletion(f) }),
 		completion(filepath.Join(share, "fish/vendor_completions.d/creel.fish"), func(f *os.File) error { return root.GenFishCompletion(f, true) }),

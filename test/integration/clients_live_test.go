@@ -100,22 +100,24 @@ func shownPolicy(t *testing.T, r *rig.Rig, name string) string {
 // when it happens.
 func TestDenialsTellWhatAllowsThem(t *testing.T) {
 	r := machines(t)
-	w := newWorld(t)
-	get := fmt.Sprintf("import urllib.request as u; print(u.urlopen('http://host.creel.internal:%s/task/hello').read().decode())", portIn(w.plain))
 	run := func(flags ...string) rig.Result {
-		return r.Run(t, append(append([]string{"run"}, flags...), "debian", "python3", "-c", get)...)
+		return r.Run(t, append(append([]string{"run"}, flags...), "debian", "getent", "hosts", "example.com")...)
 	}
-	if got := run(); !strings.Contains(got.Err, "no rule names this destination; to allow it: --allow host.creel.internal:PORT, with the port") {
-		t.Errorf("without a policy: %+v", got)
-	}
-	got := run("--allow", "host.creel.internal:1")
+	got := run("--allow", "other.example.com")
 	hints := regexp.MustCompile(`to allow it: (--allow \S+)\n`).FindAllStringSubmatch(got.Err, -1)
-	if len(hints) != 1 || got.Code == 0 || !strings.Contains(got.Err, "creel: 1 denied:\n") {
-		t.Fatalf("with another port: %+v", got)
+	if len(hints) != 1 || got.Code == 0 || !strings.Contains(got.Err, "denied:\n") || !strings.Contains(got.Err, "does the task need it") {
+		t.Fatalf("with another name: %+v", got)
 	}
 	got = run(strings.Fields(hints[0][1])...)
-	if got.Code != 0 || got.Out != "hello task, your key is <>\n\n" || strings.Contains(got.Err, "denied") {
+	if got.Code != 0 || strings.Contains(got.Err, "denied") {
 		t.Errorf("with %q: %+v", hints[0][1], got)
+	}
+	// This machine, its network and its metadata are suggested to nobody.
+	got = r.Run(t, "run", "debian", "python3", "-c",
+		"import urllib.request as u\nfor h in ['169.254.169.254', '10.0.0.1:8080', 'host.creel.internal:80', 'metadata.google.internal']:\n"+
+			" try: u.urlopen('http://' + h, timeout=20)\n except OSError: pass")
+	if strings.Contains(got.Err, "--allow") || strings.Count(got.Err, "no task should have it") != 2 || strings.Count(got.Err, "decide whether") != 2 {
+		t.Errorf("of what is not public: %s", got.Err)
 	}
 }
 

@@ -142,6 +142,7 @@ const (
 	KindDenied       audit.Kind = "denied"       // connections, datagrams or requests were refused, counted
 	KindLookup       audit.Kind = "lookup"       // the host is about to look a name up
 	KindConnection   audit.Kind = "connection"   // an address is about to be dialled
+	KindFailed       audit.Kind = "failed"       // what is allowed could not be connected to, counted: no connection was begun
 	KindDisconnected audit.Kind = "disconnected" // a connection has ended
 	KindRequest      audit.Kind = "request"      // an HTTP request is about to be sent upstream
 	KindResponse     audit.Kind = "response"     // it was answered, or failed
@@ -255,11 +256,17 @@ type Budget struct {
 	Host  string `json:"host,omitempty"`
 }
 
+// AlertNames is the alert of names that are asked for by the dozen.
+const AlertNames = "names"
+
 // Alert is what was stopped.
 type Alert struct {
 	Destination
-	Alert string `json:"alert"` // stand-in: a secret's stand-in was sent elsewhere; canary: a planted credential was used
-	Name  string `json:"name"`  // of the secret or canary
+	// Alert is stand-in: a secret's placeholder was sent elsewhere; canary: a
+	// planted credential was used; or [AlertNames]: many different names below
+	// one domain were asked for.
+	Alert string `json:"alert"`
+	Name  string `json:"name"`  // of the secret or canary, or the domain
 	Where string `json:"where"` // name, header, path, query, body or stream
 }
 

@@ -66,6 +66,8 @@ func (n *network) take(r audit.Record) error {
 				at(n.denied, place{t.Host, t.Port}).Count += t.Count
 			}
 		})
+	case event.KindFailed:
+		return with(r, func(t event.Tally) { at(n.reached, place{t.Host, t.Port}).Failed += t.Count })
 	case event.KindSecret:
 		return with(r, func(s event.Secret) { n.secrets[s.Name] = struct{}{} })
 	case event.KindBudget:

@@ -33,6 +33,9 @@ type Options struct {
 	TCP func(ctx context.Context, a *Attempt)
 	UDP func(ctx context.Context, a *Attempt)
 
+	// Knock is told of each attempt at a port of the gateway that nobody serves. It
+	// must not block. nil: nobody is told.
+	Knock func(to netip.AddrPort, udp bool)
 	// MayUDP is asked about each datagram of no known flow before UDP is, to the gateway
 	// excepted. It must be quick: the card waits for it. False, or nil: refused.
 	MayUDP func(netip.AddrPort) bool

@@ -62,7 +62,11 @@ func (s *Stack) syn(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool 
 	if flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
-	if s.opts.TCP == nil || addrPort(id.LocalAddress, 0).Addr() == s.opts.Gateway {
+	if to := addrPort(id.LocalAddress, id.LocalPort); to.Addr() == s.opts.Gateway {
+		s.knock(to, false)
+		return false
+	}
+	if s.opts.TCP == nil {
 		return false
 	}
 	s.mu.Lock()
@@ -87,6 +91,13 @@ func (s *Stack) syn(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool 
 		return false
 	}
 	return true
+}
+
+// knock tells of what was sent to a port of the gateway that nobody serves.
+func (s *Stack) knock(to netip.AddrPort, udp bool) {
+	if s.opts.Knock != nil {
+		s.opts.Knock(to, udp)
+	}
 }
 
 func (s *Stack) forget(id stack.TransportEndpointID) {

@@ -68,7 +68,11 @@ func (s *Stack) datagram(frame []byte) {
 
 // newAttempt is a flow that UDP has yet to accept; nil: refuse it.
 func (s *Stack) newAttempt(from, to netip.AddrPort, head []byte) *udpConn {
-	if to.Addr() == s.opts.Gateway || s.opts.UDP == nil || s.opts.MayUDP == nil || !s.opts.MayUDP(to) {
+	if to.Addr() == s.opts.Gateway {
+		s.knock(to, true)
+		return nil
+	}
+	if s.opts.UDP == nil || s.opts.MayUDP == nil || !s.opts.MayUDP(to) {
 		return nil
 	}
 	c := s.newUDP(to, from)

@@ -209,6 +209,9 @@ func times(n int64) string {
 
 func hostText(h receipt.Host) string {
 	text := target(h.Host, int64(h.Port), h.Others) + ", " + times(h.Count)
+	if h.Count == 0 && h.Failed > 0 {
+		return target(h.Host, int64(h.Port), h.Others) + ", could not be connected to " + times(h.Failed)
+	}
 	if h.Decision == event.Allow {
 		text += fmt.Sprintf(", %d bytes out, %d in", h.BytesOut, h.BytesIn)
 	}
@@ -238,6 +241,9 @@ func budgetText(b receipt.Budget) string {
 func alertText(a receipt.Alert) string {
 	if a.Others {
 		return "others, " + times(a.Count)
+	}
+	if a.Alert == event.AlertNames {
+		return fmt.Sprintf("many different names below %s were asked for", quote(a.Name, false))
 	}
 	text := fmt.Sprintf("%s %s was about to leave in the %s", quote(a.Alert, false), quote(a.Name, false), quote(a.Where, false))
 	if a.Host != "" {

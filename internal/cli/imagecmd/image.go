@@ -15,7 +15,7 @@ import (
 	"creel/internal/image"
 	"creel/internal/image/registry"
 
-	"github.com/docker/go-units"
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 )
 
@@ -36,8 +36,50 @@ type Store struct {
 
 // New is `creel image`.
 func New(env Env) *cobra.Command {
-	return command.Group("image", "Manage images", newPull(env), newLoad(env), newImport(env), newList(env),
-		newInspect(env), newTag(env), newSave(env), newPush(env), newRemove(env), newPrune(env))
+	c := command.Group("image", "Manage images")
+	for _, name := range []string{"pull", "load", "import", "ls", "inspect", "tag", "save", "push", "rm", "prune"} {
+		c.AddCommand(Named(env, name))
+	}
+	c.AddCommand(
+		command.Also(Named(env, "ls"), "list"), command.Also(Named(env, "rm"), "remove"),
+		command.Elsewhere("build", "build the image with `docker build -t NAME .`, or another builder, then `docker save NAME | creel image load`"),
+		command.Elsewhere("history", "`creel image inspect IMAGE` has the image's layers"),
+	)
+	return c
+}
+
+// Named is one of the commands of `creel image`.
+func Named(env Env, name string) *cobra.Command {
+	c := map[string]func(Env) *cobra.Command{
+		"pull": newPull, "load": newLoad, "import": newImport, "ls": newList, "inspect": newInspect, "tag": newTag,
+		"save": newSave, "push": newPush, "rm": newRemove, "prune": newPrune,
+	}[name](env)
+	command.KnowForeign(c, foreign[name])
+	return c
+}
+
+const onePlatform = "an image here is of one platform, which `creel image pull --platform` chooses"
+
+// foreign are the flags of `docker image` that the commands have not.
+var foreign = map[string][]command.Foreign{
+	"pull": {{Name: "disable-content-trust"}, {Name: "all-tags,a", Why: "pull each tag by its name"}},
+	"load": {{Name: "quiet,q"}, {Name: "platform", Word: "platform", Why: onePlatform}},
+	"import": {
+		{Name: "change,c", Word: "instruction", Why: "use --cmd, --entrypoint, --env, --workdir and --user"},
+		{Name: "message,m", Word: "text", Why: "images have no message"}, {Name: "platform", Word: "platform", Why: onePlatform},
+	},
+	"ls": {
+		{Name: "all,a"}, {Name: "digests", Why: "use --format 'table {{.Name}}\\t{{.Digest}}\\t{{.ID}}'"},
+		{Name: "tree", Why: onePlatform},
+	},
+	"inspect": {{Name: "platform", Word: "platform", Why: onePlatform}},
+	"save":    {{Name: "platform", Word: "platform", Why: onePlatform}},
+	"push": {
+		{Name: "disable-content-trust"}, {Name: "all-tags,a", Why: "push each tag by its name"},
+		{Name: "platform", Word: "platform", Why: onePlatform},
+	},
+	"rm":    {{Name: "no-prune"}, {Name: "platform", Word: "platform", Why: onePlatform}},
+	"prune": {{Name: "force,f"}, {Name: "filter", Word: "filter", Why: "the setting pruneAfter says how old an image without a name has to be"}},
 }
 
 func newLoad(env Env) *cobra.Command {
@@ -110,35 +152,12 @@ func newImport(env Env) *cobra.Command {
 	return c
 }
 
-func newList(env Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "ls", Short: "List images", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			store, err := env.Open(c.Context())
-			if err != nil {
-				return err
-			}
-			images, damaged := store.List(c.Context())
-			w := command.Table(env.Out, "NAME", "ID", "CREATED", "SIZE")
-			for _, img := range images {
-				names := img.Names
-				if len(names) == 0 {
-					names = []string{"<none>"}
-				}
-				for _, n := range names {
-					command.Row(w, n, command.ShortID(img.ID), command.Ago(img.Created), units.HumanSize(float64(img.SizeBytes)))
-				}
-			}
-			return errors.Join(w.Flush(), damaged)
-		},
-	}
-}
-
 func newRemove(env Env) *cobra.Command {
-	return &cobra.Command{
-		Use: "rm IMAGE...", Short: "Remove images",
+	var force bool
+	c := &cobra.Command{
+		Use: "rm [-f] IMAGE...", Short: "Remove images",
 		Example: "  creel image rm web:copy",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			store, err := env.Open(c.Context())
 			if err != nil {
@@ -146,13 +165,18 @@ func newRemove(env Env) *cobra.Command {
 			}
 			var errs []error
 			for _, ref := range args {
-				if _, err := store.Remove(c.Context(), ref); err != nil {
+				_, err := store.Remove(c.Context(), ref)
+				switch {
+				case err == nil:
+					fmt.Fprintf(env.Out, "removed %s\n", ref)
+				case force && errdefs.IsNotFound(err): // as Docker: what is not there need not be removed
+				default:
 					errs = append(errs, err)
-					continue
 				}
-				fmt.Fprintf(env.Out, "removed %s\n", ref)
 			}
 			return errors.Join(errs...)
 		},
 	}
+	c.Flags().BoolVarP(&force, "force", "f", false, "no error where there is no such image")
+	return c
 }

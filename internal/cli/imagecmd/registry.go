@@ -2,6 +2,7 @@ package imagecmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,43 +61,62 @@ func pull(ctx context.Context, w io.Writer, store *Store, ref string, wanted Wan
 // Ensure pulls an image before a run, where that is wanted; w gets the
 // progress.
 func Ensure(ctx context.Context, w io.Writer, store *Store, ref string, wanted Wanted) error {
-	_, err := store.Resolve(ctx, ref)
+	if err := image.CheckPlatform(wanted.Platform); err != nil {
+		return fmt.Errorf("--%w", err)
+	}
+	img, err := store.Resolve(ctx, ref)
 	missing := errdefs.IsNotFound(err)
 	if wanted.When == "never" || wanted.When == "missing" && !missing {
-		return err
+		return errors.Join(err, runs(ref, img))
 	}
 	if missing {
 		fmt.Fprintf(w, "creel: %s is not here; pulling it\n", ref)
 	}
-	_, err = pull(ctx, w, store, ref, wanted)
-	return err
+	img, err = pull(ctx, w, store, ref, wanted)
+	return errors.Join(err, runs(ref, img))
+}
+
+// runs says why an image that is here cannot be run here.
+func runs(ref string, img image.Image) error {
+	if err := image.CheckPlatform(img.Platform); err != nil {
+		return fmt.Errorf("image %s: %w", ref, err)
+	}
+	return nil
 }
 
 func newPush(env Env) *cobra.Command {
-	return &cobra.Command{
+	var quiet bool
+	c := &cobra.Command{
 		Use: "push IMAGE", Short: "Send an image to the registry that its name tells",
 		Example: "  creel image tag tools 127.0.0.1:5000/tools\n  creel image push 127.0.0.1:5000/tools",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
 			}
-			p := newProgress(env.Err)
-			defer p.end()
-			at, err := store.Push(c.Context(), args[0], image.PushOptions{Registry: store.Registry, Progress: p.event})
+			o := image.PushOptions{Registry: store.Registry}
+			if !quiet {
+				p := newProgress(env.Err)
+				defer p.end()
+				o.Progress = p.event
+			}
+			at, err := store.Push(c.Context(), args[0], o)
 			if err == nil {
 				fmt.Fprintln(env.Out, at)
 			}
 			return err
 		},
 	}
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
+	return c
 }
 
 func newTag(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "tag IMAGE NAME[:TAG]", Short: "Give an image one more name",
-		Example: "  creel image tag debian:latest base:2026-11", Args: cobra.ExactArgs(2),
+		Example: "  creel image tag debian:latest base:2026-11",
+		Args:    cobra.ExactArgs(2), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			store, err := env.Open(c.Context())
 			if err != nil {
@@ -111,7 +131,8 @@ func newInspect(env Env) *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use: "inspect IMAGE...", Short: "Show all that is known of images",
-		Example: "  creel image inspect --format '{{.ID}} {{.Config.Cmd}}' debian", Args: cobra.MinimumNArgs(1),
+		Example: "  creel image inspect --format '{{.ID}} {{.Config.Cmd}}' debian",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			store, err := env.Open(c.Context())
 			if err != nil {
@@ -139,7 +160,8 @@ func newSave(env Env) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "save [-o FILE] IMAGE...", Short: "Write images as an archive that Docker and Creel load",
-		Example: "  creel image save -o images.tar debian", Args: cobra.MinimumNArgs(1),
+		Example: "  creel image save -o images.tar debian",
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			store, err := env.Open(c.Context())
 			if err != nil {

@@ -22,6 +22,8 @@ func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.allow, "allow", nil, "let the task reach `HOST[:PORT]`, by TLS on 443 or as said by the port")
 	fs.StringArrayVar(&f.presets, "preset", nil, "let it reach what a tool needs, such as npm, pip, go, apt, git or models: `name`")
 	fs.StringVar(&f.net, "net", "", "`none`: it reaches nothing, which is the default")
+	fs.StringVar(&f.net, "network", "", "as Docker has it: `none`")
+	fs.MarkHidden("network") // it errs only where there is no such flag
 }
 
 // Text is the policy that the flags state, as a Spec has it: "" where nothing

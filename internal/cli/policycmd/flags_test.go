@@ -15,6 +15,7 @@ import (
 
 func TestFlagsBecomeOneCanonicalPolicy(t *testing.T) {
 	dir := t.TempDir()
+	fakeTools(t, nil)
 	t.Setenv("HOME", dir)
 	file := filepath.Join(dir, "agent.yaml")
 	if err := os.WriteFile(file, []byte("version: 1\nrules:\n  - {allow: api.test, methods: GET}\n  - {allow: \"**.amazonaws.com\"}\n"), 0o600); err != nil {
@@ -36,10 +37,10 @@ func TestFlagsBecomeOneCanonicalPolicy(t *testing.T) {
 		{"--preset anthropic", "version: 1\nrules:\n  - allow: api.anthropic.com\n    name: 'preset anthropic: api.anthropic.com:443'\n" +
 			"    ports: [\"443\"]\n    protocol: tls\n", "", false},
 		{"--net none --allow db.test", "", "--net none: contradicts", true},
-		{"--net host", "", "--net host: not known; want none", true},
+		{"--net host", "", "--net host: a sandbox has a network of its own", true},
 		{"--allow a..test --preset nothing", "", "--preset nothing: preset \"nothing\" is not known", true},
 		{"--policy " + file + ".none", "", "read policy: open", true},
-		{"--preset npm", "", "run `npm config set registry", true},
+		{"--preset npm", "", "install it, or write `registry=URL` in ~/.npmrc", true},
 	} {
 		var f Flags
 		fs := pflag.NewFlagSet("run", pflag.ContinueOnError)

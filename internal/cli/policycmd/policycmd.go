@@ -1,25 +1,31 @@
 // Package policycmd is the commands about policies, and the flags of `creel run`
-// that state one. It reads the files and settings that policies refer to, so
-// that package policy need not. It must not decide what a sandbox may reach,
-// and must not know how a sandbox is found.
+// that state one. It reads the files and settings that policies refer to, and
+// asks the user's tools what they use, so that package policy need not. It must
+// not decide what a sandbox may reach, must not run a tool where a project that
+// is somebody else's could tell it what to say, and must not know how a sandbox
+// is found.
 package policycmd
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"creel/internal/cli/command"
 	"creel/internal/policy"
 	"creel/internal/policy/preset"
 	"creel/internal/policy/syntax"
 	"creel/internal/sandbox"
+	"creel/internal/secret"
 
 	"github.com/spf13/cobra"
 )
@@ -31,6 +37,11 @@ type Env struct {
 	Spec func(ctx context.Context, ref string) (sandbox.Spec, error)
 	// Set puts another policy in force for a sandbox that runs.
 	Set func(ctx context.Context, ref, policy string) error
+	// Secrets are those of this installation with what they are bound to; nil:
+	// they cannot be had here. It must not make or change anything.
+	Secrets func(context.Context) (map[string]secret.Binding, error)
+	// CompleteSandboxes offers names to the shell.
+	CompleteSandboxes cobra.CompletionFunc
 	// Tiers gives the file of tiers that is in force.
 	Tiers func(context.Context) ([]byte, error)
 }
@@ -42,11 +53,12 @@ func New(env Env) *cobra.Command {
 			Use: "check FILE", Short: "Report every fault of a policy file, and what it may allow by mistake",
 			Example: "  creel policy check agent.yaml",
 			Args:    cobra.ExactArgs(1),
-			RunE: func(_ *cobra.Command, args []string) error {
+			RunE: func(c *cobra.Command, args []string) error {
 				p, err := readPolicy(env, args[0])
 				if err != nil {
 					return err
 				}
+				warn(env.Err, secretWarnings(c.Context(), env, p))
 				fmt.Fprintf(env.Out, "%s: %d rules, no faults\n", args[0], len(p.Rules))
 				return nil
 			},
@@ -92,7 +104,7 @@ func show(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "show SANDBOX", Short: "Print a sandbox's tier and policy, with the digest that the record has of it",
 		Example: "  creel policy show web",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: env.CompleteSandboxes,
 		RunE: func(c *cobra.Command, args []string) error {
 			spec, err := env.Spec(c.Context(), args[0])
 			if err != nil {
@@ -109,7 +121,7 @@ func set(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "set SANDBOX FILE", Short: "Put another policy in force for a sandbox that runs, also for what it has open",
 		Example: "  creel policy set web agent.yaml",
-		Args:    cobra.ExactArgs(2),
+		Args:    cobra.ExactArgs(2), ValidArgsFunction: env.CompleteSandboxes,
 		RunE: func(c *cobra.Command, args []string) error {
 			p, err := readPolicy(env, args[1])
 			if err != nil {
@@ -163,6 +175,7 @@ func printExplanation(w io.Writer, e policy.Explanation) error {
 		fmt.Fprintf(w, "line %d: %s\n", d.Rule.Line, d.Rule.Destination())
 	}
 	switch {
+	case !d.Allow && d.Hint() == "":
 	case !d.Allow:
 		fmt.Fprintf(w, "what would allow it: %s\n", d.Hint())
 	case d.Inspect && d.Protocol == policy.TLS:
@@ -236,7 +249,7 @@ func warn(w io.Writer, warnings policy.Faults) {
 // policyInputs lets a policy refer to files beside it (dir), and presets to
 // the settings of the user's tools.
 func policyInputs(dir string) syntax.Inputs {
-	tools := preset.Reader{Env: os.Getenv, Files: settingsFiles}
+	tools := preset.Reader{Env: os.Getenv, Files: settingsFiles, Run: runTool}
 	return syntax.Inputs{
 		Preset: tools.Rules,
 		File: func(name string) ([]byte, error) {
@@ -278,4 +291,38 @@ func settingsFiles(pattern string) ([][]byte, error) {
 		out = append(out, data)
 	}
 	return out, nil
+}
+
+const (
+	toolPatience = 30 * time.Second
+	maxToolSays  = 4 << 20 // bytes
+)
+
+// runTool gives what a program in PATH prints about its own settings. It runs in
+// the root directory: in that of a project, a file of the project could name
+// another registry.
+func runTool(program string, args ...string) (string, error) {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", program, preset.ErrNoClient)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), toolPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	var complaint bytes.Buffer
+	cmd.Dir, cmd.Stderr, cmd.WaitDelay = "/", &complaint, time.Second
+	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=local", "GOWORK=off", "NO_UPDATE_NOTIFIER=1", "PIP_DISABLE_PIP_VERSION_CHECK=1", "NO_COLOR=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", fmt.Errorf("%s: %w", program, err)
+	}
+	said, err := io.ReadAll(io.LimitReader(out, maxToolSays))
+	if err = errors.Join(err, cmd.Wait()); err != nil {
+		words := strings.Join(strings.Fields(complaint.String()), " ")
+		return "", fmt.Errorf("`%s %s`: %w: %.300q", program, args[0], err, words)
+	}
+	return string(said), nil
 }

@@ -204,7 +204,7 @@ func newRotate(env Env) *cobra.Command {
 			"that run get it at once. The value is read from standard input where the store\n" +
 			"keeps it; otherwise its source is asked for what it has now.",
 		Example: "  creel secret rotate api <key.txt",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: completeNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := env.Open(c.Context())
 			if err != nil {
@@ -229,11 +229,26 @@ func newRotate(env Env) *cobra.Command {
 	}
 }
 
+// completeNames offers the names of secrets to the shell.
+func completeNames(env Env) cobra.CompletionFunc {
+	return func(c *cobra.Command, _ []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+		s, err := env.Open(c.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		entries, _ := s.List() // one that cannot be read has no name to offer
+		for _, e := range entries {
+			names = append(names, e.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
 func newRemove(env Env) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm NAME...", Short: "Forget secrets; sandboxes that run keep what they were given",
 		Example: "  creel secret rm api git",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
 			s, err := env.Open(c.Context())
 			if err != nil {

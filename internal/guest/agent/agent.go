@@ -93,7 +93,7 @@ func (a *Agent) handle(ctx context.Context, s *wire.Stream) {
 		answer(ctx, s, a.identity)
 	case api.OpClock:
 		answer(ctx, s, func(r api.ClockRequest) error { return a.platform.SetClock(time.Unix(0, r.UnixNano)) })
-	case api.OpExec, api.OpCopyIn, api.OpCopyOut, api.OpStat, api.OpUsage, api.OpShutdown:
+	case api.OpExec, api.OpCopyIn, api.OpCopyOut, api.OpStat, api.OpUsage, api.OpTop, api.OpShutdown:
 		a.handleReady(ctx, s)
 	default:
 		reply(ctx, s, &api.Error{Code: api.CodeInvalid, Message: fmt.Sprintf("operation %q is not known", op)})
@@ -120,6 +120,10 @@ func (a *Agent) handleReady(ctx context.Context, s *wire.Stream) {
 		a.serveStat(ctx, s)
 	case api.OpUsage:
 		r, err := a.platform.Usage()
+		r.Error = refusal(err)
+		s.Send(ctx, r)
+	case api.OpTop:
+		r, err := a.top("/proc")
 		r.Error = refusal(err)
 		s.Send(ctx, r)
 	case api.OpShutdown:

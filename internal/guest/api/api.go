@@ -35,6 +35,7 @@ const (
 	OpCopyOut  = "copy-out" // CopyRequest → Reply, then tar on ChannelOut
 	OpStat     = "stat"     // CopyRequest → StatReply
 	OpUsage    = "usage"    // Empty → UsageReply
+	OpTop      = "top"      // Empty → TopReply
 	OpShutdown = "shutdown" // Empty → Reply: every file system synced, task processes gone
 )
 
@@ -167,6 +168,9 @@ type ExecReply struct {
 type ExecControl struct {
 	Signal int     `json:"signal,omitempty"` // 1 to 64
 	Resize *Resize `json:"resize,omitempty"`
+	// Detach is for a keeper alone, from its client: the process goes on with
+	// its streams open when the client has gone.
+	Detach bool `json:"detach,omitempty"`
 }
 
 // Resize is a terminal's new size in character cells.
@@ -178,7 +182,7 @@ type Resize struct {
 // ExecExit is the last message on an exec's stream, after both output
 // channels have ended.
 type ExecExit struct {
-	Error     *Error `json:"error,omitempty"`  // how it ended is not known; why
+	Error     *Error `json:"error,omitempty"`  // how it ended is not known, and this is why
 	Code      int    `json:"code"`             // 0 to 255; 128+n where a signal ended it
 	Signal    int    `json:"signal,omitempty"` // the one that ended it
 	OOMKilled bool   `json:"oomKilled,omitempty"`
@@ -216,4 +220,35 @@ type UsageReply struct {
 	PIDs             int64  `json:"pids"`
 	DiskWrittenBytes int64  `json:"diskWrittenBytes"` // of the writable layer
 	OOMKills         int64  `json:"oomKills"`
+}
+
+// MaxProcesses are told of at most.
+const MaxProcesses = 1024
+
+// TopReply has the processes of the sandbox, in the order of their numbers,
+// without the kernel's and the agent's own.
+type TopReply struct {
+	Error     *Error    `json:"error,omitempty"`
+	Processes []Process `json:"processes,omitempty"`
+	// More is how many there are beyond [MaxProcesses].
+	More int `json:"more,omitempty"`
+}
+
+// Process is one process in the sandbox, as the guest's kernel tells it.
+type Process struct {
+	PID     int    `json:"pid"`
+	Parent  int    `json:"parent"`
+	UID     int64  `json:"uid"`
+	User    string `json:"user,omitempty"` // "": the image has no name for it
+	State   string `json:"state"`          // a letter, as ps has it
+	TTY     string `json:"tty,omitempty"`  // such as pts/0
+	Threads int    `json:"threads"`
+
+	CPUMilliseconds int64 `json:"cpuMs"`
+	AgeMilliseconds int64 `json:"ageMs"`
+	RSSBytes        int64 `json:"rssBytes"`
+	VirtualBytes    int64 `json:"virtualBytes"`
+
+	Name string   `json:"name"`
+	Args []string `json:"args,omitempty"`
 }

@@ -12,6 +12,7 @@ import (
 // Exec is one process in a guest. Both outputs must be read to their ends for
 // [Exec.Wait] to return; with a TTY all output is on Stdout.
 type Exec struct {
+	client *Client
 	stream *wire.Stream
 	pid    int
 }
@@ -42,9 +43,15 @@ func (e *Exec) Resize(ctx context.Context, rows, cols uint16) error {
 	return e.control(ctx, api.ExecControl{Resize: &api.Resize{Rows: rows, Cols: cols}})
 }
 
+// Detach lets the process go on, with its streams open, when this client of a
+// keeper has closed it or gone.
+func (e *Exec) Detach(ctx context.Context) error {
+	return e.control(ctx, api.ExecControl{Detach: true})
+}
+
 func (e *Exec) control(ctx context.Context, c api.ExecControl) error {
 	if err := e.stream.Send(ctx, c); err != nil {
-		return fmt.Errorf("guest: control process %d: %w", e.pid, err)
+		return e.client.named("control process", err)
 	}
 	return nil
 }
@@ -56,10 +63,10 @@ func (e *Exec) Wait(ctx context.Context) (api.ExecExit, error) {
 		if err == io.EOF {
 			err = wire.ErrPeerClosed
 		}
-		return api.ExecExit{}, fmt.Errorf("guest: wait for process %d: %w", e.pid, err)
+		return api.ExecExit{}, e.client.named("wait", err)
 	}
 	if exit.Error != nil {
-		return api.ExecExit{}, refusal(api.OpExec, exit.Error, nil)
+		return api.ExecExit{}, e.client.refusal("wait", exit.Error, nil)
 	}
 	if exit.Code < 0 || exit.Code > 255 || exit.Signal < 0 || exit.Signal > 64 {
 		return api.ExecExit{}, fmt.Errorf("guest: process %d ended with code %d, signal %d, which makes no sense", e.pid, exit.Code, exit.Signal)

@@ -33,6 +33,9 @@ const maxText = 4 << 10
 type Client struct {
 	conn  *wire.Conn
 	heard *atomic.Int64 // bytes read; nil over a connection that serves others too
+	// relayed says that a keeper is in between: its errors have been given
+	// their names already.
+	relayed bool
 }
 
 // New starts a conversation over a control port, which it owns from then on;
@@ -62,7 +65,7 @@ func (c *Client) Heard() int64 { return c.heard.Load() }
 
 // Over speaks the same operations over a connection that serves others too: a
 // keeper's socket. The connection stays the caller's.
-func Over(conn *wire.Conn) *Client { return &Client{conn: conn} }
+func Over(conn *wire.Conn) *Client { return &Client{conn: conn, relayed: true} }
 
 // Close ends the conversation.
 func (c *Client) Close() error { return c.conn.Close() }
@@ -77,7 +80,7 @@ func (c *Client) Err() error { return c.conn.Err() }
 func (c *Client) Hello(ctx context.Context) (api.HelloReply, error) {
 	defer c.closeAfter(ctx)()
 	r, err := wire.Call[api.HelloReply](ctx, c.conn, api.OpHello, api.HelloRequest{Version: api.Version})
-	if err := refusal(api.OpHello, r.Error, err); err != nil {
+	if err := c.refusal(api.OpHello, r.Error, err); err != nil {
 		return api.HelloReply{}, err
 	}
 	if r.Version != api.Version {
@@ -96,12 +99,12 @@ func (c *Client) Freeze(ctx context.Context, req api.FreezeRequest) error {
 	defer c.closeAfter(ctx)()
 	s, err := c.conn.Open(ctx, api.OpFreeze, req)
 	if err != nil {
-		return fmt.Errorf("guest: %w", err)
+		return c.named(api.OpFreeze, err)
 	}
 	defer s.Close()
 	var r api.Reply
 	err = s.Recv(ctx, &r)
-	if err := refusal(api.OpFreeze, r.Error, err); err != nil {
+	if err := c.refusal(api.OpFreeze, r.Error, err); err != nil {
 		return err
 	}
 	// The agent closes the stream behind its reply; a frame of ours after
@@ -146,7 +149,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 func (c *Client) CopyIn(ctx context.Context, req api.CopyRequest, tar io.Reader) error {
 	s, err := c.conn.Open(ctx, api.OpCopyIn, req)
 	if err != nil {
-		return fmt.Errorf("guest: %w", err)
+		return c.named(api.OpCopyIn, err)
 	}
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Close() })()
@@ -157,7 +160,7 @@ func (c *Client) CopyIn(ctx context.Context, req api.CopyRequest, tar io.Reader)
 	w.Close() // where the agent refused it has closed the channel's end; its reply says why
 	var r api.Reply
 	err = s.Recv(ctx, &r)
-	return refusal(api.OpCopyIn, r.Error, err)
+	return c.refusal(api.OpCopyIn, r.Error, err)
 }
 
 var errGuestWrite = errors.New("write to the guest")
@@ -178,11 +181,11 @@ func (g guestWriter) Write(p []byte) (int, error) {
 func (c *Client) CopyOut(ctx context.Context, path string) (io.ReadCloser, error) {
 	s, err := c.conn.Open(ctx, api.OpCopyOut, api.CopyRequest{Path: path})
 	if err != nil {
-		return nil, fmt.Errorf("guest: %w", err)
+		return nil, c.named(api.OpCopyOut, err)
 	}
 	var r api.Reply
 	err = s.Recv(ctx, &r)
-	if err := refusal(api.OpCopyOut, r.Error, err); err != nil {
+	if err := c.refusal(api.OpCopyOut, r.Error, err); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -195,7 +198,7 @@ func (c *Client) CopyOut(ctx context.Context, path string) (io.ReadCloser, error
 // Stat describes path without following its last symlink.
 func (c *Client) Stat(ctx context.Context, path string) (api.StatReply, error) {
 	r, err := wire.Call[api.StatReply](ctx, c.conn, api.OpStat, api.CopyRequest{Path: path})
-	if err := refusal(api.OpStat, r.Error, err); err != nil {
+	if err := c.refusal(api.OpStat, r.Error, err); err != nil {
 		return api.StatReply{}, err
 	}
 	if r.Size < 0 || strings.ContainsAny(r.Name, "\x00") {
@@ -207,7 +210,7 @@ func (c *Client) Stat(ctx context.Context, path string) (api.StatReply, error) {
 // Usage is what the task has used so far; no figure is negative.
 func (c *Client) Usage(ctx context.Context) (api.UsageReply, error) {
 	r, err := wire.Call[api.UsageReply](ctx, c.conn, api.OpUsage, api.Empty{})
-	if err := refusal(api.OpUsage, r.Error, err); err != nil {
+	if err := c.refusal(api.OpUsage, r.Error, err); err != nil {
 		return api.UsageReply{}, err
 	}
 	for _, v := range []*int64{&r.MemoryPeakBytes, &r.MemoryBytes, &r.CPUMicroseconds, &r.PIDs, &r.DiskWrittenBytes, &r.OOMKills} {
@@ -216,9 +219,31 @@ func (c *Client) Usage(ctx context.Context) (api.UsageReply, error) {
 	return r, nil
 }
 
+// Top lists the processes of the sandbox. What they are called is cut short.
+func (c *Client) Top(ctx context.Context) (api.TopReply, error) {
+	r, err := wire.Call[api.TopReply](ctx, c.conn, api.OpTop, api.Empty{})
+	if err := c.refusal(api.OpTop, r.Error, err); err != nil {
+		return api.TopReply{}, err
+	}
+	if len(r.Processes) > api.MaxProcesses || r.More < 0 {
+		return api.TopReply{}, fmt.Errorf("guest: top: %d processes in the reply, at most %d", len(r.Processes), api.MaxProcesses)
+	}
+	for i := range r.Processes {
+		p := &r.Processes[i]
+		p.User, p.State, p.TTY, p.Name = printable.Line(p.User), printable.Line(p.State), printable.Line(p.TTY), printable.Line(p.Name)
+		for j, arg := range p.Args {
+			p.Args[j] = printable.Line(arg)
+		}
+		for _, v := range []*int64{&p.CPUMilliseconds, &p.AgeMilliseconds, &p.RSSBytes, &p.VirtualBytes} {
+			*v = min(max(*v, 0), math.MaxInt64/2)
+		}
+	}
+	return r, nil
+}
+
 func (c *Client) call(ctx context.Context, op string, body any) error {
 	r, err := wire.Call[api.Reply](ctx, c.conn, op, body)
-	return refusal(op, r.Error, err)
+	return c.refusal(op, r.Error, err)
 }
 
 // closeAfter closes the client when ctx ends: a guest that does not even take
@@ -230,9 +255,9 @@ func (c *Client) closeAfter(ctx context.Context) func() bool {
 
 // refusal joins the two ways an operation can fail. The guest's error is
 // rebuilt from what is known, its text cut short and made printable.
-func refusal(op string, e *api.Error, err error) error {
+func (c *Client) refusal(op string, e *api.Error, err error) error {
 	if err != nil {
-		return fmt.Errorf("guest: %s: %w", op, err)
+		return c.named(op, err)
 	}
 	if e == nil {
 		return nil
@@ -247,7 +272,22 @@ func refusal(op string, e *api.Error, err error) error {
 			clean.Step = step
 		}
 	}
-	return fmt.Errorf("guest: %s: %w", op, clean)
+	if c.relayed {
+		return clean // the keeper has said whose error it is
+	}
+	return c.named(op, clean)
+}
+
+// named says of an error once that it is the guest's, and which operation's.
+func (c *Client) named(op string, err error) error {
+	prefix := "guest: "
+	if c.relayed {
+		prefix = "" // it is of the connection to the keeper
+	}
+	if !strings.HasPrefix(err.Error(), op+": ") {
+		prefix += op + ": "
+	}
+	return fmt.Errorf("%s%w", prefix, err)
 }
 
 // bounded refuses texts that no honest agent sends.
@@ -265,11 +305,11 @@ func bounded(op string, texts ...string) error {
 func (c *Client) Exec(ctx context.Context, p sandbox.Process) (*Exec, error) {
 	s, err := c.conn.Open(ctx, api.OpExec, p)
 	if err != nil {
-		return nil, fmt.Errorf("guest: %w", err)
+		return nil, c.named(api.OpExec, err)
 	}
 	var r api.ExecReply
 	err = s.Recv(ctx, &r)
-	if err := refusal(api.OpExec, r.Error, err); err != nil {
+	if err := c.refusal(api.OpExec, r.Error, err); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -277,5 +317,5 @@ func (c *Client) Exec(ctx context.Context, p sandbox.Process) (*Exec, error) {
 		s.Close()
 		return nil, fmt.Errorf("guest: exec: process number %d makes no sense", r.PID)
 	}
-	return &Exec{stream: s, pid: r.PID}, nil
+	return &Exec{client: c, stream: s, pid: r.PID}, nil
 }

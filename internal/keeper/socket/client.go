@@ -185,6 +185,12 @@ func (c *Client) status(ctx context.Context, op string) (sandbox.Status, error) 
 // Start runs the task. Its error has the class of [api.ErrorCode].
 func (c *Client) Start(ctx context.Context) error { return c.call(ctx, OpStart, api.Empty{}) }
 
+// Detach lets the run go on when this client has gone, with its stdin open;
+// keep lets disk and log outlive it.
+func (c *Client) Detach(ctx context.Context, keep bool) error {
+	return c.call(ctx, OpDetach, DetachRequest{Keep: keep})
+}
+
 // Signal sends the task a signal, 1 to 64.
 func (c *Client) Signal(ctx context.Context, signal int) error {
 	return c.call(ctx, OpSignal, api.ExecControl{Signal: signal})

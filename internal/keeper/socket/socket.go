@@ -21,6 +21,7 @@ const (
 	OpHello   = "hello"   // HelloRequest → HelloReply; first on every connection
 	OpReady   = "ready"   // Empty → StatusReply, once the clone can run the task or cannot
 	OpAttach  = "attach"  // attachRequest, stdin on 0 → Reply, stdout on 1, stderr on 2
+	OpDetach  = "detach"  // DetachRequest → Reply; the run goes on without the client that started it
 	OpStart   = "start"   // Empty → Reply, once the task runs or cannot
 	OpWait    = "wait"    // Empty → StatusReply, once nothing remains of the run
 	OpStatus  = "status"  // Empty → StatusReply, at once
@@ -58,6 +59,13 @@ type AttachRequest struct {
 	// EndsStdin makes the end of this client's stdin, or of the client, the
 	// end of the task's.
 	EndsStdin bool `json:"endsStdin,omitempty"`
+}
+
+// DetachRequest leaves a run that was started in the foreground to its keeper.
+type DetachRequest struct {
+	// Keep lets its disk and what it writes from now on outlive it, as if it had
+	// been started in the background.
+	Keep bool `json:"keep,omitempty"`
 }
 
 type StopRequest struct {

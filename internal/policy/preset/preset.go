@@ -1,8 +1,8 @@
 // Package preset gives the rules that common tools need. [Reader.Rules] makes
-// those of one preset. Hosts of package registries are read from the user's
-// own tool settings, so that a preset follows a mirror; the package itself
-// must not name one, and must not touch files, the network or the environment
-// but through the lookups that it is given.
+// those of one preset. Hosts of package registries are asked of the user's own
+// tools, or read from their settings, so that a preset follows a mirror; the
+// package itself must not name one, and must not touch files, programs, the
+// network or the environment but through the lookups that it is given.
 package preset
 
 import (
@@ -25,6 +25,10 @@ type Reader struct {
 	// Files gives the contents of the files that a pattern matches, in the
 	// order of their names; none is not an error. "~/" is the user's home.
 	Files func(pattern string) ([][]byte, error)
+	// Run gives what a program of the user's prints, away from any project whose
+	// settings could be somebody else's. Its error has [ErrNoClient] in its
+	// chain where there is no such program. nil: none is asked.
+	Run func(program string, args ...string) (string, error)
 }
 
 // named are presets whose hosts are the same for everybody.
@@ -67,11 +71,11 @@ func (r Reader) Rules(name string) ([]policy.Rule, error) {
 	var err error
 	switch name {
 	case "npm":
-		dests, err = r.npm()
+		dests, err = r.ask(r.askNPM, r.npm, "npm is not installed here to be asked", "install it, or write `registry=URL` in ~/.npmrc")
 	case "pip":
-		dests, err = r.pip()
+		dests, err = r.ask(r.askPip, r.pip, "pip is not installed here to be asked", "install it, or set PIP_INDEX_URL to the index that you use")
 	case "go":
-		dests, err = r.goModules()
+		dests, err = r.ask(r.askGo, r.goModules, "go is not installed here to be asked", "install it, or set GOPROXY to the proxy that you use; preset git is for direct downloads")
 	case "apt":
 		dests, err = r.apt()
 	default:
@@ -192,7 +196,7 @@ func (r Reader) npm() (urls []string, err error) {
 		}
 	}
 	if byScope["registry"] == "" {
-		return nil, fmt.Errorf("%w; run `npm config set registry \"$(npm config get registry)\"`", errUnset)
+		return nil, errUnset
 	}
 	for _, v := range byScope {
 		urls = append(urls, v)
@@ -232,7 +236,7 @@ func (r Reader) pip() (urls []string, err error) {
 	take("extra-index-url", r.Env("PIP_EXTRA_INDEX_URL"))
 	take("find-links", r.Env("PIP_FIND_LINKS"))
 	if index == "" {
-		return nil, fmt.Errorf("%w; run `pip config set global.index-url URL` with the index that you use", errUnset)
+		return nil, errUnset
 	}
 	return append([]string{index}, urls...), nil
 }
@@ -250,13 +254,18 @@ func (r Reader) goModules() (urls []string, err error) {
 			values[k] = v
 		}
 	}
+	return goURLs(values)
+}
+
+// goURLs are the proxies and the checksum database of Go's settings.
+func goURLs(values map[string]string) (urls []string, err error) {
 	for _, v := range strings.FieldsFunc(values["GOPROXY"], func(c rune) bool { return c == ',' || c == '|' }) {
 		if v != "direct" && v != "off" && !strings.HasPrefix(v, "file:") {
 			urls = append(urls, v)
 		}
 	}
 	if len(urls) == 0 {
-		return nil, fmt.Errorf("%w; run `go env -w GOPROXY=\"$(go env GOPROXY)\"`, or use preset git for direct downloads", errUnset)
+		return nil, errUnset
 	}
 	// NAME[+KEY] [URL]
 	if fields := strings.Fields(values["GOSUMDB"]); len(fields) > 0 && fields[0] != "off" {

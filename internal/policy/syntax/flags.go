@@ -24,7 +24,7 @@ func FromFlags(base *policy.Policy, f Flags, in Inputs) (*policy.Policy, policy.
 	}
 	switch {
 	case f.Net != "" && f.Net != "none":
-		fault("--net "+f.Net, "not known; want none, or no --net and --allow HOST")
+		fault("--net "+f.Net, "a sandbox has a network of its own, which leads where its policy says; want none, or leave it out and give --allow HOST[:PORT], --preset or --policy")
 	case f.Net == "none" && (base != nil || len(f.Allow) > 0 || len(f.Presets) > 0):
 		fault("--net none", "contradicts --policy, --preset and --allow; give one or the other")
 	}
@@ -64,6 +64,9 @@ func FromFlags(base *policy.Policy, f Flags, in Inputs) (*policy.Policy, policy.
 func allowFlag(s string) (policy.Rule, error) {
 	rule := policy.Rule{Name: "--allow " + s}
 	host, port := s, ""
+	if err := notURL(s); err != nil {
+		return rule, err
+	}
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		inner, after, closed := strings.Cut(rest, "]")
 		p, colon := strings.CutPrefix(after, ":")
@@ -93,4 +96,28 @@ func allowFlag(s string) (policy.Rule, error) {
 		rule.AllowPrivate = c != policy.Public && c != policy.Multicast && c != policy.Reserved
 	}
 	return rule, nil
+}
+
+// notURL explains what to write instead of a URL.
+func notURL(s string) error {
+	scheme, rest, isURL := strings.Cut(s, "://")
+	if !isURL {
+		host, path, hasPath := strings.Cut(s, "/")
+		name, _, _ := strings.Cut(host, ":")
+		if _, err := policy.CleanHost(name); !hasPath || err != nil {
+			return nil // a network, or what others explain
+		}
+		return fmt.Errorf("want HOST[:PORT] without a path: --allow %s; requests to /%s alone are allowed by a policy file, `paths: [/%[2]s]`", host, path)
+	}
+	authority, path, _ := strings.Cut(rest, "/")
+	authority = authority[strings.LastIndexByte(authority, '@')+1:]
+	port := map[string]string{"http": "80", "ws": "80", "ssh": "22", "git": "9418", "ftp": "21"}[strings.ToLower(scheme)]
+	if port != "" && !strings.Contains(authority[strings.LastIndexByte(authority, ']')+1:], ":") {
+		authority += ":" + port
+	}
+	err := fmt.Errorf("want HOST[:PORT], not a URL: --allow %s", authority)
+	if path != "" {
+		err = fmt.Errorf("%w; requests to /%s alone are allowed by a policy file, `paths: [/%[2]s]`", err, path)
+	}
+	return err
 }

@@ -19,6 +19,7 @@ import (
 	"creel/internal/policy"
 	"creel/internal/policy/syntax"
 
+	"github.com/docker/go-units"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -92,7 +93,7 @@ func (b Bytes) String() string {
 			return fmt.Sprintf("%d%s", b>>unit.shift, unit.name)
 		}
 	}
-	return fmt.Sprintf("%d bytes", int64(b))
+	return units.CustomSize("%.4g %s", float64(b), 1024, []string{"bytes", "KiB", "MiB", "GiB", "TiB"})
 }
 
 // DefaultText is the file that ships, for an operator to change a copy of.

@@ -16,7 +16,8 @@ func TestLateAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer theirs.Close()
-	q := newQMP(conn, func(event) {})
+	q := newQMP(conn)
+	go q.read(func(event) {})
 	defer func() { conn.Close(); <-q.closed }()
 	commands := bufio.NewReader(theirs)
 	next := func() (id int64) {

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"creel/internal/cli/command"
+	"creel/internal/sandbox"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// usualKeys are those that Docker detaches by.
+const usualKeys = "ctrl-p,ctrl-q"
+
+func registerDetachKeys(fs *pflag.FlagSet, keys *string) {
+	fs.StringVar(keys, "detach-keys", usualKeys, "the `keys` that leave a terminal while its process goes on")
+}
+
+// parseKeys reads Docker's form: characters and ctrl-X, with commas between.
+func parseKeys(s string) ([]byte, error) {
+	var keys []byte
+	for _, word := range strings.Split(s, ",") {
+		letter, ctrl := strings.CutPrefix(word, "ctrl-")
+		switch {
+		case ctrl && len(letter) == 1 && strings.Contains("@abcdefghijklmnopqrstuvwxyz[\\]^_", letter):
+			keys = append(keys, strings.ToUpper(letter)[0]&0x1f)
+		case word == "DEL":
+			keys = append(keys, 0x7f)
+		case !ctrl && len(word) == 1:
+			keys = append(keys, word[0])
+		default:
+			return nil, fmt.Errorf("--detach-keys %q: %q is no key; want characters and ctrl-LETTER with commas between, such as %s", s, word, usualKeys)
+		}
+	}
+	return keys, nil
+}
+
+// errDetached ends the copying of a terminal's input where its user leaves.
+var errDetached = errors.New("detached")
+
+// watcher passes on what is typed, up to the keys that detach. The beginning of
+// them is held back until it is known to be something else.
+type watcher struct {
+	to   io.Writer
+	keys []byte
+	held []byte
+}
+
+func (w *watcher) Write(p []byte) (int, error) {
+	var out []byte
+	for _, key := range p {
+		w.held = append(w.held, key)
+		for !bytes.HasPrefix(w.keys, w.held) {
+			out, w.held = append(out, w.held[0]), w.held[1:]
+		}
+		if len(w.held) == len(w.keys) {
+			_, err := w.to.Write(out)
+			return len(p), errors.Join(errDetached, err)
+		}
+	}
+	if len(out) > 0 {
+		if _, err := w.to.Write(out); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// sendInput copies this process's standard input to a process until it ends,
+// and reports whether the user of its terminal detached instead. keys is nil
+// where nobody can.
+func sendInput(env Env, to io.WriteCloser, keys []byte) (detached bool) {
+	if len(keys) == 0 {
+		io.Copy(to, env.In) // a process that has ended takes no more
+		to.Close()
+		return false
+	}
+	w := &watcher{to: to, keys: keys}
+	if _, err := io.Copy(w, env.In); errors.Is(err, errDetached) {
+		return true
+	}
+	to.Write(w.held)
+	to.Close()
+	return false
+}
+
+// detachKeys are those of a process whose terminal this one has.
+func detachKeys(s string, tty, stdin bool) ([]byte, error) {
+	keys, err := parseKeys(s)
+	if !tty || !stdin {
+		keys = nil
+	}
+	return keys, err
+}
+
+// maxSignals end a command that passes signals on, as Docker's does: its
+// process may not mind them, and its end may take long.
+const maxSignals = 3
+
+// quitOnThird gives a way out of a command that passes signals on. The returned
+// function ends it.
+func quitOnThird(ctx context.Context, env Env) (stop func()) {
+	fd := int(env.In.Fd())
+	state, notTerminal := term.GetState(fd)
+	signals := make(chan os.Signal, maxSignals)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		for range maxSignals {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+		}
+		if notTerminal == nil {
+			term.Restore(fd, state)
+		}
+		// The others may be writing: these words are Creel's own, and need no cleaning.
+		fmt.Fprintf(command.Raw(env.Err), "\ncreel: got %d SIGTERM/SIGINTs, forcefully exiting; `creel ps` shows what still runs\n", maxSignals)
+		os.Exit(sandbox.ExitCreel)
+	}()
+	return func() {
+		signal.Stop(signals)
+		cancel()
+	}
+}
