@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"creel/internal/guest/api"
 	"creel/internal/sandbox"
 	"creel/internal/wire"
 
@@ -31,6 +32,10 @@ func keeperIn(t *testing.T, dir string, id sandbox.ID) {
 				return
 			}
 			c := wire.NewConn(conn, wire.Options{Handler: func(ctx context.Context, s *wire.Stream) {
+				if s.Op() != OpHello {
+					s.Send(ctx, api.Reply{})
+					return
+				}
 				s.Send(ctx, HelloReply{Version: Version, ID: id})
 			}})
 			t.Cleanup(func() { c.Close() })
@@ -147,5 +152,22 @@ func TestSilentKeeper(t *testing.T) {
 	defer l.Close()
 	if _, err := dial(t.Context(), dir, sandbox.NewID(), 10*time.Millisecond); err == nil || !strings.Contains(err.Error(), "has not answered for 10ms") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A keeper may have answered, and closed the stream, before the end of the
+// secrets is sent: its answer is what counts.
+func TestSecretsThatAreAnsweredEarly(t *testing.T) {
+	dir, id := t.TempDir(), sandbox.NewID()
+	keeperIn(t, dir, id) // its reply has no error, whatever is asked
+	c, err := Dial(t.Context(), dir, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 300 {
+		if err := c.SetSecrets(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
