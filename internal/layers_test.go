@@ -217,7 +217,7 @@ func TestPackageComments(t *testing.T) {
 // printers are the packages that may use the standard streams themselves: they
 // hand them out, or are programs of their own. Everybody else writes to what it
 // was given, which makes text of others safe to show and keeps errors.
-var printers = []string{"app", "vm/accel", "vm/vmtest/guest", "cmd/creel-guest"}
+var printers = []string{"app", "vm/accel", "vm/vmtest", "vm/vmtest/guest", "cmd/creel-guest"}
 
 func TestStandardStreamsAreHandedOut(t *testing.T) {
 	packages, fset := parseAll(t)
