@@ -13,14 +13,17 @@ import (
 	"creel/internal/secret"
 )
 
-// holding is a wallet with one secret, for a host.
-func holding(t testing.TB, as, host, value string) *credential.Wallet {
+// holding is a wallet with one secret, for a host that is reached in clear at
+// upstreams.
+func holding(t testing.TB, as, host, value string, upstreams ...string) *credential.Wallet {
 	t.Helper()
 	v, err := secret.NewValue(value)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := secret.Grant{Name: "key", Value: v, Binding: secret.Binding{Hosts: []string{host}, Use: secret.Use{As: as}}}
+	g := secret.Grant{Name: "key", Value: v, Binding: secret.Binding{
+		Hosts: []string{host}, Upstreams: upstreams, Clear: true, Use: secret.Use{As: as},
+	}}
 	if as == secret.AsStandIn {
 		g.StandIn, g.Binding.Use.Env = standIn, "KEY"
 	}
@@ -38,10 +41,12 @@ func (r *rig) setWallet(w *credential.Wallet) {
 	}
 }
 
-// eventRig has an upstream that sends, as it is told, and tells of a header.
-func eventRig(t *testing.T, w *credential.Wallet) (*rig, chan string) {
-	j, say := newJournal(), make(chan string)
-	address := j.web(t, "", func(w http.ResponseWriter, r *http.Request) {
+// eventRig has an upstream that sends, as it is told, and tells of a header. What
+// is held there at first depends on its address.
+func eventRig(t *testing.T, held func(address string) *credential.Wallet) (r *rig, say chan string, address string) {
+	j := newJournal()
+	say = make(chan string)
+	address = j.web(t, "", func(w http.ResponseWriter, r *http.Request) {
 		flush := func() { http.NewResponseController(w).Flush() }
 		if flush(); r.URL.Path != "/events" {
 			fmt.Fprintln(w, r.Header.Get("Authorization"))
@@ -59,7 +64,7 @@ func eventRig(t *testing.T, w *credential.Wallet) (*rig, chan string) {
 	})
 	web := "- {allow: %s, ports: 80, upstream: {address: %q}%s}\n"
 	return j.open(t, rules(fmt.Sprintf(web, "api.test", address, ", secret: key"), fmt.Sprintf(web, "free.test", address, "")),
-		func(c *Config) { c.Wallet = w }), say
+		func(c *Config) { c.Wallet = held(address) }), say, address
 }
 
 // events are those of one request.
@@ -94,8 +99,10 @@ func wantEnded(t testing.TB, events *bufio.Reader) {
 func TestRotatedValuesAreSearchedFor(t *testing.T) {
 	values := []string{"sk-live-old-f3a9c1e0", "sk-live-new-7b52d846", "sk-live-end-0c1d2e3f"}
 	all, stars := strings.Join(values, " ")+"\n", strings.Repeat("*", len(values[0]))
-	bearing := func(i int) *credential.Wallet { return holding(t, secret.AsBearer, "api.test", values[i]) }
-	r, say := eventRig(t, bearing(0))
+	bearing := func(i int, address string) *credential.Wallet {
+		return holding(t, secret.AsBearer, "api.test", values[i], address)
+	}
+	r, say, address := eventRig(t, func(address string) *credential.Wallet { return bearing(0, address) })
 	open := r.events("free.test")
 	say <- all
 	if got := line(t, open); got != stars+" "+values[1]+" "+values[2] {
@@ -104,7 +111,7 @@ func TestRotatedValuesAreSearchedFor(t *testing.T) {
 	// In the middle of a value, which is held back.
 	say <- "begun\n" + values[0][:12]
 	line(t, open)
-	r.setWallet(bearing(1))
+	r.setWallet(bearing(1, address))
 	say <- values[0][12:] + " " + values[1] + "\n"
 	if got := line(t, open); got != stars+" "+stars {
 		t.Errorf("around the change: %q", got)
@@ -112,7 +119,7 @@ func TestRotatedValuesAreSearchedFor(t *testing.T) {
 	for i, want := range []string{stars + " " + stars + " " + values[2], stars + " " + stars + " " + stars, stars + " " + stars + " " + stars} {
 		switch i {
 		case 1:
-			r.setWallet(bearing(2))
+			r.setWallet(bearing(2, address))
 		case 2:
 			r.setWallet(nil) // it is taken back
 		}
@@ -144,9 +151,9 @@ func TestRotatedValuesAreSearchedFor(t *testing.T) {
 
 // What was not searched, since there was nothing to search for, is ended.
 func TestTheFirstSecretEndsWhatIsNotSearched(t *testing.T) {
-	r, _ := eventRig(t, nil)
+	r, _, address := eventRig(t, func(string) *credential.Wallet { return nil })
 	open := r.events("free.test")
-	r.setWallet(holding(t, secret.AsBearer, "api.test", value))
+	r.setWallet(holding(t, secret.AsBearer, "api.test", value, address))
 	wantEnded(t, open)
 	if _, got := r.get(r.client(""), "http://api.test/x"); got != "Bearer "+strings.Repeat("*", len(value))+"\n" {
 		t.Errorf("echoed: %q", got)
@@ -155,7 +162,7 @@ func TestTheFirstSecretEndsWhatIsNotSearched(t *testing.T) {
 
 // A stand-in that was harmless for a host is not any more.
 func TestAnotherBindingEndsWhatLetStandInsPass(t *testing.T) {
-	r, say := eventRig(t, holding(t, secret.AsStandIn, "free.test", value))
+	r, say, _ := eventRig(t, func(string) *credential.Wallet { return holding(t, secret.AsStandIn, "free.test", value) })
 	open := r.events("free.test")
 	r.setWallet(holding(t, secret.AsStandIn, "free.test", "sk-live-another-value"))
 	say <- "goes on\n"

@@ -223,7 +223,7 @@ func TestUnswappedPlaceholdersAreTold(t *testing.T) {
 		"spliced TLS":           {rules(tlsRule("api.test", j.tlsEcho(t, "api.test"), ", name: R")), "", "nobody looks into the connection", "write `secret: key` in the rule"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newJournal().open(t, c.rules, withWallet(wallet(t, secret.AsStandIn)))
+			r := newJournal().open(t, c.rules, withWallet(wallet(t, secret.AsStandIn, web)))
 			if c.header == "" {
 				conn := tls.Client(r.guest.MustDial(t, r.to("api.test", 443)), &tls.Config{ServerName: "api.test", RootCAs: trust(ca().PEM()).RootCAs})
 				wantEcho(t, conn, "hello")
@@ -261,7 +261,7 @@ func TestUnreadConnectionsAreNoTroubleOfASecretInUse(t *testing.T) {
 	j := newJournal()
 	web := j.web(t, "", func(http.ResponseWriter, *http.Request) {})
 	r := j.open(t, rules(fmt.Sprintf("- {allow: api.test, ports: 80, secret: key, upstream: {address: %q}}\n", web),
-		tlsRule("api.test", j.tlsEcho(t, "api.test"), "")), withWallet(wallet(t, secret.AsStandIn)))
+		tlsRule("api.test", j.tlsEcho(t, "api.test"), "")), withWallet(wallet(t, secret.AsStandIn, web)))
 	conn := tls.Client(r.guest.MustDial(t, r.to("api.test", 443)), &tls.Config{ServerName: "api.test", RootCAs: trust(ca().PEM()).RootCAs})
 	wantEcho(t, conn, "hello")
 	conn.Close()

@@ -409,7 +409,7 @@ func (e *Engine) takeAway(ctx context.Context, rec Record, freeNames func() erro
 	id, dir := rec.Config.Spec.ID, e.SandboxDir(rec.Config.Spec.ID)
 	// The disk goes first: where it has filled the host's, the log has no room
 	// until then.
-	if err := os.Remove(filepath.Join(dir, ScratchName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(filepath.Join(dir, ScratchName)); err != nil && !errors.Is(err, syscall.ENOTDIR) {
 		return fmt.Errorf("remove the writable disk: %w", err)
 	}
 	closed := e.closeLogs(ctx, id)
