@@ -32,7 +32,7 @@ check: build ## format, vet, staticcheck, unit tests with the race detector
 test: deps build kernel ## install what is missing and run every test, real VMs included
 	@scripts/deps npm:npm # for an image of agents; it is much, and only tests want it
 	@scripts/servers
-	CREEL_TEST_KERNEL=$(STATE)/kernels CREEL_TEST_BIN=$(CURDIR)/bin/creel CGO_ENABLED=1 go test -race -timeout 20m ./...
+	CREEL_TEST_KERNEL=$(STATE)/kernels CREEL_TEST_BIN=$(CURDIR)/bin/creel CGO_ENABLED=1 go test -race -timeout 40m ./...
 
 demo: deps build kernel ## run a real task in a MicroVM, step by step
 	@CGO_ENABLED=0 go build -o build/creel-demoapi ./scripts/demoapi
