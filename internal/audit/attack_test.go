@@ -302,7 +302,7 @@ func TestKeyRotationSurvivesACrash(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := h.ledger.append([]chain.Entry{e}, h.ledger.key.signer, next.signer); err != nil {
+				if err := h.ledger.append([]chain.Entry{e}, nil, h.ledger.key.signer, next.signer); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -373,6 +373,22 @@ func TestTornEndIsSetAsideAndRecorded(t *testing.T) {
 	}
 }
 
+// An opening is on record only once its log is on the disk: a command that is
+// killed between the two must not look like one who has removed a log.
+func TestNoOpeningWithoutItsLog(t *testing.T) {
+	h := newHome(t)
+	h.ledger.MaxLog = 1 // has no room for the log's own first line
+	if _, err := h.ledger.OpenSandbox(t.Context(), "aa", filepath.Join(t.TempDir(), "log")); err == nil {
+		t.Fatal("a log was made that has no room")
+	}
+	if err := h.ledger.Unclosed(t.Context(), func(id string, _ Opened) error {
+		t.Errorf("an opening of %s is on record", id)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestTornLogIsCutAndRecorded(t *testing.T) {
 	h := newHome(t)
 	for _, reopen := range []bool{true, false} {

@@ -120,7 +120,7 @@ func (l *Ledger) RotateKey() error {
 		if err != nil {
 			return err
 		}
-		if err := l.append([]chain.Entry{e}, l.key.signer, next.signer); err != nil {
+		if err := l.append([]chain.Entry{e}, nil, l.key.signer, next.signer); err != nil {
 			return err
 		}
 		l.key = next
@@ -130,7 +130,7 @@ func (l *Ledger) RotateKey() error {
 
 func (l *Ledger) write(entries []chain.Entry) (checkpoint string, err error) {
 	err = l.locked(func() error {
-		if err := l.append(entries, l.key.signer); err != nil {
+		if err := l.append(entries, nil, l.key.signer); err != nil {
 			return err
 		}
 		checkpoint = l.seg.checkpoint
@@ -253,14 +253,21 @@ func (l *Ledger) setAside(tail []byte) error {
 	return err
 }
 
-// append writes one commit. The caller holds the locks.
-func (l *Ledger) append(entries []chain.Entry, signers ...note.Signer) error {
+// append writes one commit. What depends on its checkpoint and has to be there
+// when it is written is done by before, if that is not nil; with its error
+// nothing is written. The caller holds the locks.
+func (l *Ledger) append(entries []chain.Entry, before func(checkpoint string) error, signers ...note.Signer) error {
 	entries = append(l.unrecorded[:len(l.unrecorded):len(l.unrecorded)], entries...)
 	s := chain.Sealer{Origin: l.seg.head.Origin, Signers: signers, Peaks: true}
 	first := l.seg.tree.Size
 	c, err := s.Seal(&l.seg.tree, entries, time.Now().UTC())
 	if err != nil {
 		return err
+	}
+	if before != nil {
+		if err := before(c.Checkpoint); err != nil {
+			return err
+		}
 	}
 	if l.seg.size+int64(len(c.Bytes)) > maxSegment {
 		next, err := newSegment(l.dir, first, c)

@@ -21,7 +21,8 @@ import (
 )
 
 // OpenSandbox records that a sandbox's log begins, and makes it in dir, which
-// is made too. The key is for the sandbox's keeper alone; nothing else keeps
+// is made too. The log is on the disk before its opening is on record, so that
+// whoever is killed between leaves no opening without a log. The key is for the sandbox's keeper alone; nothing else keeps
 // its private half.
 func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, error) {
 	dir, err := filepath.Abs(dir)
@@ -49,14 +50,16 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 	if err != nil {
 		return SandboxKey{}, err
 	}
-	checkpoint, err := l.batch.Append(ctx, opened)
-	if err != nil {
+	makeLog := func(checkpoint string) error {
+		return errors.Join(newLog(filepath.Join(dir, LogName), key, checkpoint), syncDir(dir))
+	}
+	if err := ctx.Err(); err != nil {
 		return SandboxKey{}, err
 	}
-	if err := newLog(filepath.Join(dir, LogName), key, checkpoint); err != nil {
+	if err := l.locked(func() error { return l.append([]chain.Entry{opened}, makeLog, l.key.signer) }); err != nil {
 		return SandboxKey{}, err
 	}
-	return key, syncDir(dir)
+	return key, nil
 }
 
 // ErrUnsound is of a log that is not as its keeper wrote it; its closing, with

@@ -122,6 +122,10 @@ func stateOf(s sandbox.Status) string {
 	return string(s.State)
 }
 
+// maxReason bounds what a keeper that was taken over can fill a table with;
+// `creel inspect` has all.
+const maxReason = 200
+
 // shortened is text of at most n characters.
 func shortened(text string, n int) string {
 	if runes := []rune(text); len(runes) > n {
@@ -139,17 +143,17 @@ func describe(s sandbox.Status) string {
 			up += " (Paused)"
 		}
 		if s.DiskFault != "" {
-			up += ": " + s.DiskFault
+			up += ": " + shortened(s.DiskFault, maxReason)
 		}
 		return up
 	case sandbox.StateExited:
 		exited := fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
 		if s.Error != "" {
-			exited += ": " + s.Error
+			exited += ": " + shortened(s.Error, maxReason)
 		}
 		return exited
 	case sandbox.StateLost:
-		return "Lost: " + s.Error
+		return "Lost: " + shortened(s.Error, maxReason)
 	default:
 		return "Created"
 	}

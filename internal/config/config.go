@@ -111,7 +111,7 @@ func settings(stateDir string) []setting {
 			return nil
 		}},
 		{"disk", "10g", "writable disk of a task, 64m to 64g", sizePattern, sizeSetter(func(c *Config) *int64 { return &c.DiskBytes })},
-		{"timeout", "0", "a task is stopped after this; 0 is never", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.Timeout })},
+		{"timeout", "0", "a task is stopped after this: its stop signal, SIGKILL 4 s later, the VM's end 1 s after that; 0 is never", durationPattern, durationSetter(func(c *Config) *time.Duration { return &c.Timeout })},
 		{"accel", "auto", "what executes guest code: kvm is tried wherever it opens, auto takes it where it is quick", "^(auto|kvm|tcg)$", choice(func(c *Config, v string) { c.Accel = sandbox.Accel(v) }, "auto", "kvm", "tcg")},
 		{"confinement", "full", "how VMM processes are locked in", "^(full|reduced)$", choice(func(c *Config, v string) { c.Confinement = sandbox.Confinement(v) }, "full", "reduced")},
 		{"tier", "trusted", "the ceiling on what a task may ask for", "^(untrusted|restricted|trusted)$", choice(func(c *Config, v string) { c.Tier = v }, "untrusted", "restricted", "trusted")},

@@ -24,6 +24,8 @@ import (
 
 // keeperOf answers as a keeper of a sandbox would, and notes what it is asked.
 type keeperOf struct {
+	id sandbox.ID
+
 	mu    sync.Mutex
 	asked []string
 }
@@ -33,7 +35,7 @@ func (k *keeperOf) serve(ctx context.Context, s *wire.Stream) {
 	k.asked = append(k.asked, s.Op())
 	k.mu.Unlock()
 	if s.Op() == socket.OpHello {
-		s.Send(ctx, socket.HelloReply{Version: socket.Version})
+		s.Send(ctx, socket.HelloReply{Version: socket.Version, ID: k.id})
 		return
 	}
 	s.Send(ctx, api.Reply{})
@@ -56,7 +58,7 @@ func startKeeper(t *testing.T, e *Engine, spec sandbox.Spec) (*keeperOf, Found) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	k := &keeperOf{}
+	k := &keeperOf{id: spec.ID}
 	go func() {
 		for {
 			c, err := l.Accept()
