@@ -265,7 +265,8 @@ func checkFiles(t *testing.T, r *rig.Rig, kind rig.Kind, pid int) {
 		`/memfd:creel-memory \(deleted\)`, state + `/images/rootfs/.*\.ext4`, state + `/sandboxes/[0-9a-f]{32}/scratch\.img`}
 	if kind == rig.Keeper {
 		common = append(common, state+`/sandboxes/[0-9a-f]{32}/(run|run/task\.log|audit/log\.jsonl|keeper\.lock|keeper\.log)`,
-			`/memfd:(creel-)?state \(deleted\)`, `/sys/fs/cgroup/.*`) // the last: Go's runtime watches its CPU limit
+			`/memfd:(creel-)?state \(deleted\)`, `/sys/fs/cgroup/.*`, // Go's runtime watches its CPU limit
+			`/proc/vmstat`, `/proc/\d+/stat`) // what everybody may read: whether the host kills for memory, and the VMM's CPU time
 	} else {
 		common = append(common, `/dev/kvm`, `anon_inode:kvm-.*`)
 	}
