@@ -69,3 +69,28 @@ func TestMatchingLooksAtSegmentsOnce(t *testing.T) {
 		t.Errorf("%d bytes for a name with 30 formats, %d for one without", many, one)
 	}
 }
+
+// Both ways to match a pattern find the same.
+func TestBothMatchesAgree(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	pick := func(from ...string) (out []string) {
+		for range 1 + rnd.IntN(5) {
+			out = append(out, from[rnd.IntN(len(from))])
+		}
+		return out
+	}
+	matched := 0
+	for range 20_000 {
+		pattern, segs := "/"+strings.Join(pick("**", "**", "*", "a", "b", "a*", ""), "/"), pick("a", "a", "b", "ab", "")
+		got := MatchPlaces(pattern, segs)
+		if got != MatchPath(pattern, segs) {
+			t.Fatalf("%s on %q: %v", pattern, segs, got)
+		}
+		if got {
+			matched++
+		}
+	}
+	if matched < 1000 {
+		t.Errorf("only %d match", matched)
+	}
+}
