@@ -317,7 +317,7 @@ func TestPoliciesSendSecretsOnlyWhereTheyAreBoundTo(t *testing.T) {
 		"secret: up, " + gateway + "}":                                      "",
 		"secret: up, " + gateway + ca + "}":                                 "--upstream-ca",
 		"secret: ca, " + gateway + ca + "}":                                 "",
-		"secret: ca, " + gateway + "}":                                      "",
+		"secret: ca, " + gateway + "}":                                      "`ca:`",
 		"secret: ca, " + gateway + otherCA + "}":                            "--upstream-ca",
 		"secret: up, upstream: {address: 'gateway.test:443'}":               "--upstream gateway.test:443",
 		"secret: plain, protocol: http":                                     "--clear",

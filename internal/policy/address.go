@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strings"
@@ -133,24 +134,82 @@ var metadataNames = []string{
 }
 
 // localDomains are for names that mean something in one network alone
-// (RFC 6761, 6762, 8375, and what is used without an RFC).
-var localDomains = []string{"localhost", "local", "internal", "intranet", "private", "corp", "home", "lan", "home.arpa"}
+// (RFC 6761, 6762, 8375, and what is used without an RFC), with what routers,
+// cluster and private networks call themselves.
+var localDomains = []string{
+	"local", "internal", "intranet", "intra", "private", "corp", "home", "lan", "localdomain", "workgroup", "home.arpa", "consul", "svc", "docker",
+	"fritz.box", "speedport.ip", "easy.box", "mshome.net", "routerlogin.net", "tplinkwifi.net", "ts.net",
+}
+
+// loopbackDomains lead to this machine.
+var loopbackDomains = []string{
+	"localhost", "localhost.localdomain", "localtest.me", "lvh.me", "vcap.me", "lacolhost.com", "localho.st", "fuf.me", "lndo.site", "ddev.site",
+}
+
+// addressDomains have names for every address, which is in the name.
+var addressDomains = []string{"nip.io", "sslip.io", "xip.io", "traefik.me", "plex.direct", "1u.ms", "rbndr.us", "local-ip.co", "backname.io"}
 
 // NameClass is the class of what a clean name leads to as far as the name tells:
 // Metadata, Loopback, Private, or Public where nothing in it speaks against.
+// What a name really leads to is known only once it is looked up.
 func NameClass(host string) Class {
 	switch {
 	case slices.Contains(metadataNames, host):
 		return Metadata
-	case host == HostAlias, host == "localhost", strings.HasSuffix(host, ".localhost"):
+	case host == HostAlias, below(host, loopbackDomains):
 		return Loopback
-	case !strings.Contains(host, "."):
-		return Private // of a search domain
+	case !strings.Contains(host, "."), below(host, localDomains):
+		return Private // of a search domain, or of one network
 	}
-	for _, domain := range localDomains {
-		if strings.HasSuffix(host, "."+domain) {
-			return Private
+	inside := addressesIn(host)
+	if below(host, addressDomains) {
+		inside = append(inside, otherAddressesIn(host)...)
+		if len(inside) == 0 {
+			return Private // whatever it is: there is one for each
 		}
 	}
-	return Public
+	found := Public
+	for _, addr := range inside {
+		switch c := AddressClass(addr); {
+		case c == Metadata:
+			return c
+		case c == Private, c == Loopback, c == LinkLocal:
+			found = c
+		}
+	}
+	return found
+}
+
+// below reports whether a name is one of the domains, or in one.
+func below(host string, domains []string) bool {
+	return slices.ContainsFunc(domains, func(domain string) bool {
+		return host == domain || strings.HasSuffix(host, "."+domain)
+	})
+}
+
+// addressesIn are the IPv4 addresses that a name holds: four numbers with dots
+// or dashes between them.
+func addressesIn(host string) (out []netip.Addr) {
+	parts := strings.FieldsFunc(host, func(c rune) bool { return c == '.' || c == '-' })
+	for i := 0; i+4 <= len(parts); i++ {
+		if addr, err := netip.ParseAddr(strings.Join(parts[i:i+4], ".")); err == nil {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+// otherAddressesIn are those in the hexadecimal and IPv6 forms that a label of
+// an address domain may have.
+func otherAddressesIn(host string) (out []netip.Addr) {
+	for label := range strings.SplitSeq(host, ".") {
+		if addr, err := netip.ParseAddr(strings.ReplaceAll(label, "-", ":")); err == nil {
+			out = append(out, addr)
+		}
+		word := label[strings.LastIndexByte(label, '-')+1:]
+		if b, err := hex.DecodeString(word); err == nil && len(b) == 4 {
+			out = append(out, netip.AddrFrom4([4]byte(b)))
+		}
+	}
+	return out
 }

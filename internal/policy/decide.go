@@ -2,7 +2,7 @@ package policy
 
 import (
 	"net/netip"
-	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -311,17 +311,15 @@ func oddMethod(t *target) string {
 			pair, query = query, ""
 		}
 		key, _, _ := strings.Cut(pair, "=")
-		if plain, err := url.QueryUnescape(key); err == nil && methodParameter(plain) {
+		names, control := ParameterNames(key)
+		switch {
+		case control:
+			return "the query has a parameter with a control character in its name, which some servers end there"
+		case slices.ContainsFunc(names, func(name string) bool { return strings.EqualFold(name, "_method") }):
 			return "the query has a parameter _method, by which some servers choose the method"
 		}
 	}
 	return ""
-}
-
-// methodParameter sees a name as PHP does, to which blanks, dots and opening
-// brackets are underscores.
-func methodParameter(name string) bool {
-	return strings.EqualFold(strings.NewReplacer(" ", "_", ".", "_", "[", "_").Replace(name), "_method")
 }
 
 // resolve allows a name when there is a port of it that no deny closes.

@@ -1,6 +1,10 @@
 package policy
 
-import "net/netip"
+import (
+	"net"
+	"net/netip"
+	"slices"
+)
 
 // TakesAway reports whether a policy that follows another surely allows nothing
 // that the other does not: it allows nothing at all, or differs only by more
@@ -36,7 +40,59 @@ func TakesAway(from, to *Policy) bool {
 			}
 		}
 	}
-	return true
+	return !ownerGoes(from, to)
+}
+
+// ownerGoes reports whether a name may not be among [Policy.Owners] any more, so
+// that an allow by address, which remains, reaches what it kept from it.
+func ownerGoes(from, to *Policy) bool {
+	for _, r := range to.allows() {
+		if !r.Prefix.IsValid() {
+			continue
+		}
+		for _, owner := range from.allows() {
+			if from.mayOwn(owner) && overlap(owner, r) && (to.Like(owner) == nil || to.deniesMore(from, owner)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// mayOwn reports whether an allow can make its name an owner.
+func (p *Policy) mayOwn(r *Rule) bool {
+	if r.Host == "" || r.Host == HostAlias {
+		return false
+	}
+	return r.NeedsHTTP() || r.Budget != (Budget{}) || r.Upstream.Address != "" || slices.ContainsFunc(p.Rules, func(deny Rule) bool {
+		return deny.Deny && deny.Conditional() && meet(&deny, r)
+	})
+}
+
+// deniesMore reports whether a policy has a deny about a rule's destination that
+// the other has not: a denied name is nobody's address.
+func (p *Policy) deniesMore(from *Policy, r *Rule) bool {
+	return slices.ContainsFunc(p.Rules, func(deny Rule) bool {
+		return deny.Deny && meet(&deny, r) && from.Like(&deny) == nil
+	})
+}
+
+// overlap reports whether two rules can be about one port: an upstream's is
+// another than its rule's.
+func overlap(a, b *Rule) bool {
+	for _, p := range b.Ports {
+		if _, port, err := net.SplitHostPort(a.Upstream.Address); err == nil {
+			if n, err := ParsePort(port); err != nil || p.First <= n && n <= p.Last {
+				return true
+			}
+		}
+		for _, q := range a.Ports {
+			if p.First <= q.Last && q.First <= p.Last {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (p *Policy) allows() (out []*Rule) {

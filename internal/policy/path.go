@@ -57,6 +57,41 @@ func (p pathPattern) match(segs []string) bool {
 	return pi == len(p)
 }
 
+// begin, after and ended match segment by segment: what stands between them is
+// where in the pattern one may be, all places at once.
+func (p pathPattern) begin() []bool {
+	at := make([]bool, len(p)+1)
+	at[0] = true
+	p.skip(at)
+	return at
+}
+
+func (p pathPattern) after(at []bool, seg string) []bool {
+	next := make([]bool, len(p)+1)
+	for i, part := range p {
+		switch {
+		case !at[i]:
+		case part == "**":
+			next[i] = true
+		case matchSegment(part, seg):
+			next[i+1] = true
+		}
+	}
+	p.skip(next)
+	return next
+}
+
+// skip goes on behind each **, which may be no segment.
+func (p pathPattern) skip(at []bool) {
+	for i, part := range p {
+		if at[i] && part == "**" {
+			at[i+1] = true
+		}
+	}
+}
+
+func (p pathPattern) ended(at []bool) bool { return at[len(p)] }
+
 func matchSegment(pattern, s string) bool {
 	if pattern == "*" {
 		return s != ""

@@ -158,7 +158,9 @@ func TestHintsNeverSuggestWhatIsNotPublic(t *testing.T) {
 	}
 	for _, host := range []string{
 		"metadata.google.internal", "metadata", "instance-data.ec2.internal", "localhost", "db.localhost", "printer.local", "router.lan", "intranet",
-		"git.corp", HostAlias,
+		"git.corp", HostAlias, "localhost.localdomain", "db.localdomain", "10.0.0.1.nip.io", "app.127-0-0-1.sslip.io", "169.254.169.254.nip.io", "7f000001.nip.io",
+		"x-0a000001.nip.io", "--1.sslip.io", "fd00--1.sslip.io", "nip.io", "a.rbndr.us", "x.localtest.me", "lvh.me", "fritz.box", "web.service.consul", "a.home.arpa", "x.lan",
+		"x.intranet", "x.home", "laptop.tail1234.ts.net", "ip-10-0-0-5.example.com", "192-168-1-7.abc.plex.direct", "db.default.svc",
 	} {
 		asked = append(asked, Request{Op: Resolve, Host: host}, Request{Op: Connect, Host: host, Port: 443})
 	}
@@ -169,6 +171,19 @@ func TestHintsNeverSuggestWhatIsNotPublic(t *testing.T) {
 			if !d.Allow && (d.Hint() == "" || strings.Contains(d.Hint(), "--allow") || strings.Contains(d.Hint(), "allow_private") || strings.Contains(d.Hint(), "`allow:")) {
 				t.Errorf("%+v: hint %q", req, d.Hint())
 			}
+		}
+	}
+}
+
+// What only looks a little like a private name has its hint.
+func TestHintsOfPublicNames(t *testing.T) {
+	for _, host := range []string{
+		"a.example.com", "8.8.8.8.nip.io", "app.8-8-8-8.sslip.io", "08080808.nip.io", "2606-4700--1111.sslip.io", "v10-1-2.example.com", "corp.example.com", "home.example.com", "lan-party.com",
+		"notlvh.me", "deadbeef.example.com", "1-2-3-4-5.example.com", "consul.io",
+	} {
+		d := must(t, "\n  - {allow: z.test, ports: 443}").Decide(Request{Op: Connect, Host: host, Port: 443})
+		if want := "--allow " + host + ":443"; d.Hint() != want {
+			t.Errorf("%s: hint %q", host, d.Hint())
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -35,8 +37,9 @@ type reading struct {
 
 const (
 	maxPath    = 16 << 10
+	maxApart   = 2 * maxPath // of a path whose characters are taken apart
 	maxWays    = 128
-	maxReading = 64 << 10 // bytes of all ways
+	maxReading = 64 << 10 // the cost of all ways
 	maxDots    = 32       // in the last name
 )
 
@@ -69,7 +72,7 @@ func readPath(raw string) *reading {
 	}
 	ways, ok := waysOf(path)
 	if !ok {
-		return &reading{odd: "can be read in too many ways"}
+		return &reading{odd: "can be read in too many ways, or is too long to be"}
 	}
 	r := &reading{}
 	for _, way := range ways {
@@ -148,25 +151,38 @@ func tokens(path string) func(yield func(name, separator string) bool) {
 	}
 }
 
+// cookieless is what ASP.NET takes out of a path wherever it stands: a session,
+// a ticket or the like, as in /(S(x))/.
+var cookieless = regexp.MustCompile(`\([A-Za-z]\(`)
+
 // oddText says what of a decoded path some servers read as something else, in
 // ways that are not worth following: no honest client needs them.
 func oddText(path string) string {
 	if !utf8.ValidString(path) {
 		return "is not UTF-8"
 	}
+	if grows(path) > maxApart-len(path) {
+		return fmt.Sprintf("is longer than %d bytes when its characters are taken apart", maxApart)
+	}
 	if strings.Contains(path, ":$") {
 		return "names a stream of a file, as Windows has them"
+	}
+	if cookieless.MatchString(path) {
+		return "has a session in it, as ASP.NET has them, which such servers take out"
 	}
 	if strings.Count(path[strings.LastIndexByte(strings.TrimRight(path, "/"), '/')+1:], ".") > maxDots {
 		return fmt.Sprintf("has a name with more than %d dots", maxDots)
 	}
+	if c := lookalike(path); c != 0 {
+		return fmt.Sprintf("has the character %U, which some servers read as a separator", c)
+	}
 	for name := range tokens(path) {
 		dotted := name == "." || name == ".."
-		if bare := strings.ReplaceAll(name, escapedDot, "."); name != "" && !dotted && bare != "." && bare != ".." && strings.Trim(bare, " .") == "" {
+		if bare := strings.ReplaceAll(name, escapedDot, "."); name != "" && !dotted && bare != "." && bare != ".." && blank(bare) {
+			if c := beyondASCII(bare); c != 0 {
+				return fmt.Sprintf("has the character %U in a segment of dots, blanks and what cannot be seen, which some servers read as ..", c)
+			}
 			return "has a segment of dots and blanks, which some servers read as .."
-		}
-		if c := lookalike(name); c != 0 {
-			return fmt.Sprintf("has the character %U, which some servers read as a separator", c)
 		}
 	}
 	return ""
@@ -178,17 +194,46 @@ const bestFit = "\u2044\u2215\u2216\u29f5\u29f8\u00a5\u20a9"
 
 // lookalike finds a character that some servers turn into one that structures
 // a path; 0: there is none.
-func lookalike(name string) rune {
-	for _, c := range name {
+func lookalike(path string) rune {
+	for i, c := range path {
 		if c < utf8.RuneSelf {
 			continue
 		}
-		if strings.ContainsRune(bestFit, c) || strings.ContainsAny(norm.NFKD.String(string(c)), `/\;%?#`) ||
-			strings.Trim(norm.NFKD.String(name), " .") == "" {
+		if strings.ContainsRune(bestFit, c) || bytes.ContainsAny(norm.NFKD.PropertiesString(path[i:]).Decomposition(), `/\;%?#`) {
 			return c
 		}
 	}
 	return 0
+}
+
+// blank reports whether nothing is left of a name without dots, blanks and what
+// cannot be seen.
+func blank(name string) bool {
+	if beyondASCII(name) != 0 {
+		name = letters(name)
+	}
+	return strings.TrimFunc(name, func(c rune) bool { return c == '.' || unicode.IsSpace(c) }) == ""
+}
+
+// beyondASCII is the first character that is not ASCII; 0: there is none.
+func beyondASCII(s string) rune {
+	for _, c := range s {
+		if c >= utf8.RuneSelf {
+			return c
+		}
+	}
+	return 0
+}
+
+// letters takes the characters of a text apart and leaves out what some servers
+// do not look at: accents, and what cannot be seen.
+func letters(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.In(c, unicode.Mn, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
+			return -1
+		}
+		return c
+	}, norm.NFKD.String(s))
 }
 
 // steps are what servers do to a path before they look for what it names.
@@ -204,26 +249,46 @@ var steps = []func(string) string{
 	withoutDots,
 }
 
-// waysOf are all results of any steps in any order; not ok are too many. The
-// first is the path as written.
+// waysOf are all results of any steps in any order; not ok are too many, or too
+// costly ones. The first is the path as written.
 func waysOf(path string) (ways []string, ok bool) {
+	// What a rule does with a way takes time by its bytes, with characters taken
+	// apart, and by its segments.
+	more := grows(path)
+	cost := func(way string) int { return len(way) + more + 16*strings.Count(way, "/") }
 	ways = []string{path}
-	bytes := len(path)
+	total := cost(path)
+	if total > maxReading {
+		return nil, false
+	}
 	if !strings.ContainsAny(path, separators[1:]+escapedDot) && !strings.Contains(path, "//") && !strings.Contains(path, "/.") {
 		return ways, true // as nearly all paths are
 	}
+	seen := map[string]bool{path: true}
 	for i := 0; i < len(ways); i++ {
 		for _, step := range steps {
-			if way := step(ways[i]); !slices.Contains(ways, way) {
+			if way := step(ways[i]); !seen[way] {
+				seen[way] = true
 				ways = append(ways, way)
-				bytes += len(way)
+				total += cost(way)
 			}
-			if len(ways) > maxWays || bytes > maxReading {
+			if len(ways) > maxWays || total > maxReading {
 				return nil, false
 			}
 		}
 	}
 	return ways, true
+}
+
+// grows is by how much a text grows when its characters are taken apart, Hangul
+// apart, which never grows more than threefold.
+func grows(s string) (n int) {
+	for i, c := range s {
+		if c >= utf8.RuneSelf {
+			n += max(0, len(norm.NFKD.PropertiesString(s[i:]).Decomposition())-utf8.RuneLen(c))
+		}
+	}
+	return n
 }
 
 // withoutParameters takes ;NAME=VALUE from each segment, as servlets do.
@@ -304,8 +369,8 @@ func (r *reading) surelyMatches(patterns []pathPattern) bool {
 
 // mayMatch reports whether some pattern, folded, matches the path in some way
 // of reading it, where some servers do not see case, accents, the form of a
-// character, dots and blanks at the end of a segment, a slash at the end of the
-// path, or a format behind its last name.
+// character, what cannot be seen, blanks at the ends of a segment, dots at its
+// end, a slash at the end of the path, or a format behind its last name.
 func (r *reading) mayMatch(folded []pathPattern) bool {
 	if r.odd != "" {
 		return true
@@ -324,17 +389,21 @@ func (r *reading) mayMatch(folded []pathPattern) bool {
 }
 
 // matchEquivalents matches a path with and without a slash at its end, and with
-// and without each format that its last name may have.
+// and without each format that its last name may have. What is before the last
+// name is looked at once.
 func (p pathPattern) matchEquivalents(segs []string) bool {
 	n := len(segs)
 	if n > 1 && segs[n-1] == "" {
 		n--
 	}
-	path := append(slices.Clone(segs[:n]), "")
-	last := path[n-1]
+	before := p.begin()
+	for _, seg := range segs[:n-1] {
+		before = p.after(before, seg)
+	}
+	last := segs[n-1]
 	for end := len(last); end > 0 || end == len(last); end = strings.LastIndexByte(last[:end], '.') {
-		path[n-1] = last[:end]
-		if p.match(path[:n]) || p.match(path) {
+		at := p.after(before, last[:end])
+		if p.ended(at) || p.ended(p.after(at, "")) {
 			return true
 		}
 	}
@@ -349,21 +418,21 @@ func foldAll(segs []string) []string {
 	return out
 }
 
+// unlike are letters that databases which do not see accents take for others,
+// and that have no decomposition.
+var unlike = strings.NewReplacer("\u00f8", "o", "\u0111", "d", "\u0142", "l", "\u0127", "h", "\u0167", "t", "\u2c65", "a", "\u0180", "b", "\u023c", "c",
+	"\u0247", "e", "\u01e5", "g", "\u0268", "i", "\u0249", "j", "\u1d7d", "p", "\u024d", "r", "\u2c66", "t", "\u024f", "y", "\u01b6", "z",
+	"\u00e6", "ae", "\u0153", "oe", "\u00df", "ss")
+
 // fold makes one of the segments that some servers do not tell apart.
 func fold(s string) string {
 	if s == "." || s == ".." {
 		return s
 	}
-	for i := range len(s) {
-		if s[i] >= utf8.RuneSelf {
-			s = strings.Map(func(c rune) rune {
-				if unicode.Is(unicode.Mn, c) {
-					return -1
-				}
-				return c
-			}, norm.NFKD.String(s))
-			break
-		}
+	if beyondASCII(s) == 0 {
+		s = strings.ToLower(s)
+	} else {
+		s = unlike.Replace(strings.ToLower(strings.ToUpper(letters(s))))
 	}
-	return strings.TrimRight(strings.ToLower(strings.ToUpper(s)), " .")
+	return strings.TrimRightFunc(strings.TrimLeftFunc(s, unicode.IsSpace), func(c rune) bool { return c == '.' || unicode.IsSpace(c) })
 }

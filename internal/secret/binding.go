@@ -57,7 +57,7 @@ type Binding struct {
 	Paths   []string `json:"paths,omitempty"` // patterns of package policy
 	// Upstreams are the only places, HOST:PORT, that a policy may send requests
 	// with the secret to instead of the hosts themselves, and CA is the only PEM
-	// that it may have them trusted by. Policies come with what strangers wrote.
+	// that it must have them trusted by; "": the system's. Policies come with what strangers wrote.
 	Upstreams []string `json:"upstreams,omitempty"`
 	CA        string   `json:"ca,omitempty"`
 	Clear     bool     `json:"clear,omitempty"` // it may cross the network without TLS
@@ -143,6 +143,8 @@ func (b Binding) MayGo(upstream, ca string, plain bool) error {
 	switch {
 	case upstream != "" && !slices.ContainsFunc(b.Upstreams, bound):
 		f.add("not bound to the upstream %s: if you trust that with it, set it again with --upstream %s", upstream, upstream)
+	case upstream != "" && ca == "" && b.CA != "":
+		f.add("bound to a CA for the upstream %s, and the rule has none: write it as `ca:` of the upstream or, if any public authority will do, set it again with --upstream %s alone", upstream, upstream)
 	case ca != "" && ca != b.CA:
 		f.add("not bound to the CA of the upstream %s: if you trust that, set it again with --upstream %s --upstream-ca FILE", upstream, upstream)
 	}

@@ -196,6 +196,20 @@ func TestBindingFaults(t *testing.T) {
 	}
 }
 
+// A secret that has a CA goes to an upstream by that alone, and to the host
+// itself by the system's.
+func TestWhereASecretMayGo(t *testing.T) {
+	b := Binding{Hosts: []string{"api.test"}, Upstreams: []string{"gw.test:443"}, CA: "PEM"}
+	for _, c := range []struct{ upstream, ca, want string }{
+		{"", "", ""}, {"gw.test:443", "PEM", ""}, {"GW.test:443", "", "`ca:`"}, {"gw.test:443", "other", "--upstream-ca"}, {"gw.test:80", "PEM", "--upstream gw.test:80"},
+	} {
+		err := b.MayGo(c.upstream, c.ca, false)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%q by %q: %v, want %q", c.upstream, c.ca, err, c.want)
+		}
+	}
+}
+
 func TestGrantFaults(t *testing.T) {
 	b := Binding{Hosts: []string{"a.test"}, Use: Use{As: AsBearer}}
 	standIn := Binding{Hosts: []string{"a.test"}, Use: Use{As: AsStandIn, Env: "K"}}

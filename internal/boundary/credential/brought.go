@@ -3,6 +3,8 @@ package credential
 import (
 	"slices"
 	"strings"
+
+	"creel/internal/policy"
 )
 
 // What a task brings itself must not go where the policy puts its own: it could
@@ -14,9 +16,19 @@ import (
 var (
 	credentialEndings = []string{
 		"apikey", "accesskey", "assertion", "auth", "authentication", "authkey", "authorization", "bearer", "cookie", "cookie2", "credential", "credentials", "jwt",
-		"key", "passphrase", "passwd", "password", "pat", "pwd", "secret", "secretkey", "token",
+		"key", "pass", "passphrase", "passwd", "password", "pat", "pwd", "secret", "secretkey", "token",
 	}
-	harmlessHeaders = []string{ // whole names, without dashes
+	// Whole names, without dashes, which say who asks, too: services behind a
+	// proxy believe them. Others with these words are of traces and caches.
+	credentialHeaders = []string{
+		"clientcert", "dpop", "proxyuser", "remoteuser", "session", "sessionticket", "sid", "signature", "sslclientcert", "ticket", "xauthenticateduser",
+		"xauthrequestemail", "xauthrequestgroups", "xauthrequestpreferredusername", "xauthrequestuser", "xauthuser", "xauthticket", "xauthsession",
+		"xclientcert", "xforwardedclientcert", "xforwardedemail", "xforwardedgroups", "xforwardedpreferredusername", "xforwardeduser", "xproxyuser",
+		"xremoteemail", "xremotegroup", "xremotegroups", "xremoteuser", "xsession", "xsessionid", "xsid", "xsignature", "xsslclientcert", "xticket",
+		"xwebauthuser",
+	}
+	credentialBeginnings = []string{"impersonate", "xmsclientprincipal", "xgoogauthenticateduser", "xremoteextra"}
+	harmlessHeaders      = []string{ // whole names, without dashes
 		"seckey", "secwebsocketkey", "idempotencykey", "xidempotencykey", "requestkey", "cachekey", "surrogatekey", "xsurrogatekey", "partitionkey",
 		"xmsdocumentdbpartitionkey", "routingkey", "locktoken", "csrftoken", "xcsrftoken", "xsrftoken", "xxsrftoken", "continuationtoken",
 		"xcontinuationtoken", "pagetoken", "nexttoken", "nextpagetoken", "synctoken", "clienttoken", "xamzclienttoken",
@@ -31,6 +43,10 @@ func carriesCredential(name string) bool {
 	if slices.Contains(harmlessHeaders, plain) {
 		return false
 	}
+	if slices.Contains(credentialHeaders, plain) ||
+		slices.ContainsFunc(credentialBeginnings, func(beginning string) bool { return strings.HasPrefix(plain, beginning) }) {
+		return true
+	}
 	last := name[strings.LastIndexAny(name, "-_.")+1:]
 	return slices.ContainsFunc(credentialEndings, func(ending string) bool {
 		// Longer endings are found where words are not separated, as in
@@ -43,9 +59,10 @@ func carriesCredential(name string) bool {
 // that are of tables and pages to take all that end so.
 var (
 	credentialParameters = []string{
-		"accesskey", "accesskeyid", "apikey", "appkey", "applicationkey", "auth", "authkey", "authorization", "awsaccesskeyid", "bearer",
-		"consumerkey", "credential", "credentials", "developerkey", "googleaccessid", "jwt", "key", "passphrase", "passwd", "password", "pat",
-		"privatekey", "pwd", "secret", "secretkey", "sig", "signature", "subscriptionkey", "xamzcredential", "xamzsignature", "xgoogcredential",
+		"accesskey", "accesskeyid", "apikey", "appkey", "applicationkey", "assertion", "auth", "authkey", "authorization", "awsaccesskeyid", "bearer",
+		"clientassertion", "consumerkey", "credential", "credentials", "developerkey", "googleaccessid", "jsessionid", "jwt", "key", "pass", "passphrase", "passwd", "password", "pat",
+		"phpsessid", "privatekey", "pwd", "secret", "secretkey", "session", "sessionkey", "sessid", "sharedaccesssignature", "sid", "sig", "signature",
+		"subscriptionkey", "ticket", "xamzcredential", "xamzsignature", "xgoogcredential",
 		"xgoogsignature",
 	}
 	credentialParameterEndings = []string{"apikey", "password", "secret", "token"}
@@ -55,16 +72,28 @@ var (
 	}
 )
 
-// parameterCarriesCredential tells by a parameter's decoded name. What some
-// frameworks put behind it, [] or [0], is no part of it.
-func parameterCarriesCredential(name string) bool {
-	name, _, _ = strings.Cut(name, "[")
-	plain := normal(name)
-	if slices.Contains(harmlessParameters, plain) {
-		return false
-	}
-	return slices.Contains(credentialParameters, plain) ||
-		slices.ContainsFunc(credentialParameterEndings, func(ending string) bool { return strings.HasSuffix(plain, ending) })
+// parameterCarriesCredential tells by a parameter's name as it is written. What
+// some frameworks put behind it, [] or [0], is no part of it.
+func parameterCarriesCredential(written string) bool {
+	names, _ := policy.ParameterNames(written)
+	return slices.ContainsFunc(names, func(name string) bool {
+		plain := normal(name)
+		if slices.Contains(harmlessParameters, plain) {
+			return false
+		}
+		return slices.Contains(credentialParameters, plain) ||
+			slices.ContainsFunc(credentialParameterEndings, func(ending string) bool { return strings.HasSuffix(plain, ending) })
+	})
+}
+
+// sameParameter reports whether a server may take a parameter, as it is
+// written, for the one of a name.
+func sameParameter(written, name string) bool {
+	names, _ := policy.ParameterNames(written)
+	wanted, _ := policy.ParameterNames(name)
+	return slices.ContainsFunc(names, func(n string) bool {
+		return slices.ContainsFunc(wanted, func(want string) bool { return normal(n) == normal(want) })
+	})
 }
 
 // normal is a name in lower case, without what its words are joined with.

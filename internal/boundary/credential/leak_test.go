@@ -2,6 +2,7 @@ package credential
 
 import (
 	"encoding/base64"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -151,6 +152,11 @@ func TestWhatCarriesACredential(t *testing.T) {
 		"Ocp-Apim-Subscription-Key": true, "X-Rapidapi-Key": true, "X-Auth-Key": true, "X_auth_token": true, "X-Figma-Token": true, "Circle-Token": true,
 		"X-Client-Secret": true, "Apikey": true, "X-Apikey": true, "Key": true, "Token": true, "X-Auth": true, "X-Jwt-Assertion": true, "X-Pat": true,
 		"X-Goog-Iam-Authorization-Token": true, "Fastly-Key": true, "X-Consul-Token": true, "X-Password": true, "X-Cookie": true,
+		"X-Session-Id": true, "X-Session": true, "X-Ticket": true, "X-Pass": true, "Impersonate-User": true, "Impersonate-Extra-Scopes": true, "X-Remote-User": true,
+		"X_Remote_User": true, "X-Forwarded-User": true, "X-Forwarded-Email": true, "X-Ms-Client-Principal": true, "X-Ms-Client-Principal-Id": true, "Dpop": true,
+		"X-Auth-Request-User": true, "X-Goog-Authenticated-User-Email": true, "X-Client-Cert": true, "X-Forwarded-Client-Cert": true, "Signature": true,
+		"Session_id": false, "Vscode-Sessionid": false, "X-User-Agent": false, "X-Bypass": false, "X-Goog-User-Project": false, "X-Forwarded-For": false,
+		"X-Client-Version": false, "X-Stainless-Lang": false, "X-Session-Affinity": false, "Signature-Input": false,
 		"Accept": false, "Content-Type": false, "Sec-Websocket-Key": false, "Idempotency-Key": false, "X-Csrf-Token": false, "If-Match": false,
 		"X-Request-Id": false, "Mcp-Session-Id": false, "Author": false, "X-Author": false, "Lock-Token": false, "X-Max-Tokens": false, "Keep-Alive": false,
 		"X-Amz-Content-Sha256": false, "X-Amz-Server-Side-Encryption-Customer-Key": false, "Cache-Control": false, "Surrogate-Key": false, "Www-Pat-Id": false,
@@ -163,6 +169,11 @@ func TestWhatCarriesACredential(t *testing.T) {
 	for name, want := range map[string]bool{
 		"access_token": true, "private_token": true, "job_token": true, "key": true, "KEY": true, "token": true, "api_key": true, "api-key": true, "apiKey": true,
 		"access_token[]": true, "access.token": true, "client_secret": true, "password": true, "sig": true, "X-Amz-Signature": true, "X-Amz-Security-Token": true,
+		"+access_token": true, "%20access_token": true, "access%5Ftoken": true, "access_token%00": true, "access_token%00y": true, "access_token]": true,
+		"[access_token]": true, "access_token%5B%5D": true, "access%5Ftoken[%zz]": true, "access_token%0A": true, "%0Aaccess_token": true, "api[key": true,
+		"session": true, "sid": true, "PHPSESSID": true, "JSESSIONID": true, "pass": true, "client_assertion": true, "assertion": true, "ticket": true,
+		"client_assertion_type": false, "session_id": false, "sessionId": false, "sessions": false, "passive": false, "tickets": false, "bypass": false, "side": false,
+		"filter[status]": false, "": false, "%zz": false,
 		"oauth_token": true, "authToken": true, "AWSAccessKeyId": true, "x-goog-credential": true, "auth": true, "jwt": true, "refresh_token": true,
 		"page_token": false, "pageToken": false, "continuation-token": false, "q": false, "sort_key": false, "startkey": false, "issueKey": false, "max_tokens": false,
 		"user": false, "signatures": false, "keys": false, "keyword": false, "nextToken": false, "author": false, "state": false, "code": false,
@@ -170,5 +181,24 @@ func TestWhatCarriesACredential(t *testing.T) {
 		if got := parameterCarriesCredential(name); got != want {
 			t.Errorf("parameter %s: %v", name, got)
 		}
+	}
+}
+
+// What a query costs does not grow by the places where a stand-in is swapped.
+func TestAQueryIsReadOnce(t *testing.T) {
+	cost := func(places int) float64 {
+		use := secret.Use{As: secret.AsStandIn}
+		for i := range places {
+			use.In = append(use.In, fmt.Sprintf("query:p%d", i))
+		}
+		w := wallet(t, grant(t, "key", theValue, use))
+		r := httptest.NewRequest("GET", "/?"+strings.Repeat("a%20b=1&", 500)+"p0="+theStandIn, nil)
+		if !w.Swaps("key", r) {
+			t.Error("the stand-in is not swapped")
+		}
+		return testing.AllocsPerRun(3, func() { w.Swaps("key", r) })
+	}
+	if one, many := cost(1), cost(64); many > 2*one {
+		t.Errorf("%v allocations for 64 places, %v for one", many, one)
 	}
 }

@@ -36,7 +36,7 @@ func (w *Wallet) Put(name string, r *http.Request) {
 	case secret.AsBasic:
 		r.SetBasicAuth(use.User, value)
 	case secret.AsQuery:
-		q := withoutParameter(r.URL.RawQuery, func(p parameter) bool { return normal(p.key) == normal(use.Name) })
+		q := withoutParameter(r.URL.RawQuery, func(p parameter) bool { return sameParameter(p.name, use.Name) })
 		if q != "" {
 			q += "&"
 		}
@@ -68,33 +68,37 @@ func (h *held) takeOut(r *http.Request) {
 		}
 	}
 	r.URL.RawQuery = withoutParameter(r.URL.RawQuery, func(p parameter) bool {
-		return parameterCarriesCredential(p.key) && !(standIn && p.value == h.StandIn)
+		return parameterCarriesCredential(p.name) && !(standIn && p.value == h.StandIn)
 	})
 }
 
 // swap puts the value in the place of the stand-in, and counts.
 func (h *held) swap(r *http.Request) (n int) {
+	parameters := map[string]bool{}
 	for _, place := range h.Binding.Use.Places() {
 		kind, name, _ := strings.Cut(place, ":")
-		if kind == "header" {
-			for i, v := range r.Header.Values(name) {
-				if s, ok := h.put(h.Value.Reveal(), name, v); ok {
-					r.Header.Values(name)[i] = s
-					n++
-				}
-			}
+		if kind == "query" {
+			parameters[name] = true
 			continue
 		}
-		parameters := split(r.URL.RawQuery)
-		for i, p := range parameters {
-			if p.key == name && p.value == h.StandIn {
-				raw, _, _ := strings.Cut(p.raw, "=")
-				parameters[i].raw = raw + "=" + url.QueryEscape(h.Value.Reveal())
+		for i, v := range r.Header.Values(name) {
+			if s, ok := h.put(h.Value.Reveal(), name, v); ok {
+				r.Header.Values(name)[i] = s
 				n++
 			}
 		}
-		r.URL.RawQuery = join(parameters)
 	}
+	if len(parameters) == 0 {
+		return n
+	}
+	all := split(r.URL.RawQuery) // once, however many places there are
+	for i, p := range all {
+		if p.value == h.StandIn && parameters[p.key] {
+			all[i].raw = p.name + "=" + url.QueryEscape(h.Value.Reveal())
+			n++
+		}
+	}
+	r.URL.RawQuery = join(all)
 	return n
 }
 
@@ -159,6 +163,7 @@ func (h *held) putInCookie(text, v string) (string, bool) {
 // parameter is one of a query's.
 type parameter struct {
 	raw        string // as it was written
+	name       string // of that, what is before the equals sign
 	after      string // the separator behind it, "" at the end
 	key, value string // decoded, where they can be
 }
@@ -173,7 +178,8 @@ func split(query string) (all []parameter) {
 			p.raw, p.after = query[:end], query[end:end+1]
 		}
 		query = query[len(p.raw)+len(p.after):]
-		p.key, p.value, _ = strings.Cut(p.raw, "=")
+		p.name, p.value, _ = strings.Cut(p.raw, "=")
+		p.key = p.name
 		for _, text := range []*string{&p.key, &p.value} {
 			if plain, err := url.QueryUnescape(*text); err == nil {
 				*text = plain
@@ -187,7 +193,8 @@ func split(query string) (all []parameter) {
 func join(parameters []parameter) string {
 	var b strings.Builder
 	for _, p := range parameters {
-		b.WriteString(p.raw + p.after)
+		b.WriteString(p.raw)
+		b.WriteString(p.after)
 	}
 	return b.String()
 }
