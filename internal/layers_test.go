@@ -22,17 +22,18 @@ import (
 // out test files. Names are relative to internal/, but for cmd/ and test/.
 var arrows = map[string][]string{
 	// Words, and tools that know nothing of sandboxes.
-	"sandbox": {},
-	"undo":    {},
-	"wire":    {},
-	"audit":   {"audit/batch", "audit/chain"},
-	"policy":  {},
-	"confine": {"sandbox"},
-	"scratch": {"environ"},
-	"archive": {"printable"},
-	"kernel":  {"environ", "undo"},
-	"secret":  {},
-	"environ": {},
+	"sandbox":  {},
+	"undo":     {},
+	"wire":     {},
+	"audit":    {"audit/batch", "audit/chain"},
+	"policy":   {},
+	"confine":  {"sandbox"},
+	"scratch":  {"environ"},
+	"archive":  {"diskroom", "printable"},
+	"kernel":   {"environ", "undo"},
+	"secret":   {},
+	"environ":  {},
+	"diskroom": {},
 
 	// What is safe to show.
 	"printable":  {},
@@ -110,7 +111,7 @@ var arrows = map[string][]string{
 	"engine/process": {"image", "sandbox"},
 	"engine/names":   {},
 	"engine/remains": {},
-	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "engine/names", "engine/process", "engine/remains", "environ", "image", "keeper", "keeper/rundir", "keeper/socket",
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "engine/names", "engine/process", "engine/remains", "environ", "image", "keeper", "keeper/rundir", "keeper/socket",
 		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
 	"doctor": {"environ", "kernel", "sandbox", "template", "vm/accel"},

@@ -28,15 +28,17 @@ import (
 type Limits struct {
 	Entries int64
 	Names   int64 // bytes of names and link targets
-	Bytes   int64 // of files, with holes filled
+	Bytes   int64 // of files
 }
 
-// DefaultLimits are beyond any directory in use.
-func DefaultLimits() Limits { return Limits{Entries: 4 << 20, Names: 256 << 20, Bytes: 1 << 40} }
+// DefaultLimits are beyond any directory in use, and keep what is held in memory
+// of an archive below 256 MiB: at worst all of its names, and some words for each entry.
+func DefaultLimits() Limits { return Limits{Entries: 1 << 20, Names: 128 << 20, Bytes: 1 << 40} }
 
 const (
 	maxPath    = 4096    // bytes of a name or a link's target, as PATH_MAX
 	maxPadding = 1 << 20 // bytes behind an archive's end
+	maxShown   = 5       // links that an error or a note names
 )
 
 // asIs ends errors of what is refused.
@@ -68,7 +70,35 @@ type Reader struct {
 	top    string
 	limits Limits // what is left of them
 	begun  bool
+
+	// SkipLinks leaves out the symbolic links that lead, or may lead, out of
+	// what is copied. Without it they end the archive with an error.
+	SkipLinks bool
+	left      LinksOut
 }
+
+// LinksOut are symbolic links that lead out of what is copied.
+type LinksOut struct {
+	Count int
+	First []string // a few of them, with their targets, safe to show
+}
+
+func (l *LinksOut) add(name, target string) {
+	if l.Count++; len(l.First) < maxShown {
+		l.First = append(l.First, strings.ToValidUTF8(short(name)+" -> "+short(target), "?"))
+	}
+}
+
+// String is what a user reads of them.
+func (l LinksOut) String() string {
+	if more := l.Count - len(l.First); more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(l.First, ", "), more)
+	}
+	return strings.Join(l.First, ", ")
+}
+
+// Left are the links that SkipLinks has left out until now.
+func (r *Reader) Left() LinksOut { return r.left }
 
 // NewReader reads an archive of what is called top in it: a file name, or "."
 // for a whole root.
@@ -82,18 +112,46 @@ func (r *Reader) Read(p []byte) (int, error) { return r.tar.Read(p) }
 // Next is the next entry. It is io.EOF only when the archive is whole: its end
 // and the end of what it is read from were seen.
 func (r *Reader) Next() (Entry, error) {
-	h, err := r.tar.Next()
-	if err == io.EOF {
-		return Entry{}, r.end()
+	for {
+		h, err := r.tar.Next()
+		if err == io.EOF {
+			if err := r.refusedLinks(); err != nil {
+				return Entry{}, err
+			}
+			return Entry{}, r.end()
+		}
+		if err != nil {
+			return Entry{}, fmt.Errorf("read the sandbox's archive: %w", err)
+		}
+		e, err := r.entry(h)
+		switch {
+		case errors.Is(err, errLeadsOut):
+			r.left.add(h.Name, h.Linkname)
+		case err != nil:
+			return Entry{}, fmt.Errorf("the sandbox's archive has %q, %w; %s", short(h.Name), err, asIs)
+		case r.SkipLinks || r.left.Count == 0:
+			return e, nil
+		}
+		if r.left.Count >= maxShown { // enough to tell; the rest is not waited for
+			if err := r.refusedLinks(); err != nil {
+				return Entry{}, err
+			}
+		}
 	}
-	if err != nil {
-		return Entry{}, fmt.Errorf("read the sandbox's archive: %w", err)
+}
+
+// refusedLinks is an error where links lead out, and are not to be left out.
+// What follows the first of them is read only to name a few more.
+func (r *Reader) refusedLinks() error {
+	if r.SkipLinks || r.left.Count == 0 {
+		return nil
 	}
-	e, err := r.entry(h)
-	if err != nil {
-		return Entry{}, fmt.Errorf("the sandbox's archive has %q, %w; %s", short(h.Name), err, asIs)
+	count := fmt.Sprintf("%d", r.left.Count)
+	if r.left.Count >= maxShown {
+		count = "at least " + count
 	}
-	return e, nil
+	return fmt.Errorf("the sandbox's archive has symbolic links that lead, or may lead, out of what is copied, %s: %s; "+
+		"nothing was copied; use --skip-links to leave them out, or copy to - for the archive as the sandbox made it", count, r.left)
 }
 
 // end reads what is behind the archive's end, which is little.
@@ -111,9 +169,14 @@ func (r *Reader) end() error {
 	return io.EOF
 }
 
+// entry checks a header. It copies the names that it passes on: those of a
+// header may be pieces of a block of 1 MiB, which they would keep in memory.
 func (r *Reader) entry(h *tar.Header) (Entry, error) {
 	if err := r.spend(h); err != nil {
 		return Entry{}, err
+	}
+	if sparse(h) {
+		return Entry{}, errors.New("a file with holes, which a few bytes of an archive make as large as they like, and Creel never sends")
 	}
 	name, err := r.below(h.Name, h.Typeflag == tar.TypeDir)
 	if err != nil {
@@ -123,7 +186,7 @@ func (r *Reader) entry(h *tar.Header) (Entry, error) {
 		return Entry{}, fmt.Errorf("which is not the one %q that was asked for", r.top)
 	}
 	r.begun = true
-	e := Entry{Name: name, Mode: fs.FileMode(h.Mode) & fs.ModePerm, ModTime: h.ModTime}
+	e := Entry{Name: strings.Clone(name), Mode: fs.FileMode(h.Mode) & fs.ModePerm, ModTime: h.ModTime}
 	switch h.Typeflag {
 	case tar.TypeReg:
 		e.Size = h.Size
@@ -131,13 +194,24 @@ func (r *Reader) entry(h *tar.Header) (Entry, error) {
 		e.Mode |= fs.ModeDir
 	case tar.TypeSymlink:
 		e.Mode |= fs.ModeSymlink
-		e.Target, err = h.Linkname, inside(name, h.Linkname)
+		e.Target, err = strings.Clone(h.Linkname), inside(name, h.Linkname)
 	case tar.TypeLink:
 		e.Hard, err = r.below(h.Linkname, false)
 	default:
 		err = errors.New("which is not a file, directory or link")
 	}
 	return e, err
+}
+
+// sparse tells whether tar would fill holes of a file: both of its own ways, of
+// which the agent uses none.
+func sparse(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // spend takes an entry off the limits.
@@ -192,6 +266,9 @@ func plainName(name string) error {
 	return nil
 }
 
+// errLeadsOut is of a symbolic link that is harmless but for where it leads.
+var errLeadsOut = errors.New("out of what is copied")
+
 // inside checks that a symbolic link stays below the top. Going up is allowed
 // at the beginning alone: the directories that a link is in are real, those that
 // it leads through may be links.
@@ -208,14 +285,14 @@ func inside(name, target string) error {
 		case "", ".":
 		case "..":
 			if up++; down {
-				return fmt.Errorf("a link to %q, which goes up after it went down", short(target))
+				return errLeadsOut
 			}
 		default:
 			down = true
 		}
 	}
 	if target == "" || path.IsAbs(target) || up > strings.Count(name, "/") {
-		return fmt.Errorf("a link to %q, out of what is copied", short(target))
+		return errLeadsOut
 	}
 	return nil
 }

@@ -120,7 +120,8 @@ func copyTo(root *os.Root, archive io.Reader, top, name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.Place(name), s.Close())
+	_, err = s.Place(name, false)
+	return errors.Join(err, s.Close())
 }
 
 // hostile archives, each of which pretends to be of "out".
@@ -530,7 +531,8 @@ func FuzzStage(f *testing.F) {
 		limits := Limits{Entries: 1000, Names: 1 << 20, Bytes: 1 << 20}
 		s, err := Stage(root, NewReader(bytes.NewReader(data), "out", limits))
 		if err == nil {
-			err = errors.Join(s.Place("out"), s.Close())
+			_, err = s.Place("out", false)
+			err = errors.Join(err, s.Close())
 		}
 		out := filepath.Join(home, "out")
 		if err == nil {

@@ -8,10 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
+	"slices"
+	"time"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
+
+	"creel/internal/diskroom"
 )
 
 // StagePrefix begins the name of the directory that a copy is unpacked to. One
@@ -30,9 +33,16 @@ type Staged struct {
 	at   *os.File // dir: for the room on its file system
 
 	isDir bool
-	dirs  []Entry // have their times set last: what is put into one changes it
-	links []Entry // made last: no name ever leads through a link
+	dirs  []stagedDir  // have their times set last: what is put into one changes it
+	links []stagedLink // made last: no name ever leads through a link
 }
+
+type stagedDir struct {
+	name string
+	when int64 // in seconds
+}
+
+type stagedLink struct{ name, target string }
 
 // Stage unpacks an archive into a new directory in root. On error nothing of
 // it remains. The caller closes what it returns.
@@ -85,39 +95,39 @@ func (s *Staged) unpack(r *Reader) error {
 			s.isDir = e.Mode.IsDir()
 		}
 		if err := s.add(e, r); err != nil {
-			return explain(e, err)
+			return explain(e.Name, err)
 		}
 	}
 }
 
 // explain says what a file system's error means: an archive has each name once,
 // and directories before what is in them.
-func explain(e Entry, err error) error {
+func explain(name string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		err = errors.New("the archive has it twice, or this file system takes two names for one")
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		err = errors.New("the archive does not have its directory")
 	}
-	return fmt.Errorf("unpack %q: %w", e.Name, err)
+	return fmt.Errorf("unpack %q: %w", name, err)
 }
 
 // add makes all but symbolic links. Modes go through the umask, as those of all
 // files that this user makes; a directory stays its owner's to write to.
 func (s *Staged) add(e Entry, from io.Reader) error {
 	name := path.Join(content, e.Name)
+	if err := s.room(e.Size); err != nil {
+		return err
+	}
 	switch {
 	case e.Hard != "":
 		return s.addHard(path.Join(content, e.Hard), name)
 	case e.Mode.IsDir():
-		s.dirs = append(s.dirs, e)
+		s.dirs = append(s.dirs, stagedDir{e.Name, e.ModTime.Unix()})
 		return s.tmp.Mkdir(name, e.Mode.Perm()|0o700)
 	case e.Mode&fs.ModeSymlink != 0:
-		s.links = append(s.links, e)
+		s.links = append(s.links, stagedLink{e.Name, e.Target})
 		return nil
-	}
-	if err := s.room(e.Size); err != nil {
-		return err
 	}
 	f, err := s.tmp.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, e.Mode.Perm())
 	if err != nil {
@@ -148,15 +158,18 @@ func (s *Staged) addHard(old, name string) error {
 	return s.tmp.Link(old, name)
 }
 
-// room refuses a file that would fill the file system before it is written.
+// room refuses what would not leave the file system its reserve, before it is
+// written. Holes count as if they were filled: no archive is taken that has any.
 func (s *Staged) room(size int64) error {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(s.at.Fd()), &st); err != nil {
-		return fmt.Errorf("ask for the room on the file system: %w", err)
-	}
-	if blocks := uint64(st.Bsize); uint64(size)/blocks > st.Bavail {
-		return fmt.Errorf("it has %s, and there is room for %s; make room or copy to another file system",
-			units.BytesSize(float64(size)), units.BytesSize(float64(st.Bavail)*float64(blocks)))
+	room, err := diskroom.OfFile(s.at)
+	switch {
+	case err != nil:
+		return err
+	case room.Files < room.Spare:
+		return errors.New("the file system is near its limit of files; remove some or copy to another file system")
+	case size > room.Left()-room.Block:
+		return fmt.Errorf("it has %s, and there is room for %s, beside a reserve of %s that stays free; make room or copy to another file system",
+			units.BytesSize(float64(size)), units.BytesSize(float64(room.Left())), units.BytesSize(float64(diskroom.Reserve(room.Size))))
 	}
 	return nil
 }
@@ -164,74 +177,21 @@ func (s *Staged) room(size int64) error {
 // finish makes the symbolic links, and sets the times of directories, the
 // deepest first.
 func (s *Staged) finish() error {
-	for _, e := range s.links {
-		if err := s.tmp.Symlink(e.Target, path.Join(content, e.Name)); err != nil {
-			return explain(e, err)
+	for _, l := range s.links {
+		err := s.room(0)
+		if err == nil {
+			err = s.tmp.Symlink(l.target, path.Join(content, l.name))
+		}
+		if err != nil {
+			return explain(l.name, err)
 		}
 	}
-	for i := len(s.dirs) - 1; i >= 0; i-- {
-		e := s.dirs[i]
-		if err := s.tmp.Chtimes(path.Join(content, e.Name), e.ModTime, e.ModTime); err != nil {
-			return explain(e, err)
+	for _, d := range slices.Backward(s.dirs) {
+		when := time.Unix(d.when, 0)
+		if err := s.tmp.Chtimes(path.Join(content, d.name), when, when); err != nil {
+			return explain(d.name, err)
 		}
 	}
+	s.links, s.dirs = nil, nil
 	return nil
-}
-
-// Place moves the copy to a name in the directory that it was staged for. With
-// "." it is the content of the copy, which is a directory then, that goes in.
-// A file takes the place of a file; a directory is merged with one that is
-// there, which keeps its mode. A link that is there is never followed. What does
-// not fit is found before anything is moved.
-func (s *Staged) Place(name string) error {
-	if name != "." && (strings.Contains(name, "/") || name == ".." || name == "") {
-		return fmt.Errorf("place the copy as %q: not a name", name)
-	}
-	from := path.Join(s.dir, content)
-	if err := s.each(from, name, func(string, string) error { return nil }); err != nil {
-		return err
-	}
-	return s.each(from, name, s.root.Rename)
-}
-
-// each calls move for all that has to be moved so that from becomes to.
-func (s *Staged) each(from, to string, move func(from, to string) error) error {
-	ours, err := s.root.Lstat(from)
-	if err != nil {
-		return err
-	}
-	there, err := s.root.Lstat(to)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return move(from, to)
-	case err != nil:
-		return err
-	case !there.IsDir() && ours.IsDir():
-		return fmt.Errorf("%q is a directory in the sandbox, and not one here; remove it here, or copy to another place", to)
-	case there.IsDir() && !ours.IsDir():
-		return fmt.Errorf("%q is a directory here, and not one in the sandbox; remove it here, or copy to another place", to)
-	case !there.IsDir() && !there.Mode().IsRegular() && there.Mode()&fs.ModeSymlink == 0:
-		return fmt.Errorf("%q is not a file here; copy to another place", to)
-	case !there.IsDir():
-		return move(from, to)
-	}
-	names, err := s.list(from)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := s.each(path.Join(from, name), path.Join(to, name), move); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Staged) list(dir string) ([]string, error) {
-	f, err := s.root.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
 }

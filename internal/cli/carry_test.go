@@ -177,7 +177,7 @@ func TestArchiveIsNotForATerminal(t *testing.T) {
 		t.Error("a terminal is not known for one, or something else is")
 	}
 	k := hostileKeeper(t, func(io.Writer) { t.Error("the sandbox was asked for its archive") })
-	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: out}}, k, "/out", "-"); err == nil || !strings.Contains(err.Error(), "not for a terminal") {
+	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: out}}, k, "/out", "-", copyOut{}); err == nil || !strings.Contains(err.Error(), "not for a terminal") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -187,11 +187,11 @@ func TestArchiveGoesOutAsItIs(t *testing.T) {
 	archive := tarball(t, tar.Header{Name: "out\x1b", Typeflag: tar.TypeFifo})
 	k := hostileKeeper(t, func(w io.Writer) { w.Write(archive) })
 	var b bytes.Buffer
-	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: command.NewOutput(&b)}}, k, "/out", "-"); err != nil || !bytes.Equal(b.Bytes(), archive) {
+	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: command.NewOutput(&b)}}, k, "/out", "-", copyOut{}); err != nil || !bytes.Equal(b.Bytes(), archive) {
 		t.Errorf("%d bytes of %d, %v", b.Len(), len(archive), err)
 	}
 	full := command.NewOutput(&fails{100, syscall.ENOSPC})
-	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: full}}, k, "/out", "-"); !errors.Is(err, syscall.ENOSPC) {
+	if err := copyFrom(t.Context(), Env{Streams: Streams{Out: full}}, k, "/out", "-", copyOut{}); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("got %v", err)
 	}
 }

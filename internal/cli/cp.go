@@ -23,15 +23,22 @@ import (
 )
 
 func newCopy(env Env) *cobra.Command {
-	return &cobra.Command{
+	var how copyOut
+	c := &cobra.Command{
 		Use:   "cp SANDBOX:PATH DEST|-  or  creel cp SOURCE|- SANDBOX:PATH",
 		Short: "Copy files between a sandbox and here; also one that has ended but is kept",
 		Long: "Copy files between a sandbox and here, by the rules of `docker cp`; also from and to a sandbox\n" +
 			"that has ended but is kept.\n\n" +
-			"What comes out of a sandbox is put in its place once all of it has come, and replaces nothing but\n" +
-			"what has the name that was asked for. It may be files, directories and links that stay inside what\n" +
-			"is copied; anything else is refused. The files are yours, with the modes that your umask leaves.\n" +
-			"With - the archive is passed on as the sandbox made it: look at it before you unpack it.",
+			"What comes out of a sandbox is put in its place once all of it has come, under the name that was\n" +
+			"asked for. A directory that is there already is merged with: its files are replaced where the copy\n" +
+			"has the same names, and a line tells how many were. A merge that would make or change what programs\n" +
+			"here run or trust for its name, such as .git/hooks, .git/config, .bashrc or .ssh, is refused, and\n" +
+			"lists it: copy to a new directory, name such a file to copy it alone, or use --force. The list is\n" +
+			"short: look at what else you run of a copy, such as a Makefile.\n\n" +
+			"The copy may be files, directories and links that stay inside it; anything else is refused, but\n" +
+			"--skip-links leaves out links that lead elsewhere, which a Python venv has. The files are yours,\n" +
+			"with the modes that your umask leaves. With - the archive is passed on as the sandbox made it: look\n" +
+			"at it before you unpack it.",
 		Example: "  creel cp web:/etc/hostname .\n  creel cp ./src web:/work\n" +
 			"  creel cp web:/work - | tar t",
 		Args: cobra.ExactArgs(2), ValidArgsFunction: completeFiles(env),
@@ -43,9 +50,11 @@ func newCopy(env Env) *cobra.Command {
 			switch {
 			case isFrom == isTo:
 				return errors.New("one of source and destination has to be SANDBOX:PATH, and only one")
+			case how != copyOut{} && (isTo || args[1] == "-"):
+				return errors.New("--force and --skip-links are for a copy from a sandbox to a file or directory here; leave them out")
 			case isFrom:
 				return withFiles(ctx, env, from, func(k *socket.Client) error {
-					return copyFrom(ctx, env, k, fromPath, args[1])
+					return copyFrom(ctx, env, k, fromPath, args[1], how)
 				})
 			default:
 				return withFiles(ctx, env, to, func(k *socket.Client) error {
@@ -54,7 +63,13 @@ func newCopy(env Env) *cobra.Command {
 			}
 		},
 	}
+	c.Flags().BoolVar(&how.force, "force", false, "let a merge make and replace files that programs here run or trust, such as .git/hooks and .bashrc")
+	c.Flags().BoolVar(&how.skipLinks, "skip-links", false, "leave out symbolic links that lead out of what is copied, and tell how many")
+	return c
 }
+
+// copyOut is how a copy out of a sandbox is done.
+type copyOut struct{ force, skipLinks bool }
 
 // interruptible ends its context at the first signal that asks this process to
 // end, so that it can remove what it began. The second one ends the process.
@@ -168,7 +183,7 @@ func causeOf(ctx context.Context, err error) error {
 
 // copyFrom takes a file or directory of the sandbox, which has the last word on
 // nothing: not on names, and not on what is done here before all has come.
-func copyFrom(ctx context.Context, env Env, k *socket.Client, src, dst string) error {
+func copyFrom(ctx context.Context, env Env, k *socket.Client, src, dst string, how copyOut) error {
 	if dst == "-" && command.IsTerminal(env.Out) {
 		return errors.New("an archive is not for a terminal; use a pipe, such as `| tar tv`")
 	}
@@ -185,7 +200,7 @@ func copyFrom(ctx context.Context, env Env, k *socket.Client, src, dst string) e
 	if dst == "-" {
 		_, err = io.Copy(command.Raw(env.Out), tarball)
 	} else {
-		err = to.take(tarball, src)
+		err = to.take(tarball, src, how, env.Err)
 	}
 	return causeOf(ctx, err)
 }
@@ -223,8 +238,9 @@ func destinationOf(dst string) (destination, error) {
 	return to, nil
 }
 
-// take puts the archive of src in its place when all of it has come.
-func (to destination) take(tarball io.Reader, src string) error {
+// take puts the archive of src in its place when all of it has come, and tells
+// what a user who looks at the exit code alone would miss.
+func (to destination) take(tarball io.Reader, src string, how copyOut, tell io.Writer) error {
 	root, err := os.OpenRoot(to.dir)
 	if err != nil {
 		return err
@@ -232,7 +248,9 @@ func (to destination) take(tarball io.Reader, src string) error {
 	defer root.Close()
 	top := cmp.Or(strings.TrimPrefix(path.Join("/", src), "/"), ".")
 	content := top == "." || strings.HasSuffix(src, "/.")
-	staged, err := archive.Stage(root, archive.NewReader(tarball, path.Base(top), archive.DefaultLimits()))
+	reader := archive.NewReader(tarball, path.Base(top), archive.DefaultLimits())
+	reader.SkipLinks = how.skipLinks
+	staged, err := archive.Stage(root, reader)
 	if err != nil {
 		return err
 	}
@@ -247,8 +265,40 @@ func (to destination) take(tarball io.Reader, src string) error {
 	case name == "":
 		name = path.Base(top)
 	}
+	var placed archive.Placed
 	if err == nil {
-		err = staged.Place(name)
+		placed, err = staged.Place(name, how.force)
 	}
-	return errors.Join(err, staged.Close())
+	if err := errors.Join(err, staged.Close()); err != nil {
+		return err
+	}
+	told(tell, filepath.Join(to.dir, name), placed, reader.Left())
+	return nil
 }
+
+// told writes what was done to files that were not named.
+func told(w io.Writer, where string, placed archive.Placed, left archive.LinksOut) {
+	var lines []string
+	if placed.Merged {
+		lines = append(lines, fmt.Sprintf("replaced %s and made %d below %s", counted(placed.Replaced, "file"), placed.Made, where))
+	}
+	if placed.Trusted.Count > 0 {
+		lines = append(lines, "programs here run or trust some of the copy; look at it before you use them there: "+placed.Trusted.String(maxTold))
+	}
+	if left.Count > 0 {
+		lines = append(lines, fmt.Sprintf("left out %s out of what is copied: %s", counted(left.Count, "link"), left))
+	}
+	for _, line := range lines {
+		fmt.Fprintf(w, "creel: %s\n", line)
+	}
+}
+
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// maxTold is how many trusted files a note names.
+const maxTold = 3

@@ -150,7 +150,7 @@ func TestCopyCannotBeTurnedAgainstItsUser(t *testing.T) {
 			var shown bytes.Buffer
 			env := Env{Streams: Streams{Out: command.NewOutput(&shown), Err: io.Discard}}
 			k := hostileKeeper(t, func(w io.Writer) { w.Write(tarball(t, headers...)) })
-			if err := copyFrom(t.Context(), env, k, "/out", dst); err == nil {
+			if err := copyFrom(t.Context(), env, k, "/out", dst, copyOut{}); err == nil {
 				t.Errorf("%s to %s: accepted", name, dst)
 			} else if strings.ContainsAny(err.Error(), "\x1b\x07") {
 				t.Errorf("%s to %s: the error %q steers a terminal", name, dst, err)
@@ -199,7 +199,7 @@ func TestCopyOutGoesWhereDockerPutsIt(t *testing.T) {
 			dir := home(t)
 			before := listing(t, dir)
 			k := hostileKeeper(t, func(w io.Writer) { w.Write(tarball(t, tc.archive...)) })
-			err := copyFrom(t.Context(), Env{}, k, tc.src, tc.dst)
+			err := copyFrom(t.Context(), Env{Streams: Streams{Err: io.Discard}}, k, tc.src, tc.dst, copyOut{})
 			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
 				t.Errorf("error %v, want %q", err, tc.err)
 			}
@@ -216,6 +216,72 @@ func TestCopyOutGoesWhereDockerPutsIt(t *testing.T) {
 	}
 }
 
+// A merge tells what it did, and does not touch what is run or trusted here
+// unless it is told to; a link that leads out is left out on demand.
+func TestCopyOutTellsWhatItDid(t *testing.T) {
+	top := tar.Header{Name: "out/", Typeflag: tar.TypeDir}
+	in := func(name string) tar.Header { return tar.Header{Name: "out/" + name, Typeflag: tar.TypeReg} }
+	plain := []tar.Header{top, in("file"), in("new"), in("new2")}
+	rc := []tar.Header{top, in(".bashrc"), in("new")}
+	venv := []tar.Header{top, {Name: "out/python", Typeflag: tar.TypeSymlink, Linkname: "/usr/bin/python3"}, in("cfg")}
+	for name, tc := range map[string]struct {
+		src, dst string
+		how      copyOut
+		archive  []tar.Header
+		told     string // on standard error
+		err      string
+		want     []string // added
+	}{
+		"merge":            {"/out/.", ".", copyOut{}, plain, "creel: replaced 1 file and made 2 below .\n", "", []string{"file new", "new new", "new2 new"}},
+		"into a directory": {"/out", "have", copyOut{}, plain, "", "", []string{"have/out/", "have/out/file new", "have/out/new new", "have/out/new2 new"}},
+		"start-up file":    {"/out/.", ".", copyOut{}, rc, "", ".bashrc (bash runs it)", nil},
+		"with force": {"/out/.", ".", copyOut{force: true}, rc,
+			"creel: replaced 1 file and made 1 below .\ncreel: programs here run or trust some of the copy; look at it before you use them there: .bashrc (bash runs it)\n",
+			"", []string{".bashrc new", "new new"}},
+		"to a new directory": {"/out", "new", copyOut{}, rc,
+			"creel: programs here run or trust some of the copy; look at it before you use them there: new/.bashrc (bash runs it)\n",
+			"", []string{"new/", "new/.bashrc new", "new/new new"}},
+		"named":      {"/root/.bashrc", ".", copyOut{}, []tar.Header{{Name: ".bashrc", Typeflag: tar.TypeReg}}, "", "", []string{".bashrc new"}},
+		"venv":       {"/out", "new", copyOut{}, venv, "", "use --skip-links", nil},
+		"skip links": {"/out", "new", copyOut{skipLinks: true}, venv, "creel: left out 1 link out of what is copied: out/python -> /usr/bin/python3\n", "", []string{"new/", "new/cfg new"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := home(t)
+			before := listing(t, dir)
+			var told bytes.Buffer
+			k := hostileKeeper(t, func(w io.Writer) { w.Write(tarball(t, tc.archive...)) })
+			err := copyFrom(t.Context(), Env{Streams: Streams{Err: &told}}, k, tc.src, tc.dst, tc.how)
+			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+				t.Errorf("error %v, want %q", err, tc.err)
+			}
+			if diff := cmp.Diff(tc.told, told.String()); diff != "" {
+				t.Error(diff)
+			}
+			var added []string
+			for _, line := range listing(t, dir) {
+				if !slices.Contains(before, line) {
+					added = append(added, line)
+				}
+			}
+			if diff := cmp.Diff(tc.want, added); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// Flags that would do nothing are refused.
+func TestCopyFlagsAreForCopiesOut(t *testing.T) {
+	for _, args := range [][]string{{"--force", ".", "web:/"}, {"--skip-links", "web:/", "-"}} {
+		c := newCopy(Env{})
+		c.SetArgs(args)
+		c.SilenceErrors, c.SilenceUsage = true, true
+		if err := c.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "leave them out") {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
 // A copy that is interrupted, or whose keeper dies, leaves nothing.
 func TestCopyThatBreaksOffLeavesNothing(t *testing.T) {
 	whole := tarball(t, tar.Header{Name: "out/", Typeflag: tar.TypeDir}, tar.Header{Name: "out/a", Typeflag: tar.TypeReg})
@@ -229,7 +295,7 @@ func TestCopyThatBreaksOffLeavesNothing(t *testing.T) {
 			<-t.Context().Done() // and no more
 		})
 		result := make(chan error)
-		go func() { result <- copyFrom(ctx, Env{}, k, "/out", ".") }()
+		go func() { result <- copyFrom(ctx, Env{}, k, "/out", ".", copyOut{}) }()
 		awaitStage(t, dir)
 		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -251,7 +317,7 @@ func TestCopyThatBreaksOffLeavesNothing(t *testing.T) {
 			awaitStage(t, dir)
 			k.Close()
 		})
-		if err := copyFrom(t.Context(), Env{}, k, "/out", "."); err == nil {
+		if err := copyFrom(t.Context(), Env{}, k, "/out", ".", copyOut{}); err == nil {
 			t.Error("half an archive was accepted")
 		}
 		if diff := cmp.Diff(before, listing(t, dir)); diff != "" {

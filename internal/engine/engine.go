@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/diskroom"
 	"creel/internal/engine/process"
 	"creel/internal/image"
 	"creel/internal/keeper"
@@ -88,7 +89,7 @@ type Options struct {
 type Engine struct {
 	opts Options
 	root bool // this process may drop to users of its choice
-	room func(dir string) (free, size int64, err error)
+	room func(dir string) (diskroom.Room, error)
 
 	patience time.Duration // with a keeper that is told to end its run
 	leaves   time.Duration // that a keeper may take to go once its task has ended

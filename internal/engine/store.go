@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/diskroom"
 	"creel/internal/engine/names"
 	"creel/internal/keeper"
 	"creel/internal/sandbox"
@@ -85,7 +86,7 @@ func New(o Options) (*Engine, error) {
 	for _, name := range []string{sandboxesName, StandbyName, namesName} {
 		os.MkdirAll(filepath.Join(o.Dir, name), 0o700) // where it cannot be made, who makes a sandbox is told
 	}
-	return &Engine{opts: o, root: os.Geteuid() == 0, room: diskRoom, patience: answersIn, leaves: keeperLeaves}, nil
+	return &Engine{opts: o, root: os.Geteuid() == 0, room: diskroom.Of, patience: answersIn, leaves: keeperLeaves}, nil
 }
 
 // checkOwner refuses a state directory that others could have prepared or
