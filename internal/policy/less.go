@@ -3,7 +3,6 @@ package policy
 import (
 	"net"
 	"net/netip"
-	"slices"
 )
 
 // TakesAway reports whether a policy that follows another surely allows nothing
@@ -46,12 +45,12 @@ func TakesAway(from, to *Policy) bool {
 // ownerGoes reports whether a name may not be among [Policy.Owners] any more, so
 // that an allow by address, which remains, reaches what it kept from it.
 func ownerGoes(from, to *Policy) bool {
-	for _, r := range to.allows() {
-		if !r.Prefix.IsValid() {
+	for _, owner := range from.allows() {
+		if !from.mayOwn(owner) || to.Like(owner) != nil && !to.deniesMore(from, owner) {
 			continue
 		}
-		for _, owner := range from.allows() {
-			if from.mayOwn(owner) && overlap(owner, r) && (to.Like(owner) == nil || to.deniesMore(from, owner)) {
+		for _, r := range to.allows() {
+			if r.Prefix.IsValid() && overlap(owner, r) {
 				return true
 			}
 		}
@@ -64,17 +63,26 @@ func (p *Policy) mayOwn(r *Rule) bool {
 	if r.Host == "" || r.Host == HostAlias {
 		return false
 	}
-	return r.NeedsHTTP() || r.Budget != (Budget{}) || r.Upstream.Address != "" || slices.ContainsFunc(p.Rules, func(deny Rule) bool {
-		return deny.Deny && deny.Conditional() && meet(&deny, r)
-	})
+	if r.NeedsHTTP() || r.Budget != (Budget{}) || r.Upstream.Address != "" {
+		return true
+	}
+	for i := range p.Rules {
+		if deny := &p.Rules[i]; deny.Deny && deny.Conditional() && meet(deny, r) {
+			return true
+		}
+	}
+	return false
 }
 
 // deniesMore reports whether a policy has a deny about a rule's destination that
 // the other has not: a denied name is nobody's address.
 func (p *Policy) deniesMore(from *Policy, r *Rule) bool {
-	return slices.ContainsFunc(p.Rules, func(deny Rule) bool {
-		return deny.Deny && meet(&deny, r) && from.Like(&deny) == nil
-	})
+	for i := range p.Rules {
+		if deny := &p.Rules[i]; deny.Deny && meet(deny, r) && from.Like(deny) == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // overlap reports whether two rules can be about one port: an upstream's is

@@ -468,9 +468,9 @@ var queryModels = map[string]func(query string) (names []string){
 	},
 	// Rack::QueryParser of Rack 2.
 	"rack": func(query string) (names []string) {
-		for _, pair := range regexp.MustCompile(`[&;] *`).Split(query, -1) {
+		for _, pair := range rackSeparator.Split(query, -1) {
 			name, _, _ := strings.Cut(pair, "=")
-			if m := regexp.MustCompile(`^[\[\]]*([^\[\]]+)\]*`).FindStringSubmatch(phpDecoded(name)); m != nil {
+			if m := rackName.FindStringSubmatch(phpDecoded(name)); m != nil {
 				names = append(names, m[1])
 			}
 		}
@@ -492,9 +492,15 @@ var queryModels = map[string]func(query string) (names []string){
 	},
 }
 
+var (
+	rackSeparator = regexp.MustCompile(`[&;] *`)
+	rackName      = regexp.MustCompile(`^[\[\]]*([^\[\]]+)\]*`)
+	escape        = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+)
+
 // phpDecoded leaves broken escapes as they are.
 func phpDecoded(s string) string {
-	return regexp.MustCompile(`%[0-9A-Fa-f]{2}`).ReplaceAllStringFunc(strings.ReplaceAll(s, "+", " "), func(e string) string {
+	return escape.ReplaceAllStringFunc(strings.ReplaceAll(s, "+", " "), func(e string) string {
 		c, _ := url.PathUnescape(e)
 		return c
 	})
@@ -505,7 +511,7 @@ func TestNoServerReadsAnotherMethod(t *testing.T) {
 	parts := []string{"_method", "_method", "%5Fmethod", "_METHOD", "method", "_", ".", "+", "%20", "%00", "%0a", "[", "]", "[]", "[x]", "%5B", "%5d", "&", ";", "=", "%zz", "%", "x", "DELETE", "%c2%a0"}
 	rnd := rand.New(rand.NewPCG(5, 8))
 	allowed, read := 0, map[string]int{}
-	for range 30_000 {
+	for range 10_000 {
 		query := ""
 		for range 1 + rnd.IntN(6) {
 			query += parts[rnd.IntN(len(parts))]
@@ -525,7 +531,7 @@ func TestNoServerReadsAnotherMethod(t *testing.T) {
 			}
 		}
 	}
-	if allowed < 1000 || len(read) < len(queryModels) {
+	if allowed < 500 || len(read) < len(queryModels) {
 		t.Errorf("%d queries are allowed, and %v read a _method: the test shows little", allowed, read)
 	}
 }

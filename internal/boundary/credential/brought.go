@@ -75,6 +75,9 @@ var (
 // parameterCarriesCredential tells by a parameter's name as it is written. What
 // some frameworks put behind it, [] or [0], is no part of it.
 func parameterCarriesCredential(written string) bool {
+	if written == "" {
+		return false
+	}
 	names, _ := policy.ParameterNames(written)
 	return slices.ContainsFunc(names, func(name string) bool {
 		plain := normal(name)

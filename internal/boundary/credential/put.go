@@ -170,7 +170,8 @@ type parameter struct {
 
 // split reads a query as the more generous servers do: a semicolon separates
 // parameters, too.
-func split(query string) (all []parameter) {
+func split(query string) []parameter {
+	all := make([]parameter, 0, 1+strings.Count(query, "&")+strings.Count(query, ";"))
 	for query != "" {
 		end := strings.IndexAny(query, "&;")
 		p := parameter{raw: query}
@@ -202,10 +203,10 @@ func join(parameters []parameter) string {
 // withoutParameter leaves the rest of a query as it was written.
 func withoutParameter(query string, out func(parameter) bool) string {
 	all := split(query)
-	kept := slices.DeleteFunc(slices.Clone(all), out)
-	if len(kept) == len(all) {
+	if !slices.ContainsFunc(all, out) {
 		return query
 	}
+	kept := slices.DeleteFunc(slices.Clone(all), out)
 	if n := len(kept); n > 0 && all[len(all)-1].after == "" && kept[n-1].after != "" {
 		kept[n-1].after = "" // the last was taken out
 	}
