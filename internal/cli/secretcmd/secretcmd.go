@@ -72,7 +72,7 @@ func newSet(env Env) *cobra.Command {
 	fs.StringSliceVar(&f.methods, "method", nil, "`method` that it may be used with (default: every one)")
 	fs.StringSliceVar(&f.paths, "path", nil, "`path` that it may be used with, as in policies (default: every one)")
 	fs.StringSliceVar(&f.upstreams, "upstream", nil, "`HOST:PORT` that a policy may send it to instead of the host; may be repeated (default: none)")
-	fs.StringVar(&f.ca, "upstream-ca", "", "PEM `file` that a policy may have the upstreams trusted by (default: the system's)")
+	fs.StringVar(&f.ca, "upstream-ca", "", "PEM `file` that a policy must have the upstreams trusted by (default: the system's)")
 	fs.BoolVar(&f.clear, "clear", false, "a policy may have it sent without TLS, where everybody on the way can read it")
 	fs.StringVar(&f.as, "as", "", "how it is used: header:NAME, bearer, basic:USER, query:NAME or stand-in")
 	fs.StringVar(&f.prefix, "prefix", "", "`text` before the value in a header, such as \"token \"")
