@@ -96,6 +96,7 @@ type Edge struct {
 	web       *web.Server
 	meter     policy.Meter
 	tallies   *audit.Coalescer[counted]
+	visitors  *visitors
 	denials   denials
 	alerts    denials // that are on record one by one
 	troubles  troubles
@@ -155,6 +156,7 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 		return nil, err
 	}
 	e.tallies = audit.NewCoalescer(talliesAt, ruleOf, e.recordTallies)
+	e.visitors = newVisitors(e)
 	e.names = names.New(names.Options{Allow: e.mayResolve, Odd: e.oddName, Pool: namePool, Max: maxNames})
 	e.web = web.NewServer()
 	e.stack, err = netstack.New(cfg.Network, netstack.Options{
@@ -181,6 +183,7 @@ func (e *Edge) Close() error {
 	e.flows.closeAll()
 	err := errors.Join(e.stack.Close(), e.web.Close())
 	e.serving.Wait()
+	e.visitors.close()
 	e.dropped.Do(e.recordDropped)
 	// What was denied has crossed nothing, and without its record nothing of
 	// the edge remains all the same.

@@ -174,8 +174,10 @@ func (r *Run) refreshStatus() {
 	}
 }
 
-// withEdge adds what the edge has counted.
+// withEdge adds what the edge has counted, and whether there is room to record
+// what comes.
 func (r *Run) withEdge(s sandbox.Status) sandbox.Status {
+	s.AuditFull = r.room.words()
 	if r.edge == nil {
 		return s
 	}

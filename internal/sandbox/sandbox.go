@@ -205,6 +205,7 @@ type Status struct {
 	TimedOut  bool `json:"timedOut,omitempty"`
 
 	DiskFault string `json:"diskFault,omitempty"` // what the host's disk refused, in words
+	AuditFull string `json:"auditFull,omitempty"` // that its audit log has no more room, and what that means
 
 	CreatedAt  time.Time `json:"createdAt"`
 	StartedAt  time.Time `json:"startedAt,omitzero"`

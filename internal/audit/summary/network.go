@@ -81,7 +81,15 @@ func (n *network) take(r audit.Record) error {
 			n.alerts[key]++
 		})
 	case event.KindPublished:
-		return with(r, func(p event.Published) { n.ports[receipt.Port{Port: int(p.Port), Proto: p.Proto}]++ })
+		return with(r, func(p event.Published) {
+			count := int64(1)
+			if p.Minute {
+				count = 0 // visits say it
+			}
+			n.ports[receipt.Port{Port: int(p.Port), Proto: p.Proto}] += count
+		})
+	case event.KindVisits:
+		return with(r, func(v event.Visits) { n.ports[receipt.Port{Port: int(v.Port), Proto: v.Proto}] += v.Count })
 	}
 	return nil
 }
