@@ -15,6 +15,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -96,9 +97,9 @@ type Edge struct {
 	web       *web.Server
 	meter     policy.Meter
 	tallies   *audit.Coalescer[counted]
+	marks     *audit.Coalescer[counted] // alerts that are not on record one by one
 	visitors  *visitors
 	denials   denials
-	alerts    denials // that are on record one by one
 	troubles  troubles
 	flows     flows
 	places    places
@@ -155,7 +156,9 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	if err := e.append(ctx, e.policyEvent(cfg.Rules, 1)); err != nil {
 		return nil, err
 	}
+	e.denials.seed = maphash.MakeSeed()
 	e.tallies = audit.NewCoalescer(talliesAt, ruleOf, e.recordTallies)
+	e.marks = audit.NewCoalescer(talliesAt, markOf, e.recordTallies)
 	e.visitors = newVisitors(e)
 	e.names = names.New(names.Options{Allow: e.mayResolve, Odd: e.oddName, Pool: namePool, Max: maxNames})
 	e.web = web.NewServer()
@@ -187,9 +190,11 @@ func (e *Edge) Close() error {
 	e.dropped.Do(e.recordDropped)
 	// What was denied has crossed nothing, and without its record nothing of
 	// the edge remains all the same.
-	if lost, unwritten := e.tallies.Close(); unwritten != nil {
-		e.unrecorded(unwritten)
-		e.cfg.Owed.Miss(event.KindDenied, int(lost))
+	for _, c := range []*audit.Coalescer[counted]{e.tallies, e.marks} {
+		if lost, unwritten := c.Close(); unwritten != nil {
+			e.unrecorded(unwritten)
+			e.cfg.Owed.Miss(event.KindDenied, int(lost))
+		}
 	}
 	return err
 }

@@ -176,6 +176,7 @@ type Destination struct {
 // destinations within a minute.
 type Tally struct {
 	Destination
+	Marked
 	Count int64 `json:"count"`
 	// Names is how many destinations were gathered in this one, by what was
 	// decided and the rule; Host is then empty.
@@ -183,6 +184,14 @@ type Tally struct {
 	// Others stands for rules beyond the number that is told apart in a minute;
 	// Host is then empty.
 	Others bool `json:"others,omitempty"`
+}
+
+// Marked is set where what was denied would have been an [Alert] of its own, had
+// there not been too many of its mark; the fields are those of the alert.
+type Marked struct {
+	Alert string `json:"alert,omitempty"`
+	Name  string `json:"name,omitempty"`
+	Where string `json:"where,omitempty"` // "": places that were gathered
 }
 
 // Connection is about to be dialled.
