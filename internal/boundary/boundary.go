@@ -57,7 +57,8 @@ const (
 // Rules are one generation of a policy.
 type Rules struct {
 	Policy *policy.Policy // nil: nothing is allowed
-	Digest string         // of its canonical text
+	Text   string         // canonical
+	Digest string         // of Text
 }
 
 // Dialer connects to what is allowed; package egress has it.
@@ -260,6 +261,9 @@ func (e *Edge) SetWallet(ctx context.Context, w *credential.Wallet, names []stri
 	})
 	return nil
 }
+
+// Rules are those in force.
+func (e *Edge) Rules() Rules { return *e.rules.Load() }
 
 // Used is what was charged to the policy's budget so far.
 func (e *Edge) Used() (u policy.Usage, hosts int) { return e.meter.Used() }

@@ -73,7 +73,7 @@ func (r *Run) openBoundary(ctx context.Context) error {
 
 // rulesOf reads a policy in its canonical form; "" allows nothing.
 func rulesOf(text string) (boundary.Rules, error) {
-	rules := boundary.Rules{Digest: syntax.Digest(syntax.Canonical(text))}
+	rules := boundary.Rules{Text: text, Digest: syntax.Digest(syntax.Canonical(text))}
 	if text == "" {
 		return rules, nil
 	}
@@ -206,6 +206,14 @@ func (r *Run) servePolicy(ctx context.Context, s *wire.Stream) error {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})
+}
+
+// serveInForce says which policy is in force.
+func (r *Run) serveInForce(ctx context.Context, s *wire.Stream) error {
+	if err := r.awaitGuest(ctx); err != nil {
+		return err
+	}
+	return s.Send(ctx, socket.PolicyReply{Policy: r.edge.Rules().Text})
 }
 
 // serveSecrets replaces and adds secrets. Stand-ins that the sandbox has stay

@@ -232,3 +232,18 @@ func (q *quotaRecord) Append(context.Context, ...audit.Event) error {
 func (q *quotaRecord) Note(failed func(error), _ ...audit.Event) {
 	failed(q.Append(context.Background()))
 }
+
+// A keeper says which policy is in force, whoever put it there.
+func TestPolicyInForce(t *testing.T) {
+	const before = "version: 1\nrules: [{allow: a.test}]\n"
+	_, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Policy = before }})
+	if got, err := c.Policy(t.Context()); err != nil || got != before {
+		t.Errorf("in force is %q, %v; it started with %q", got, err, before)
+	}
+	if err := c.SetPolicy(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Policy(t.Context()); err != nil || got != "" {
+		t.Errorf("in force is %q, %v, after it was taken away", got, err)
+	}
+}
