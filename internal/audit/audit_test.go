@@ -435,6 +435,57 @@ func TestTornLogIsCutAndRecorded(t *testing.T) {
 	}
 }
 
+// What one class of records uses up is not another's own room, in whatever order
+// they come; and visitors get a share only.
+func TestClassesHaveRoomOfTheirOwn(t *testing.T) {
+	kinds := []Kind{"lookup", "published", "denied", KindExec, "policy", KindExit} // one of each class
+	for greedy, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			h := newHome(t)
+			dir := filepath.Join(t.TempDir(), "log")
+			h.ledger.MaxLog = MinMaxLog
+			key, err := h.ledger.OpenSandbox(t.Context(), "aa", dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := OpenLog(dir, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.file.Close()
+			defer l.batch.Close()
+			fill := func(kind Kind, size int) (bytes int64, err error) {
+				before := l.size
+				for err == nil {
+					err = l.Append(t.Context(), Event{Kind: kind, Sandbox: "aa", Data: map[string]string{"x": strings.Repeat("x", size)}})
+				}
+				return l.size - before, err
+			}
+			var full *QuotaError
+			for _, size := range []int{4 << 10, 0} { // to the last byte
+				if _, err := fill(kind, size); !errors.As(err, &full) || !errors.Is(err, ErrQuota) || full.Visitors != (classOf[kind] == classVisitor) {
+					t.Fatal(err)
+				}
+			}
+			for class, other := range kinds {
+				if class == greedy {
+					continue
+				}
+				own := reserve(MinMaxLog, class)
+				if kind == "published" && class == classGuest {
+					own = MinMaxLog / 4 // it does not run out for visitors
+				}
+				if got, _ := fill(other, 100); got < own-4<<10 {
+					t.Errorf("%s found %d bytes, and %d are its own", other, got, own)
+				}
+			}
+			if l.size > MinMaxLog {
+				t.Errorf("the log has %d bytes", l.size)
+			}
+		})
+	}
+}
+
 func TestNoRecordNoSuccess(t *testing.T) {
 	event := Event{Kind: KindExec, Sandbox: "aa", Data: map[string]string{"pad": strings.Repeat("x", 40<<10)}}
 	open := func(t *testing.T) (*Log, string) {

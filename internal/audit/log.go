@@ -29,6 +29,8 @@ const (
 	// maxReserve for each of the other classes of records.
 	endReserve = 256 << 10
 	maxReserve = 1 << 20
+	// visitorShare is the part of a quota that visitors can use up.
+	visitorShare = 8
 )
 
 // LogName is the file of a sandbox's log in its directory.
@@ -36,8 +38,24 @@ const LogName = "log.jsonl"
 
 // ErrQuota is what [Log.Append] returns once a log has used up its quota; the
 // events that end a run are still taken, and for a while those that take rights
-// away, and those of what the operator does.
+// away, and those of what the operator does. The error is a [QuotaError].
 var ErrQuota = errors.New("the sandbox's audit log has reached its quota")
+
+// QuotaError says what there is no room for any more.
+type QuotaError struct {
+	Bytes    int64 // the quota
+	Visitors bool  // of visitors of published ports alone; there is room for the rest
+}
+
+func (e *QuotaError) Error() string {
+	if e.Visitors {
+		return fmt.Sprintf("%v of %d bytes for visitors of published ports", ErrQuota, e.Bytes)
+	}
+	return fmt.Sprintf("%v of %d bytes", ErrQuota, e.Bytes)
+}
+
+// Is reports that it is an [ErrQuota].
+func (e *QuotaError) Is(target error) bool { return target == ErrQuota }
 
 // SandboxKey is what a keeper needs for its sandbox's log. It is encoded as
 // JSON only to go through the pipe to the keeper; printing it hides the
@@ -71,8 +89,10 @@ type Log struct {
 	size   int64
 	end    int64 // of the file: from size to here it has zeros
 	max    int64
-	bare   bool  // no more zeros: there was no room for them
-	broken error // set once the file cannot be trusted any more
+	found  int64          // bytes that were there already, and are of no class
+	used   [classes]int64 // bytes of each class since
+	bare   bool           // no more zeros: there was no room for them
+	broken error          // set once the file cannot be trusted any more
 }
 
 // newLog makes a sandbox's log; its first commit says where in the ledger it
@@ -126,7 +146,7 @@ func OpenLogFile(f *os.File, key SandboxKey) (*Log, error) {
 	if got.fault != "" {
 		return nil, fmt.Errorf("read sandbox log: %s", got.fault)
 	}
-	l.tree, l.size, l.end = got.tree, got.end, got.end
+	l.tree, l.size, l.end, l.found = got.tree, got.end, got.end, got.end
 	if err := f.Truncate(l.size); err != nil { // torn, or zeros
 		return nil, fmt.Errorf("cut end of sandbox log: %w", err)
 	}
@@ -166,8 +186,9 @@ func (l *Log) write(entries []chain.Entry) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if int64(len(c.Bytes)) > l.max-l.size-keptBack(l.max, entries) {
-		return "", fmt.Errorf("%w of %d bytes", ErrQuota, l.max)
+	used, err := l.charge(entries, int64(len(c.Bytes)))
+	if err != nil {
+		return "", err
 	}
 	trusted, err := l.appendDurable(c.Bytes)
 	if err != nil {
@@ -177,7 +198,7 @@ func (l *Log) write(entries []chain.Entry) (string, error) {
 		}
 		return "", err
 	}
-	l.tree, l.size = c.Tree, l.size+int64(len(c.Bytes))
+	l.tree, l.size, l.used = c.Tree, l.size+int64(len(c.Bytes)), used
 	return c.Checkpoint, nil
 }
 
@@ -196,21 +217,26 @@ func (l *Log) unchanged() error {
 	return nil
 }
 
-// Classes of records, by who has a say in how many there are. Each has room of
-// its own in the quota, which those before it cannot use up: a guest that fills
-// its log keeps nobody from ending the run, from taking rights away or from
-// looking at what it does.
+// Classes of records, by who has a say in how many there are. Each but the
+// guest's has room of its own in the quota, which no other can use up: a guest
+// that fills its log keeps nobody from ending the run, from taking rights away
+// or from looking at what it does. What a class needs beyond its own comes from
+// the rest of the quota, which is the guest's own room, too; visitors get only
+// a share of the whole.
 const (
 	classGuest    = iota // what a guest brings about
-	classDenied          // what it was denied, which comes at a bounded rate
+	classVisitor         // who comes from outside, which anybody can bring about
+	classDenied          // what the guest was denied, which comes at a bounded rate
 	classOperator        // what the operator does in a sandbox
 	classControl         // what takes rights away, and alerts, which are bounded
 	classEnd             // how the run ended
+	classes              // how many there are
 )
 
-// classes of kinds; package event names those that have no constant here, and
-// what is not named is a guest's.
-var classes = map[Kind]int{
+// classOf has the classes of kinds; package event names those that have no
+// constant here, and what is not named is a guest's.
+var classOf = map[Kind]int{
+	"published": classVisitor, "visits": classVisitor,
 	"name": classDenied, "denied": classDenied, "budget": classDenied, "dropped": classDenied,
 	KindStarted: classOperator, KindExec: classOperator, KindCopy: classOperator, "copied": classOperator,
 	KindSignal: classControl, "policy": classControl, "secrets": classControl, "alert": classControl, "step": classControl,
@@ -219,19 +245,41 @@ var classes = map[Kind]int{
 
 // HasRoom reports whether room is kept for records of a kind that a guest's own
 // cannot use up.
-func HasRoom(kind Kind) bool { return classes[kind] != classGuest }
+func HasRoom(kind Kind) bool { return classOf[kind] != classGuest }
 
-// keptBack is how much of a quota the entries of one commit must leave free.
-func keptBack(quota int64, entries []chain.Entry) int64 {
-	class := classEnd
-	for _, e := range entries {
-		class = min(class, classes[e.Kind])
+// charge is what each class has used once a commit of size bytes is written, or
+// a [QuotaError].
+func (l *Log) charge(entries []chain.Entry, size int64) ([classes]int64, error) {
+	used, lowest := l.used, classEnd
+	for i := range entries {
+		class, n := classOf[entries[i].Kind], int64(entries[i].Size())
+		used[class] += n
+		size -= n
+		lowest = min(lowest, class)
 	}
-	if class == classEnd {
+	used[lowest] += size // what the commit has around its entries
+	if used[classVisitor] > max(l.used[classVisitor], l.max/visitorShare) {
+		return used, &QuotaError{Bytes: l.max / visitorShare, Visitors: true}
+	}
+	held := l.found
+	for class := range used {
+		held += max(used[class], reserve(l.max, class))
+	}
+	if held > l.max {
+		return used, &QuotaError{Bytes: l.max}
+	}
+	return used, nil
+}
+
+// reserve is the room in a quota that a class has for itself.
+func reserve(quota int64, class int) int64 {
+	switch class {
+	case classGuest:
 		return 0
+	case classEnd:
+		return endReserve
 	}
-	each := min(maxReserve, max(quota-endReserve, 0)/8)
-	return endReserve + int64(classControl-class)*each
+	return min(maxReserve, max(quota-endReserve, 0)/8)
 }
 
 // appendDurable writes data at the end of f and syncs it. On error it takes

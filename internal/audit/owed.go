@@ -2,6 +2,8 @@ package audit
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -12,6 +14,8 @@ const (
 	owedRetry    = time.Second
 )
 
+var errOwed = errors.New("the record is slow; it is written as soon as it can be")
+
 // Owed takes the records of acts that do not wait for them: what ends a run and
 // what takes rights away happens also where the disk is full or the quota is
 // used up. A record that cannot be written waits here, and is written as soon
@@ -20,43 +24,51 @@ type Owed struct {
 	to      Recorder
 	waiting func(Kind, error)
 
-	mu     sync.Mutex // around every write too: the order is that of the acts
-	events []Event
-	missed map[Kind]int
-	retry  *time.Timer
-	closed bool
+	mu      sync.Mutex // never held while something is written
+	queue   []*owing   // in the order of the acts, the one that is being written first
+	late    int        // of the queue, those whose acts have not waited
+	missed  map[Kind]int
+	writing bool
+	idle    *sync.Cond // writing has ended
+	retry   *time.Timer
+	closed  bool
+}
+
+// owing is one record that is to be written.
+type owing struct {
+	event Event
+	late  bool
+	done  chan struct{} // closed when its act need not wait any more
 }
 
 // Dated is data that can say when its act was, for a record that comes later.
 type Dated interface{ At(time.Time) any }
 
 // NewOwed returns an Owed for the records of to. Waiting is told of each record
-// that has to wait, and why. The caller calls Close.
+// that has to wait, and why; it must not call the Owed. The caller calls Close.
 func NewOwed(to Recorder, waiting func(Kind, error)) *Owed {
-	return &Owed{to: to, waiting: waiting, missed: map[Kind]int{}}
+	o := &Owed{to: to, waiting: waiting, missed: map[Kind]int{}}
+	o.idle = sync.NewCond(&o.mu)
+	return o
 }
 
 // Tell puts the event on record, now or as soon as it can be. It returns after
-// a second at the latest.
+// a second at the latest, however many tell at once.
 func (o *Owed) Tell(e Event) {
+	w := &owing{event: e, done: make(chan struct{})}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	err := o.write()
-	if err == nil {
-		if err = o.append(e); err == nil {
-			return
-		}
+	o.queue = append(o.queue, w)
+	o.start()
+	o.mu.Unlock()
+	patience := time.NewTimer(owedPatience)
+	defer patience.Stop()
+	select {
+	case <-w.done:
+	case <-patience.C:
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.giveUp(w, errOwed)
 	}
-	o.waiting(e.Kind, err)
-	if len(o.events) >= maxOwed || o.closed {
-		o.missed[e.Kind]++
-		return
-	}
-	if d, ok := e.Data.(Dated); ok {
-		e.Data = d.At(time.Now().UTC())
-	}
-	o.events = append(o.events, e)
-	o.again()
 }
 
 // Miss notes n records that were given up.
@@ -75,23 +87,70 @@ func (o *Owed) Close() map[Kind]int {
 	if o.retry != nil {
 		o.retry.Stop()
 	}
-	o.write() // what fails is counted
-	for _, e := range o.events {
-		o.missed[e.Kind]++
+	o.start()
+	for o.writing {
+		o.idle.Wait()
 	}
-	o.events = nil
+	for _, w := range o.queue { // none is being written
+		o.missed[w.event.Kind]++
+	}
+	o.queue, o.late = nil, 0
 	return o.missed
 }
 
-// write writes what waits, oldest first, until one fails.
-func (o *Owed) write() error {
-	for len(o.events) > 0 {
-		if err := o.append(o.events[0]); err != nil {
-			return err
-		}
-		o.events = o.events[1:]
+// start has the queue written. It is called with mu held, as are those below.
+func (o *Owed) start() {
+	if !o.writing && len(o.queue) > 0 {
+		o.writing = true
+		go o.write()
 	}
-	return nil
+}
+
+// write writes what waits, oldest first, until one fails.
+func (o *Owed) write() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer o.idle.Broadcast()
+	defer func() { o.writing = false }()
+	for len(o.queue) > 0 {
+		w := o.queue[0]
+		e := w.event
+		o.mu.Unlock()
+		err := o.append(e)
+		o.mu.Lock()
+		if err != nil {
+			for _, w := range slices.Clone(o.queue) {
+				o.giveUp(w, err)
+			}
+			o.again()
+			return
+		}
+		o.queue = o.queue[1:]
+		if w.late {
+			o.late--
+		} else {
+			close(w.done)
+		}
+	}
+}
+
+// giveUp lets an act happen before its record, which then says when it was. Of
+// more than maxOwed that wait, it is counted only.
+func (o *Owed) giveUp(w *owing, err error) {
+	if at := slices.Index(o.queue, w); w.late || at < 0 {
+		return
+	} else if beingWritten := at == 0 && o.writing; o.late >= maxOwed && !beingWritten {
+		o.queue = slices.Delete(o.queue, at, at+1)
+		o.missed[w.event.Kind]++
+	} else {
+		o.late++
+	}
+	w.late = true
+	if d, ok := w.event.Data.(Dated); ok {
+		w.event.Data = d.At(time.Now().UTC())
+	}
+	close(w.done)
+	o.waiting(w.event.Kind, err)
 }
 
 func (o *Owed) append(e Event) error {
@@ -100,17 +159,17 @@ func (o *Owed) append(e Event) error {
 	return o.to.Append(ctx, e)
 }
 
-// again tries once more after a while. It is called with mu held.
+// again tries once more after a while.
 func (o *Owed) again() {
-	if o.retry != nil {
+	if o.retry != nil || o.closed {
 		return
 	}
 	o.retry = time.AfterFunc(owedRetry, func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.retry = nil
-		if !o.closed && o.write() != nil {
-			o.again()
+		if !o.closed {
+			o.start()
 		}
 	})
 }

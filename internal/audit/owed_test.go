@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -113,13 +114,78 @@ func TestOwedNeitherHangsNorGrows(t *testing.T) {
 		for range 2 * maxOwed {
 			o.Tell(Event{Kind: KindSignal, Data: dated{}})
 		}
-		if len(o.events) > maxOwed {
-			t.Errorf("%d wait", len(o.events))
+		o.mu.Lock()
+		if len(o.queue) > maxOwed {
+			t.Errorf("%d wait", len(o.queue))
 		}
+		o.mu.Unlock()
 		o.Miss(KindExec, 3)
 		if diff := cmp.Diff(map[Kind]int{KindSignal: 2*maxOwed + 1, KindExec: 3}, o.Close()); diff != "" {
 			t.Error(diff)
 		}
 		time.Sleep(5 * time.Second) // nothing is left that tries again
 	})
+}
+
+// However many acts there are at once, and however slow the disk is, none is
+// held up for longer than the patience; and the records come in order.
+func TestOwedHoldsNobodyUpForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 20
+		disk := &fullRecord{hangs: true}
+		o := NewOwed(disk, func(Kind, error) {})
+		var acts sync.WaitGroup
+		for n := range many {
+			acts.Go(func() {
+				time.Sleep(time.Duration(n) * 150 * time.Millisecond) // the bubble's clock
+				began := time.Now()
+				o.Tell(Event{Kind: KindSignal, Data: dated{n: n}})
+				if took := time.Since(began); took > owedPatience {
+					t.Errorf("act %d was held up for %s", n, took)
+				}
+			})
+		}
+		acts.Wait()
+		disk.set(false, false)
+		time.Sleep(3 * time.Second)
+		if missed := o.Close(); len(missed) != 0 {
+			t.Errorf("missed %v", missed)
+		}
+		got := disk.numbers()
+		if len(got) != many || !slices.IsSorted(got) {
+			t.Errorf("on record are %v", got)
+		}
+	})
+}
+
+// So it is where each record is written in the end, but slowly.
+func TestOwedHoldsNobodyUpWhereEachIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := NewOwed(slowRecord{&fullRecord{}, 700 * time.Millisecond}, func(Kind, error) {})
+		var acts sync.WaitGroup
+		for n := range 10 {
+			acts.Go(func() {
+				began := time.Now()
+				o.Tell(Event{Kind: KindSignal, Data: dated{n: n}})
+				if took := time.Since(began); took > owedPatience {
+					t.Errorf("an act was held up for %s", took)
+				}
+			})
+		}
+		acts.Wait()
+		time.Sleep(10 * time.Second)
+		if missed := o.Close(); len(missed) != 0 {
+			t.Errorf("missed %v", missed)
+		}
+	})
+}
+
+type slowRecord struct {
+	*fullRecord
+	takes time.Duration
+}
+
+func (s slowRecord) Append(ctx context.Context, events ...Event) error {
+	time.Sleep(s.takes)
+	return s.fullRecord.Append(ctx, events...)
 }

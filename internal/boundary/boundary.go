@@ -15,6 +15,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -56,7 +57,8 @@ const (
 // Rules are one generation of a policy.
 type Rules struct {
 	Policy *policy.Policy // nil: nothing is allowed
-	Digest string         // of its canonical text
+	Text   string         // canonical
+	Digest string         // of Text
 }
 
 // Dialer connects to what is allowed; package egress has it.
@@ -96,8 +98,9 @@ type Edge struct {
 	web       *web.Server
 	meter     policy.Meter
 	tallies   *audit.Coalescer[counted]
+	marks     *audit.Coalescer[counted] // alerts that are not on record one by one
+	visitors  *visitors
 	denials   denials
-	alerts    denials // that are on record one by one
 	troubles  troubles
 	flows     flows
 	places    places
@@ -154,7 +157,10 @@ func assemble(ctx context.Context, cfg Config) (*Edge, error) {
 	if err := e.append(ctx, e.policyEvent(cfg.Rules, 1)); err != nil {
 		return nil, err
 	}
+	e.denials.seed = maphash.MakeSeed()
 	e.tallies = audit.NewCoalescer(talliesAt, ruleOf, e.recordTallies)
+	e.marks = audit.NewCoalescer(talliesAt, markOf, e.recordTallies)
+	e.visitors = newVisitors(e)
 	e.names = names.New(names.Options{Allow: e.mayResolve, Odd: e.oddName, Pool: namePool, Max: maxNames})
 	e.web = web.NewServer()
 	e.stack, err = netstack.New(cfg.Network, netstack.Options{
@@ -181,12 +187,15 @@ func (e *Edge) Close() error {
 	e.flows.closeAll()
 	err := errors.Join(e.stack.Close(), e.web.Close())
 	e.serving.Wait()
+	e.visitors.close()
 	e.dropped.Do(e.recordDropped)
 	// What was denied has crossed nothing, and without its record nothing of
 	// the edge remains all the same.
-	if lost, unwritten := e.tallies.Close(); unwritten != nil {
-		e.unrecorded(unwritten)
-		e.cfg.Owed.Miss(event.KindDenied, int(lost))
+	for _, c := range []*audit.Coalescer[counted]{e.tallies, e.marks} {
+		if lost, unwritten := c.Close(); unwritten != nil {
+			e.unrecorded(unwritten)
+			e.cfg.Owed.Miss(event.KindDenied, int(lost))
+		}
 	}
 	return err
 }
@@ -252,6 +261,9 @@ func (e *Edge) SetWallet(ctx context.Context, w *credential.Wallet, names []stri
 	})
 	return nil
 }
+
+// Rules are those in force.
+func (e *Edge) Rules() Rules { return *e.rules.Load() }
 
 // Used is what was charged to the policy's budget so far.
 func (e *Edge) Used() (u policy.Usage, hosts int) { return e.meter.Used() }

@@ -224,7 +224,7 @@ func (e *Edge) mayResolve(host string) bool {
 		e.deny(d)
 		return false
 	}
-	e.tallies.Add(counted{event.KindName, destination(d)})
+	e.tallies.Add(counted{kind: event.KindName, to: destination(d)})
 	return true
 }
 

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"creel/internal/audit/event"
 	"creel/internal/boundary/credential"
 	"creel/internal/boundary/netstack/netstacktest"
 	"creel/internal/policy"
@@ -210,13 +211,58 @@ func TestAlertsAreBounded(t *testing.T) {
 		host := fmt.Sprintf("n%d.example.com", i%1000)
 		r.edge.alert(policy.Decision{Request: policy.Request{Op: policy.Resolve, Host: host}}, credential.Found{Mark: "canary git", Where: "name"})
 	}
-	if n := r.count("record alert"); n != maxDenials {
-		t.Errorf("%d alerts on record, want the first %d", n, maxDenials)
+	if n := r.count("record alert"); n != maxAlerts {
+		t.Errorf("%d alerts on record, want the first %d", n, maxAlerts)
+	}
+	if list, total := r.edge.Denials(); len(list) != maxAlerts+1 || list[maxAlerts].Count != many*(1000-maxAlerts)/1000 || total != many {
+		t.Errorf("%d lines for people, %d in all, %+v", len(list), total, list)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.alerts) != many || len(r.told) != maxDenials {
+	if len(r.alerts) != many || len(r.told) != maxAlerts+1 {
 		t.Errorf("told of %d alerts and %d denials", len(r.alerts), len(r.told))
+	}
+}
+
+// No mark's alerts, and no denials, hide another mark's: it has an alert on
+// record, is told of before them, and what comes again is counted under its name.
+func TestNoMarkHidesAnother(t *testing.T) {
+	r := open(t, "")
+	send := func(mark, host string) {
+		r.edge.alert(policy.Decision{Request: policy.Request{Op: policy.Resolve, Host: host}}, credential.Found{Mark: mark, Where: "name"})
+	}
+	for i := range 2 * maxDenials {
+		r.edge.mayResolve(fmt.Sprintf("www.n%d-example.com", i))
+	}
+	for i := range 3000 {
+		send("canary npm", fmt.Sprintf("x%d.test", i))
+	}
+	for i := range 3000 {
+		send("stand-in prod-key", fmt.Sprintf("thief%d.example", i))
+	}
+	list, _ := r.edge.Denials()
+	if len(list) < 2 || !strings.Contains(list[0].Reason, `"npm"`) || list[1].Target != "thief0.example" || !strings.Contains(list[1].Reason, `"prod-key"`) {
+		t.Errorf("told first is %+v", list[:min(3, len(list))])
+	}
+	alerts := map[string]int{}
+	for _, a := range of[event.Alert](r.journal) {
+		alerts[a.Name]++
+	}
+	r.edge.Close()
+	counted, names := map[string]int64{}, 0
+	for _, c := range of[event.Tally](r.journal) {
+		counted[c.Name] += c.Count
+		if c.Name != "" {
+			names++
+		}
+	}
+	for _, name := range []string{"npm", "prod-key"} {
+		if alerts[name] != maxAlerts || counted[name] != 3000-maxAlerts {
+			t.Errorf("of %s %d alerts are on record and %d are counted", name, alerts[name], counted[name])
+		}
+	}
+	if names > 2*1024 {
+		t.Errorf("%d records count alerts", names)
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"creel/internal/audit/event"
 	"creel/internal/policy"
 )
 
@@ -76,8 +75,14 @@ func (e *Edge) admitStreams(ctx context.Context, p Port, places chan struct{}) {
 func (e *Edge) letIn(ctx context.Context, p Port, from net.Addr, proto string) (context.Context, *flow) {
 	ctx, stop := context.WithCancel(ctx)
 	f := &flow{inbound: true, stop: stop, req: policy.Request{Op: policy.Connect, Port: p.Guest, Addr: guestAddress}}
-	if !e.spend(f, nil, policy.Usage{}).Allow ||
-		e.record(ctx, event.KindPublished, event.Published{From: from.String(), Port: p.Guest, Proto: proto}) != nil {
+	if !e.spend(f, nil, policy.Usage{}).Allow {
+		stop()
+		return nil, nil
+	}
+	if err := e.visitors.enter(ctx, from, p.Guest, proto); err != nil {
+		if ctx.Err() == nil {
+			e.turnedAway(p.Guest, proto)
+		}
 		stop()
 		return nil, nil
 	}

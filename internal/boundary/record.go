@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
@@ -62,12 +61,19 @@ func (e *Edge) policyEvent(r Rules, generation int) audit.Event {
 type counted struct {
 	kind audit.Kind
 	to   event.Destination
+	mark event.Marked // of alerts
 }
 
 // ruleOf is what destinations are gathered by: a guest can make up any number of
 // names and ports, but not of rules.
 func ruleOf(c counted) counted {
-	return counted{c.kind, event.Destination{Decision: c.to.Decision, Rule: c.to.Rule}}
+	return counted{kind: c.kind, to: event.Destination{Decision: c.to.Decision, Rule: c.to.Rule}}
+}
+
+// markOf is what alerts beyond those that have records of their own are gathered
+// by: the marks of a sandbox are few, and the guest has no say in them.
+func markOf(c counted) counted {
+	return counted{c.kind, event.Destination{Decision: c.to.Decision, Reason: c.to.Reason}, event.Marked{Alert: c.mark.Alert, Name: c.mark.Name}}
 }
 
 func (e *Edge) recordTallies(tallies []audit.Tally[counted]) error {
@@ -78,7 +84,7 @@ func (e *Edge) recordTallies(tallies []audit.Tally[counted]) error {
 			t.Key.to.Decision = event.Deny // allowed names may be among them
 			kind = event.KindDenied
 		}
-		events = append(events, e.event(kind, event.Tally{Destination: t.Key.to, Count: t.Count, Names: t.Distinct, Others: t.Others}))
+		events = append(events, e.event(kind, event.Tally{Destination: t.Key.to, Marked: t.Key.mark, Count: t.Count, Names: t.Distinct, Others: t.Others}))
 	}
 	return e.append(context.Background(), events...)
 }
@@ -138,7 +144,7 @@ func (e *Edge) denyAs(d policy.Decision, reason, hint string, of alike) {
 	}
 	to := destination(d)
 	to.Reason = tier.Hide(reason)
-	e.tallies.Add(counted{kind, to})
+	e.tallies.Add(counted{kind: kind, to: to})
 	e.tell(sandbox.Denial{Target: tier.Hide(d.Target()), Reason: to.Reason, Hint: tier.Hide(hint)}, of)
 }
 
@@ -148,73 +154,19 @@ func (e *Edge) alert(d policy.Decision, found credential.Found) {
 	a.Decision = event.Deny
 	a.Alert, a.Name = credential.Mark(found.Mark)
 	a.Reason = "a " + a.Alert + " was about to leave"
-	denial := sandbox.Denial{
-		Target: tier.Hide(d.Target()), Reason: fmt.Sprintf("the %s %q was about to leave in the %s", a.Alert, a.Name, a.Where),
-		Hint: "find out who sent it, since no honest task does",
-	}
-	if first, _ := e.alerts.add(denial, alike{}); first != nil {
+	mark := fmt.Sprintf("the %s %q was about to leave", a.Alert, a.Name)
+	told, apart := e.denials.addAlert(mark, sandbox.Denial{
+		Target: tier.Hide(d.Target()), Reason: mark + " in the " + a.Where, Hint: "find out who sent it, since no honest task does",
+	})
+	if apart {
 		e.recordAfter(event.KindAlert, a)
 	} else { // the guest can bring them about at will
-		e.tallies.Add(counted{event.KindDenied, a.Destination})
+		e.marks.Add(counted{event.KindDenied, a.Destination, event.Marked{Alert: a.Alert, Name: a.Name, Where: a.Where}})
 	}
-	e.tell(denial, alike{})
+	e.notify(told)
 	if e.cfg.Alerted != nil {
 		e.cfg.Alerted(a)
 	}
-}
-
-// maxDenials are told apart for people; the rest is counted.
-const maxDenials = 256
-
-// denials are what was denied, for people.
-type denials struct {
-	mu     sync.Mutex
-	order  []*sandbox.Denial
-	index  map[string]*sandbox.Denial
-	groups map[string]*group // by the key of what is alike
-	total  int64
-}
-
-// add returns the destination where it is new, or what the many have become
-// that it is one of; many reports the latter.
-func (d *denials) add(what sandbox.Denial, of alike) (first *sandbox.Denial, many bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.total++
-	if g := d.groups[of.key]; g != nil && g.whole != nil {
-		g.whole.Count++
-		return nil, false
-	}
-	key := what.Target + "\n" + what.Reason
-	if seen := d.index[key]; seen != nil {
-		seen.Count++
-		return nil, false
-	}
-	if len(d.order) >= maxDenials {
-		return nil, false
-	}
-	if d.index == nil {
-		d.index = map[string]*sandbox.Denial{}
-	}
-	what.Count = 1
-	d.index[key] = &what
-	d.order = append(d.order, &what)
-	told := what
-	if of.key != "" && d.joinGroup(of, key) {
-		told, many = *d.groups[of.key].whole, true
-	}
-	return &told, many
-}
-
-// Denials are what was denied so far: destinations in the order in which they
-// first came, and how many denials there were in all.
-func (e *Edge) Denials() (list []sandbox.Denial, total int64) {
-	e.denials.mu.Lock()
-	defer e.denials.mu.Unlock()
-	for _, d := range e.denials.order {
-		list = append(list, *d)
-	}
-	return list, e.denials.total
 }
 
 // printable keeps what a guest wrote to what records and people can read.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -69,38 +68,6 @@ func alikeGreetings(host string) alike {
 	}}
 }
 
-// group is the destinations of one kind so far.
-type group struct {
-	members []string // their keys
-	whole   *sandbox.Denial
-}
-
-// joinGroup counts a new destination to what it is one of. It reports whether
-// the many have just become one line. The list is locked.
-func (d *denials) joinGroup(a alike, key string) bool {
-	g := d.groups[a.key]
-	if g == nil {
-		if d.groups == nil {
-			d.groups = map[string]*group{}
-		}
-		g = &group{}
-		d.groups[a.key] = g
-	}
-	if g.members = append(g.members, key); len(g.members) <= maxAlike {
-		return false
-	}
-	whole := a.whole
-	for _, key := range g.members {
-		one := d.index[key]
-		whole.Count += one.Count
-		delete(d.index, key)
-		d.order = slices.DeleteFunc(d.order, func(o *sandbox.Denial) bool { return o == one })
-	}
-	g.members, g.whole = nil, &whole
-	d.order = append(d.order, g.whole)
-	return true
-}
-
 // knocked counts who knocks at the sandbox's own gateway, where nothing is open
 // but names: whatever the port, it is one destination.
 func (e *Edge) knocked(_ netip.AddrPort, udp bool) {
@@ -108,18 +75,26 @@ func (e *Edge) knocked(_ netip.AddrPort, udp bool) {
 	if udp {
 		to.Protocol = string(policy.UDP)
 	}
-	e.tallies.Add(counted{event.KindDenied, to})
+	e.tallies.Add(counted{kind: event.KindDenied, to: to})
 	e.tell(sandbox.Denial{Target: to.Host, Reason: to.Reason, Hint: "find out who looks for open ports"}, alike{})
 }
 
 // tell adds a denial to what people are told.
 func (e *Edge) tell(what sandbox.Denial, a alike) {
-	told, many := e.denials.add(what, a)
-	if told != nil && e.cfg.Denied != nil {
-		e.cfg.Denied(*told)
+	told, alert := e.denials.add(what, a)
+	e.notify(told)
+	if alert != nil {
+		e.alertNames(*alert)
 	}
-	if many && a.parent != "" {
-		e.alertNames(a)
+}
+
+// notify tells of what is new.
+func (e *Edge) notify(told []sandbox.Denial) {
+	if e.cfg.Denied == nil {
+		return
+	}
+	for _, d := range told {
+		e.cfg.Denied(d)
 	}
 }
 
@@ -207,7 +182,7 @@ func (e *Edge) upstreamFailed(f *flow, err error, dialled bool) {
 	if !dialled {
 		to := destination(policy.Decision{Request: f.req, Rule: f.charged(), Allow: true, Why: policy.WhyRule})
 		to.Reason = class
-		e.tallies.Add(counted{event.KindFailed, to})
+		e.tallies.Add(counted{kind: event.KindFailed, to: to})
 	}
 	e.troubles.add(trouble{Trouble: sandbox.Trouble{Target: targetOf(f), Reason: reason, Hint: hint}})
 }

@@ -16,6 +16,7 @@ import (
 
 	"creel/internal/audit/event"
 	"creel/internal/boundary/egress"
+	"creel/internal/policy"
 	"creel/internal/sandbox"
 	"creel/internal/secret"
 )
@@ -34,11 +35,11 @@ func TestManyNamesBecomeOneLine(t *testing.T) {
 	if total != many+2 || len(list) != 3 {
 		t.Fatalf("%d denials, %+v", total, list)
 	}
-	line := list[1]
+	line := list[0] // an alert comes before denials
 	if line.Target != "*.example.com" || line.Count != many || strings.Contains(line.Hint, "--allow") || line.Hint == "" {
 		t.Errorf("%+v", line)
 	}
-	if list[0].Target != "first.example.org" || list[2].Target != "last.example.org" || !strings.Contains(list[2].Hint, "--allow") {
+	if list[1].Target != "first.example.org" || list[2].Target != "last.example.org" || !strings.Contains(list[2].Hint, "--allow") {
 		t.Errorf("%+v", list)
 	}
 	r.mu.Lock()
@@ -51,6 +52,57 @@ func TestManyNamesBecomeOneLine(t *testing.T) {
 	}
 	if n := len(r.told); n != maxAlike+1+2 { // one by one, until they are many
 		t.Errorf("told of %d", n)
+	}
+}
+
+// Names of other domains do not keep it quiet, however many come before or
+// between: there is an alert for the domain, or for so many domains.
+func TestManyNamesAreAnAlertWhateverElseIsDenied(t *testing.T) {
+	lists := map[string][]string{"one of each domain first": nil, "many of many domains first": nil, "domains between": nil, "ports first": nil}
+	for i := range maxDenials {
+		lists["one of each domain first"] = append(lists["one of each domain first"], fmt.Sprintf("d%d-example.com", i))
+	}
+	for i := range (maxMany + 2) * (maxAlike + 1) {
+		lists["many of many domains first"] = append(lists["many of many domains first"], fmt.Sprintf("x%d.d%d-example.com", i, i%(maxMany+2)))
+	}
+	for i := range (maxAlike + 1) * (maxGroups + 1) {
+		lists["domains between"] = append(lists["domains between"], fmt.Sprintf("x.d%d-example.com", i))
+		if i%(maxGroups+1) == 0 {
+			lists["domains between"] = append(lists["domains between"], fmt.Sprintf("x%d.evil.com", i))
+		}
+	}
+	for name, list := range lists {
+		t.Run(name, func(t *testing.T) {
+			r := open(t, "")
+			if name == "ports first" {
+				for port := range uint16(2 * maxGroups) {
+					r.edge.deny(policy.Decision{Request: policy.Request{Op: policy.Connect, Addr: netip.AddrFrom4([4]byte{93, 184, byte(port >> 8), byte(port)}), Port: 1 + port}})
+				}
+			}
+			for _, host := range list {
+				r.edge.mayResolve(host)
+			}
+			before, want := len(of[event.Alert](r.journal)), "evil.com"
+			if name == "domains between" {
+				want = "*"
+			} else {
+				for i := range 3000 {
+					r.edge.mayResolve(fmt.Sprintf("%08x.evil.com", i))
+				}
+			}
+			alerts := of[event.Alert](r.journal)
+			told := false
+			for _, a := range alerts {
+				told = told || a.Name == want || a.Name == "*"
+			}
+			if !told || len(alerts) > before+1 || len(alerts) > maxMany+1 {
+				t.Errorf("%d alerts, %d before", len(alerts), before)
+			}
+			lines, _ := r.edge.Denials()
+			if !slices.ContainsFunc(lines[:min(len(lines), maxMany+1)], func(d sandbox.Denial) bool { return d.Target == "*."+want || d.Target == "*" }) {
+				t.Errorf("people are not told first: %+v", lines[:min(len(lines), 3)])
+			}
+		})
 	}
 }
 

@@ -56,6 +56,13 @@ func printTroubles(w io.Writer, s sandbox.Status) {
 	}
 }
 
+// printFull tells why a task reached nothing more.
+func printFull(w io.Writer, s sandbox.Status) {
+	if s.AuditFull != "" {
+		fmt.Fprintf(w, "creel: %s\n", printable.Line(s.AuditFull))
+	}
+}
+
 func denialLine(d sandbox.Denial) string {
 	line := printable.Line(d.Target)
 	if d.Count > 1 {

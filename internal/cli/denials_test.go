@@ -48,3 +48,19 @@ func TestTroublesAreTold(t *testing.T) {
 		}
 	}
 }
+
+// A log without room is told at the end, and by `ps`, in every state that has
+// no error to tell first.
+func TestAFullLogIsTold(t *testing.T) {
+	const full = "its audit log is full (64 MiB): the task reaches nothing more"
+	var out bytes.Buffer
+	printFull(&out, sandbox.Status{})
+	if printFull(&out, sandbox.Status{AuditFull: full}); out.String() != "creel: "+full+"\n" {
+		t.Errorf("it says %q", out.String())
+	}
+	for _, s := range []sandbox.State{sandbox.StateRunning, sandbox.StateExited} {
+		if got := describe(sandbox.Status{State: s, AuditFull: full}); !strings.HasSuffix(got, ": "+full) {
+			t.Errorf("%s: %q", s, got)
+		}
+	}
+}

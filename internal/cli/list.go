@@ -145,11 +145,16 @@ func describe(s sandbox.Status) string {
 		if s.DiskFault != "" {
 			up += ": " + shortened(s.DiskFault, maxReason)
 		}
+		if s.AuditFull != "" {
+			up += ": " + shortened(s.AuditFull, maxReason)
+		}
 		return up
 	case sandbox.StateExited:
 		exited := fmt.Sprintf("Exited (%d) %s", s.ExitCode, command.Ago(s.FinishedAt))
 		if s.Error != "" {
 			exited += ": " + shortened(s.Error, maxReason)
+		} else if s.AuditFull != "" {
+			exited += ": " + shortened(s.AuditFull, maxReason)
 		}
 		return exited
 	case sandbox.StateLost:

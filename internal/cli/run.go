@@ -115,6 +115,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	if !f.quiet {
 		printDenials(env.Err, status)
 		printTroubles(env.Err, status)
+		printFull(env.Err, status)
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
 	}
 	return outcome(status, spec)

@@ -175,7 +175,9 @@ func secretsOf(text string) ([]string, error) {
 // SetPolicy puts another policy in force for a sandbox that runs. It is held
 // against the sandbox's tier, and admitted or refused on record, as at the
 // start. One that only takes rights away is put in force in any case; an error
-// then says what could not be written.
+// then says what could not be written. It takes away where it does from what is
+// written down and from what is in force: an earlier change may not have been
+// written down, and a keeper alone does not say what was admitted.
 func (e *Engine) SetPolicy(ctx context.Context, f Found, text string, warn func(string)) error {
 	spec := f.Record.Config.Spec
 	less, p, err := takesAway(spec.Policy, text)
@@ -183,6 +185,9 @@ func (e *Engine) SetPolicy(ctx context.Context, f Found, text string, warn func(
 		return err
 	}
 	spec.Policy = text
+	if less && text != "" { // nothing is less than anything
+		less = e.takesAwayNow(ctx, f, text)
+	}
 	if !less {
 		return e.setMore(ctx, f, spec, warn)
 	}
@@ -210,6 +215,22 @@ func (e *Engine) setMore(ctx context.Context, f Found, spec sandbox.Spec, warn f
 		return err
 	}
 	return e.notePolicy(f.Record, spec.Policy)
+}
+
+// takesAwayNow reports whether a policy surely allows nothing that the one in
+// force does not. Of a keeper that does not say that it is not sure.
+func (e *Engine) takesAwayNow(ctx context.Context, f Found, text string) bool {
+	client, err := e.Connect(ctx, f)
+	if err != nil {
+		return false
+	}
+	defer client.Close()
+	now, err := client.Policy(ctx)
+	if err != nil {
+		return false
+	}
+	less, _, err := takesAway(now, text)
+	return less && err == nil
 }
 
 // takesAway reads a policy in its canonical form, and says whether it surely

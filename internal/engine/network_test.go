@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,8 +28,9 @@ import (
 type keeperOf struct {
 	id sandbox.ID
 
-	mu    sync.Mutex
-	asked []string
+	mu     sync.Mutex
+	asked  []string
+	policy string // in force
 }
 
 func (k *keeperOf) serve(ctx context.Context, s *wire.Stream) {
@@ -37,6 +40,18 @@ func (k *keeperOf) serve(ctx context.Context, s *wire.Stream) {
 	if s.Op() == socket.OpHello {
 		s.Send(ctx, socket.HelloReply{Version: socket.Version, ID: k.id})
 		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch s.Op() {
+	case socket.OpInForce:
+		s.Send(ctx, socket.PolicyReply{Policy: k.policy})
+		return
+	case socket.OpPolicy:
+		var req socket.PolicyRequest
+		if err := s.Body(&req); err == nil {
+			k.policy = req.Policy
+		}
 	}
 	s.Send(ctx, api.Reply{})
 }
@@ -58,7 +73,7 @@ func startKeeper(t *testing.T, e *Engine, spec sandbox.Spec) (*keeperOf, Found) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	k := &keeperOf{id: spec.ID}
+	k := &keeperOf{id: spec.ID, policy: spec.Policy}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -100,6 +115,43 @@ func TestPolicyAfterNone(t *testing.T) {
 				t.Errorf("error %v, asked %v", err, k.asked)
 			}
 		})
+	}
+}
+
+// A policy that was put in force, and could not be written down, is what the
+// next is held against: the one before it is admitted anew.
+func TestPolicyIsHeldAgainstWhatIsInForce(t *testing.T) {
+	both, one := policyOf(t, "a.test", "b.test"), policyOf(t, "a.test")
+	l := &ledger{}
+	e := engineIn(t.TempDir(), l)
+	e.opts.Tiers = tier.Default()
+	spec := modest("trusted")
+	spec.Policy, spec.Tier = both, "untrusted" // allows none of it any more
+	k, f := startKeeper(t, e, spec)
+	record := filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), recordName)
+	if err := os.Rename(record, record+".away"); err != nil { // a directory in its place cannot be replaced
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(record, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.SetPolicy(t.Context(), f, one, func(string) {}); err == nil || !strings.Contains(err.Error(), "in force") || k.policy != one {
+		t.Fatalf("error %v, and in force is %q", err, k.policy)
+	}
+	if err := errors.Join(os.RemoveAll(record), os.Rename(record+".away", record)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := e.Find(t.Context(), "otter")
+	if err != nil || f.Record.Config.Spec.Policy != both {
+		t.Fatalf("written down is %q, %v", f.Record.Config.Spec.Policy, err)
+	}
+	if err := e.SetPolicy(t.Context(), f, both, func(string) {}); err == nil || k.policy != one || l.kinds[len(l.kinds)-1] != "refused" {
+		t.Errorf("rights were given back: %v, %v", err, l.kinds)
+	}
+	for _, less := range []string{one, ""} { // nothing is given by these
+		if err := e.SetPolicy(t.Context(), f, less, func(string) {}); err != nil || k.policy != less {
+			t.Errorf("%q: %v, and in force is %q", less, err, k.policy)
+		}
 	}
 }
 

@@ -102,6 +102,7 @@ type Run struct {
 	machine  vm.Machine     // its
 	edge     *boundary.Edge // nil until it is open
 	canaries []canary.Canary
+	room     *heeded     // takes all records
 	owed     *audit.Owed // records of what does not wait for them
 	notes    notes
 	stale    chan struct{} // the written status is not what is known
@@ -138,14 +139,17 @@ type Run struct {
 
 // New makes a run that has not begun.
 func New(cfg Config, deps Deps) *Run {
+	stale := make(chan struct{}, 1)
+	room := &heeded{Recorder: deps.Audit, log: deps.Log, stale: stale}
+	deps.Audit = room
 	owed := audit.NewOwed(deps.Audit, func(kind audit.Kind, err error) {
 		deps.Log.Error("what was done is not on record yet", "kind", kind, "err", err)
 	})
 	return &Run{
-		cfg: cfg, deps: deps, owed: owed, limit: usual, out: newHub(),
+		cfg: cfg, deps: deps, room: room, owed: owed, limit: usual, out: newHub(),
 		ready: make(chan struct{}), running: make(chan struct{}),
 		over: make(chan struct{}), ended: make(chan struct{}),
-		stdin: make(chan struct{}, 1), stale: make(chan struct{}, 1), clients: map[net.Conn]bool{},
+		stdin: make(chan struct{}, 1), stale: stale, clients: map[net.Conn]bool{},
 		status: sandbox.Status{
 			ID: cfg.Spec.ID, Name: cfg.Spec.Name, State: sandbox.StateCreated,
 			CreatedAt: time.Now(), TemplateDigest: cfg.Template,

@@ -73,7 +73,7 @@ func (r *Run) openBoundary(ctx context.Context) error {
 
 // rulesOf reads a policy in its canonical form; "" allows nothing.
 func rulesOf(text string) (boundary.Rules, error) {
-	rules := boundary.Rules{Digest: syntax.Digest(syntax.Canonical(text))}
+	rules := boundary.Rules{Text: text, Digest: syntax.Digest(syntax.Canonical(text))}
 	if text == "" {
 		return rules, nil
 	}
@@ -174,8 +174,10 @@ func (r *Run) refreshStatus() {
 	}
 }
 
-// withEdge adds what the edge has counted.
+// withEdge adds what the edge has counted, and whether there is room to record
+// what comes.
 func (r *Run) withEdge(s sandbox.Status) sandbox.Status {
+	s.AuditFull = r.room.words()
 	if r.edge == nil {
 		return s
 	}
@@ -204,6 +206,14 @@ func (r *Run) servePolicy(ctx context.Context, s *wire.Stream) error {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})
+}
+
+// serveInForce says which policy is in force.
+func (r *Run) serveInForce(ctx context.Context, s *wire.Stream) error {
+	if err := r.awaitGuest(ctx); err != nil {
+		return err
+	}
+	return s.Send(ctx, socket.PolicyReply{Policy: r.edge.Rules().Text})
 }
 
 // serveSecrets replaces and adds secrets. Stand-ins that the sandbox has stay

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -144,14 +146,20 @@ func TestFullQuota(t *testing.T) {
 				d.Audit = log
 			}})
 			id := string(r.run.cfg.Spec.ID)
+			if s, err := c.Status(t.Context()); err != nil || s.AuditFull != "" {
+				t.Errorf("status %+v, %v", s, err)
+			}
 			for _, size := range []int{4 << 10, 0} { // to the last byte
 				guest := audit.Event{Kind: event.KindLookup, Data: event.Destination{Host: strings.Repeat("x", size)}}
 				for err = nil; err == nil; {
-					err = log.Append(t.Context(), guest)
+					err = r.run.deps.Audit.Append(t.Context(), guest)
 				}
 				if !errors.Is(err, audit.ErrQuota) {
 					t.Fatal(err)
 				}
+			}
+			if s, err := c.Status(t.Context()); err != nil || !strings.HasPrefix(s.AuditFull, "its audit log is full (1 MiB): the task reaches nothing more") {
+				t.Errorf("status %+v, %v", s, err)
 			}
 			if x, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"echo", "x"}}); err != nil {
 				t.Errorf("exec: %v", err)
@@ -166,7 +174,9 @@ func TestFullQuota(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			r.final(c)
+			if s := r.final(c); s.AuditFull == "" {
+				t.Errorf("the last status is %+v", s)
+			}
 			if err := errors.Join(log.Close(), ledger.CloseSandbox(t.Context(), id, at)); err != nil {
 				t.Fatal(err)
 			}
@@ -188,5 +198,52 @@ func TestFullQuota(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A log that has no more room for visitors is not full for the task.
+func TestFullForVisitors(t *testing.T) {
+	disk := &quotaRecord{visitors: true}
+	stale := make(chan struct{}, 1)
+	room := &heeded{Recorder: disk, log: slog.New(slog.DiscardHandler), stale: stale}
+	room.Append(t.Context())
+	if words := room.words(); !strings.Contains(words, "(8 MiB)") || !strings.Contains(words, "the task goes on") {
+		t.Errorf("it says %q", words)
+	}
+	select {
+	case <-stale:
+	default:
+		t.Error("the written status is not renewed")
+	}
+	disk.visitors = false
+	failed := false
+	if room.Note(func(error) { failed = true }); !failed || !strings.Contains(room.words(), "is full (8 MiB)") {
+		t.Errorf("failed %v, it says %q", failed, room.words())
+	}
+}
+
+// quotaRecord is a record without room.
+type quotaRecord struct{ visitors bool }
+
+func (q *quotaRecord) Append(context.Context, ...audit.Event) error {
+	return fmt.Errorf("write: %w", &audit.QuotaError{Bytes: 8 << 20, Visitors: q.visitors})
+}
+
+func (q *quotaRecord) Note(failed func(error), _ ...audit.Event) {
+	failed(q.Append(context.Background()))
+}
+
+// A keeper says which policy is in force, whoever put it there.
+func TestPolicyInForce(t *testing.T) {
+	const before = "version: 1\nrules: [{allow: a.test}]\n"
+	_, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Policy = before }})
+	if got, err := c.Policy(t.Context()); err != nil || got != before {
+		t.Errorf("in force is %q, %v; it started with %q", got, err, before)
+	}
+	if err := c.SetPolicy(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Policy(t.Context()); err != nil || got != "" {
+		t.Errorf("in force is %q, %v, after it was taken away", got, err)
 	}
 }

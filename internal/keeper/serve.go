@@ -88,7 +88,7 @@ func (r *Run) handle(ctx context.Context, s *wire.Stream, drop func()) {
 		socket.OpHello: r.serveHello, socket.OpReady: r.serveReady, socket.OpAttach: serveAttach, socket.OpDetach: r.serveDetach, socket.OpStart: r.serveStart,
 		socket.OpWait: r.serveWait, socket.OpStatus: r.serveStatus, socket.OpSignal: r.serveSignal, socket.OpStop: r.serveStop,
 		socket.OpKill: r.serveKill, socket.OpPause: r.servePause, socket.OpResume: r.serveResume, socket.OpLogs: r.serveLogs,
-		socket.OpPolicy: r.servePolicy, socket.OpSecrets: r.serveSecrets, socket.OpNotes: r.serveNotes,
+		socket.OpPolicy: r.servePolicy, socket.OpInForce: r.serveInForce, socket.OpSecrets: r.serveSecrets, socket.OpNotes: r.serveNotes,
 		api.OpExec: r.serveExec, api.OpCopyIn: r.serveCopyIn, api.OpCopyOut: r.serveCopyOut,
 		api.OpStat: r.serveStat, api.OpUsage: r.serveUsage, api.OpTop: r.serveTop,
 	}[s.Op()]

@@ -205,6 +205,7 @@ type Status struct {
 	TimedOut  bool `json:"timedOut,omitempty"`
 
 	DiskFault string `json:"diskFault,omitempty"` // what the host's disk refused, in words
+	AuditFull string `json:"auditFull,omitempty"` // that its audit log has no more room, and what that means
 
 	CreatedAt  time.Time `json:"createdAt"`
 	StartedAt  time.Time `json:"startedAt,omitzero"`
@@ -221,7 +222,7 @@ type Status struct {
 
 	Ports   []Port   `json:"ports,omitempty"`   // with the host's ports that they got
 	Denied  int64    `json:"denied,omitempty"`  // names, connections and requests
-	Denials []Denial `json:"denials,omitempty"` // by destination, in order, at most 256
+	Denials []Denial `json:"denials,omitempty"` // alerts first; then at most 256, by destination, in order
 	Alerts  int64    `json:"alerts,omitempty"`
 	// Troubles are failures of destinations, and placeholders that were sent
 	// where they are not swapped, in order, at most 64.

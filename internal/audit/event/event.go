@@ -152,7 +152,8 @@ const (
 	KindBudget       audit.Kind = "budget"       // a limit was used up
 	KindAlert        audit.Kind = "alert"        // what no honest task does was stopped
 	KindDropped      audit.Kind = "dropped"      // frames of the card that were let go, counted; at its end
-	KindPublished    audit.Kind = "published"    // a connection from outside is about to be let in
+	KindPublished    audit.Kind = "published"    // a connection from outside is about to be let in, or many
+	KindVisits       audit.Kind = "visits"       // how many came of those
 )
 
 // Decisions.
@@ -175,6 +176,7 @@ type Destination struct {
 // destinations within a minute.
 type Tally struct {
 	Destination
+	Marked
 	Count int64 `json:"count"`
 	// Names is how many destinations were gathered in this one, by what was
 	// decided and the rule; Host is then empty.
@@ -182,6 +184,14 @@ type Tally struct {
 	// Others stands for rules beyond the number that is told apart in a minute;
 	// Host is then empty.
 	Others bool `json:"others,omitempty"`
+}
+
+// Marked is set where what was denied would have been an [Alert] of its own, had
+// there not been too many of its mark; the fields are those of the alert.
+type Marked struct {
+	Alert string `json:"alert,omitempty"`
+	Name  string `json:"name,omitempty"`
+	Where string `json:"where,omitempty"` // "": places that were gathered
 }
 
 // Connection is about to be dialled.
@@ -276,9 +286,19 @@ type Dropped struct {
 	Frames map[string]uint64 `json:"frames"`
 }
 
-// Published is a connection from outside into the sandbox.
+// Published is a connection from outside into the sandbox; or, with Minute, all
+// that come from one address in the minute that begins.
 type Published struct {
+	From   string `json:"from"` // ADDRESS:PORT; of a minute, ADDRESS, or "" for all addresses that have no record of their own
+	Port   uint16 `json:"port"` // in the sandbox
+	Proto  string `json:"proto"`
+	Minute bool   `json:"minute,omitempty"`
+}
+
+// Visits are the connections that came under a [Published] with Minute.
+type Visits struct {
 	From  string `json:"from"`
-	Port  uint16 `json:"port"` // in the sandbox
+	Port  uint16 `json:"port"`
 	Proto string `json:"proto"`
+	Count int64  `json:"count"`
 }

@@ -11,7 +11,8 @@ import (
 // constants.
 func TestRoomIsKeptForTheseKinds(t *testing.T) {
 	for _, kind := range []audit.Kind{event.KindPolicy, event.KindSecrets, event.KindAlert, event.KindStep, event.KindCopied,
-		event.KindName, event.KindDenied, event.KindBudget, event.KindDropped} {
+		event.KindName, event.KindDenied, event.KindBudget, event.KindDropped,
+		event.KindPublished, event.KindVisits} {
 		if !audit.HasRoom(kind) {
 			t.Errorf("no room is kept for %s", kind)
 		}

@@ -58,6 +58,9 @@ func (n *network) take(r audit.Record) error {
 		n.used["requests"]++
 	case event.KindName, event.KindDenied:
 		return with(r, func(t event.Tally) {
+			if t.Alert != "" {
+				n.alert(receipt.Alert{Alert: t.Alert, Name: t.Name, Where: t.Where, Host: t.Host, Port: int(t.Port)}, t.Count)
+			}
 			switch {
 			case t.Others: // of no decision in particular; few of them are names that were allowed
 				at(n.denied, place{}).Count += t.Count
@@ -74,16 +77,27 @@ func (n *network) take(r audit.Record) error {
 		return with(r, func(b event.Budget) { n.spent[event.Budget{Limit: b.Limit, Rule: b.Rule}] = struct{}{} })
 	case event.KindAlert:
 		return with(r, func(a event.Alert) {
-			key := receipt.Alert{Alert: a.Alert, Name: a.Name, Where: a.Where, Host: a.Host, Port: int(a.Port)}
-			if _, known := n.alerts[key]; !known && len(n.alerts) >= maxApart {
-				key = receipt.Alert{Others: true}
-			}
-			n.alerts[key]++
+			n.alert(receipt.Alert{Alert: a.Alert, Name: a.Name, Where: a.Where, Host: a.Host, Port: int(a.Port)}, 1)
 		})
 	case event.KindPublished:
-		return with(r, func(p event.Published) { n.ports[receipt.Port{Port: int(p.Port), Proto: p.Proto}]++ })
+		return with(r, func(p event.Published) {
+			count := int64(1)
+			if p.Minute {
+				count = 0 // visits say it
+			}
+			n.ports[receipt.Port{Port: int(p.Port), Proto: p.Proto}] += count
+		})
+	case event.KindVisits:
+		return with(r, func(v event.Visits) { n.ports[receipt.Port{Port: int(v.Port), Proto: v.Proto}] += v.Count })
 	}
 	return nil
+}
+
+func (n *network) alert(a receipt.Alert, count int64) {
+	if _, known := n.alerts[a]; !known && len(n.alerts) >= maxApart {
+		a = receipt.Alert{Others: true}
+	}
+	n.alerts[a] += count
 }
 
 func (n *network) disconnected(d event.Disconnected) {

@@ -55,6 +55,9 @@ func TestReceiptTellsOfTheNetwork(t *testing.T) {
 			add(event.KindAlert, event.Alert{Destination: to("evil.example", 80, event.Deny), Alert: "stand-in", Name: "KEY", Where: "body"})
 			add(event.KindPublished, event.Published{From: fmt.Sprint("127.0.0.1:", n), Port: 80, Proto: "tcp"})
 		}
+		add(event.KindDenied, event.Tally{Destination: event.Destination{Decision: event.Deny}, Marked: event.Marked{Alert: "stand-in", Name: "OTHER"}, Count: 1})
+		add(event.KindPublished, event.Published{From: "127.0.0.1", Port: 80, Proto: "tcp", Minute: true})
+		add(event.KindVisits, event.Visits{From: "127.0.0.1", Port: 80, Proto: "tcp", Count: 40})
 		add(event.KindBudget, event.Budget{Limit: "bytes_out", Host: "api.example"})
 		add(event.KindBudget, event.Budget{Limit: "requests", Rule: "api", Host: "api.example"})
 		add(event.KindBudget, event.Budget{Limit: "hosts", Rule: "api", Host: "api.example"})
@@ -66,14 +69,14 @@ func TestReceiptTellsOfTheNetwork(t *testing.T) {
 			{Host: "api.example", Port: 22, Decision: "allow", Count: 2, Failed: 1},
 			{Host: "10.0.0.1", Port: 22, Decision: "deny", Count: 6},
 			{Host: "evil.example", Decision: "deny", Count: 3},
-			{Decision: "deny", Count: 6, Others: true},
+			{Decision: "deny", Count: 7, Others: true},
 		},
-		Ports: []receipt.Port{{Port: 80, Proto: "tcp", Count: 2}},
+		Ports: []receipt.Port{{Port: 80, Proto: "tcp", Count: 42}},
 		Budgets: []receipt.Budget{
 			{Name: "bytes_out", Limit: 100, Used: 90, Spent: true}, {Name: "connections", Limit: 9, Used: 4}, {Name: "hosts", Limit: 2, Used: 1},
 			{Name: "requests_per_minute", Limit: 60}, {Name: "hosts", Rule: "api", Spent: true}, {Name: "requests", Rule: "api", Spent: true},
 		},
-		Alerts: []receipt.Alert{{Alert: "stand-in", Name: "KEY", Where: "body", Host: "evil.example", Port: 80, Count: 2}},
+		Alerts: []receipt.Alert{{Alert: "stand-in", Name: "KEY", Where: "body", Host: "evil.example", Port: 80, Count: 2}, {Alert: "stand-in", Name: "OTHER", Count: 1}},
 	}
 	said := receipt.Receipt{Policies: got.Policies, Secrets: got.Secrets, Hosts: got.Hosts, Ports: got.Ports, Budgets: got.Budgets, Alerts: got.Alerts,
 		Contradictions: got.Contradictions}

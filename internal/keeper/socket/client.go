@@ -276,6 +276,15 @@ func (c *Client) SetPolicy(ctx context.Context, text string) error {
 	return c.call(ctx, OpPolicy, PolicyRequest{text})
 }
 
+// Policy is the canonical text of the policy that is in force.
+func (c *Client) Policy(ctx context.Context) (string, error) {
+	reply, err := wire.Call[PolicyReply](ctx, c.conn, OpInForce, api.Empty{})
+	if err == nil && reply.Error != nil {
+		err = reply.Error
+	}
+	return reply.Policy, err
+}
+
 // SetSecrets replaces the values of secrets that the sandbox has, and adds
 // those that it has not.
 func (c *Client) SetSecrets(ctx context.Context, grants []secret.Grant) error {

@@ -18,22 +18,23 @@ const Version = 1
 // port: exec, copy-in, copy-out, stat and usage look the same to a client as
 // they do to the keeper. docs/format/keeper.md has all of them.
 const (
-	OpHello   = "hello"   // HelloRequest → HelloReply; first on every connection
-	OpReady   = "ready"   // Empty → StatusReply, once the clone can run the task or cannot
-	OpAttach  = "attach"  // attachRequest, stdin on 0 → Reply, stdout on 1, stderr on 2
-	OpDetach  = "detach"  // DetachRequest → Reply; the run goes on without the client that started it
-	OpStart   = "start"   // Empty → Reply, once the task runs or cannot
-	OpWait    = "wait"    // Empty → StatusReply, once nothing remains of the run
-	OpStatus  = "status"  // Empty → StatusReply, at once
-	OpSignal  = "signal"  // api.ExecControl → Reply
-	OpStop    = "stop"    // StopRequest → Reply, once the task has ended
-	OpKill    = "kill"    // Empty → Reply; ends the run at once, whatever the guest does
-	OpPause   = "pause"   // Empty → Reply
-	OpResume  = "resume"  // Empty → Reply
-	OpPolicy  = "policy"  // PolicyRequest → Reply, once it is in force
-	OpSecrets = "secrets" // Empty, grants on 0 → Reply, once they are in use
-	OpNotes   = "notes"   // Empty → Reply, then a sandbox.Denial for each new one, until the task has ended
-	OpLogs    = "logs"    // Empty → Reply, then the log's lines on 1 until the output is complete
+	OpHello   = "hello"    // HelloRequest → HelloReply; first on every connection
+	OpReady   = "ready"    // Empty → StatusReply, once the clone can run the task or cannot
+	OpAttach  = "attach"   // attachRequest, stdin on 0 → Reply, stdout on 1, stderr on 2
+	OpDetach  = "detach"   // DetachRequest → Reply; the run goes on without the client that started it
+	OpStart   = "start"    // Empty → Reply, once the task runs or cannot
+	OpWait    = "wait"     // Empty → StatusReply, once nothing remains of the run
+	OpStatus  = "status"   // Empty → StatusReply, at once
+	OpSignal  = "signal"   // api.ExecControl → Reply
+	OpStop    = "stop"     // StopRequest → Reply, once the task has ended
+	OpKill    = "kill"     // Empty → Reply; ends the run at once, whatever the guest does
+	OpPause   = "pause"    // Empty → Reply
+	OpResume  = "resume"   // Empty → Reply
+	OpPolicy  = "policy"   // PolicyRequest → Reply, once it is in force
+	OpInForce = "in-force" // Empty → PolicyReply: the policy that is in force
+	OpSecrets = "secrets"  // Empty, grants on 0 → Reply, once they are in use
+	OpNotes   = "notes"    // Empty → Reply, then a sandbox.Denial for each new one, until the task has ended
+	OpLogs    = "logs"     // Empty → Reply, then the log's lines on 1 until the output is complete
 )
 
 type HelloRequest struct {
@@ -75,4 +76,9 @@ type StopRequest struct {
 
 type PolicyRequest struct {
 	Policy string `json:"policy"` // canonical text; "" allows nothing
+}
+
+type PolicyReply struct {
+	Policy string     `json:"policy"` // canonical text; "" allows nothing
+	Error  *api.Error `json:"error,omitempty"`
 }
