@@ -433,6 +433,9 @@ func (v *verification) openLog(o *openLog) error {
 		o.Dir = asidePath(v.dir, o.Log)
 	}
 	f, at, err := OpenUnclosed(v.dir, o.Opened)
+	if err != nil && !isNoLog(err) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read log %s: %w", o.Log, err)
+	}
 	if err != nil {
 		v.gone = v.gone || errors.Is(err, fs.ErrNotExist)
 		v.fault(o.Log, "is open and cannot be read: %v", err)

@@ -43,13 +43,32 @@ func (e *Engine) ids() ([]sandbox.ID, error) {
 // that one's error is [fs.ErrNotExist].
 func (e *Engine) readRecord(id sandbox.ID) (Record, error) {
 	rec, err := e.record(id)
-	if errors.Is(err, fs.ErrNotExist) && e.settled(id) {
+	if errors.Is(err, fs.ErrNotExist) && e.complete(id) {
+		rec, err = e.record(id) // it may have been made between the two looks
+	}
+	if errors.Is(err, fs.ErrNotExist) && e.complete(id) {
 		return rec, fmt.Errorf("%s of sandbox %s is missing", recordName, id.Short())
 	}
 	if err == nil && rec.Config.Spec.ID != id {
 		return rec, fmt.Errorf("%s of sandbox %s is that of another one", recordName, id.Short())
 	}
 	return rec, err
+}
+
+// complete reports whether a sandbox has what is made after its record is, and
+// removed before that is: a log, a keeper, or the mark that it has ended.
+func (e *Engine) complete(id sandbox.ID) bool {
+	dir := e.SandboxDir(id)
+	logs, err := logsIn(dir)
+	if err != nil || len(logs) > 0 {
+		return true // what cannot be looked at may be
+	}
+	for _, name := range []string{processName, settledName} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // settled reports whether a sandbox has ended and is kept.

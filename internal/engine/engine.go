@@ -142,7 +142,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	}
 	rec.madeUpName = madeUp
 	sb, err := e.make(ctx, rec, n, e.takeStandby)
-	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil {
+	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil && !e.exists(spec.ID) {
 		progress("warning: a VM that waited could not be used, so that another is started: " + unfit.Error())
 		sb, err = e.make(ctx, rec, n, nobodyWaits)
 	}
@@ -150,13 +150,13 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 }
 
 // make makes the sandbox of a record and brings it up, with a VM from waiting
-// where that has one. On error nothing is left of it; an [unfitError] is about
-// the VM that waited.
+// where that has one. On error nothing is left of it, or the error says what is
+// and why; an [unfitError] is about the VM that waited.
 func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWaiting) (_ *Sandbox, err error) {
 	var lock *os.File
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
-	defer steps.Unwind()
+	defer func() { err = errors.Join(err, steps.Unwind()) }()
 	if lock, err = e.reserve(&rec, &steps, waiting); err != nil {
 		return nil, err
 	}
@@ -166,9 +166,6 @@ func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWa
 	if err != nil {
 		return nil, fmt.Errorf("open the sandbox's audit log: %w", err)
 	}
-	steps.Push("audit log", func() error {
-		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
-	})
 	if rec.waited == nil {
 		if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), spec.Resources.DiskBytes, diskKind(spec)); err != nil {
 			return nil, fmt.Errorf("make the writable disk: %w", err)
@@ -286,11 +283,14 @@ func (s *Sandbox) Release(ctx context.Context) error {
 	gone := s.keeper.wait(ctx)
 	rec := s.Record
 	if rec.Config.Helper {
-		dir := filepath.Join(s.engine.SandboxDir(rec.Config.Spec.ID), rec.auditDir)
-		return errors.Join(gone, s.engine.opts.Ledger.CloseSandbox(ctx, string(rec.Config.Spec.ID), dir))
+		return errors.Join(gone, s.engine.endHelper(ctx, rec))
 	}
 	if rec.Config.Spec.Keep {
 		return errors.Join(gone, s.engine.settle(ctx, rec))
 	}
-	return errors.Join(gone, s.engine.remove(ctx, s.Record.Config.Spec.ID))
+	f, err := s.engine.look(rec.Config.Spec.ID)
+	if err != nil {
+		return errors.Join(gone, s.engine.remove(ctx, rec.Config.Spec.ID)) // another process was faster
+	}
+	return errors.Join(gone, s.engine.removeAny(ctx, f))
 }

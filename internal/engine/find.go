@@ -88,6 +88,12 @@ func (e *Engine) status(rec Record) (sandbox.Status, error) {
 		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
 			return status, err
 		}
+		if e.settled(rec.Config.Spec.ID) {
+			return sandbox.Status{
+				ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateLost, ExitCode: sandbox.ExitCreel,
+				CreatedAt: rec.Created, TemplateDigest: rec.Config.Template, Error: "it has ended, and what its keeper said of that is gone",
+			}, nil
+		}
 		return sandbox.Status{
 			ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateCreated, CreatedAt: rec.Created,
 			TemplateDigest: rec.Config.Template,
