@@ -248,6 +248,7 @@ func checkReading(t *testing.T, s state, part, way string) {
 	}
 	named := map[string]string{
 		"images": "fail  images", "record": "→ creel rm -f " + s.id.Short(), "sandboxes": "fail  sandboxes", "templates": "fail  templates",
+		"ledger": "fail  record",
 	}[part]
 	if way == "missing" && part != "record" {
 		named = "" // as on the first day
