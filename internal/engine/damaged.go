@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"creel/internal/audit"
@@ -164,15 +166,26 @@ func (e *Engine) freeNamesOf(id sandbox.ID) error {
 // readOnly says why nothing can be changed in the state directory; nil: it can.
 func (e *Engine) readOnly() error { return unix.Access(e.opts.Dir, unix.W_OK|unix.X_OK) }
 
-// tidy is [Engine.Reconcile] before a command that can do without it.
-func (e *Engine) tidy(ctx context.Context) {
+// tidy is [Engine.Reconcile] before a command that can do without it. What could
+// not be done is said in one line, of that level: who asks about one sandbox is
+// not told of the others.
+func (e *Engine) tidy(ctx context.Context, level slog.Level) {
 	if err := e.readOnly(); err != nil {
 		e.stale.Do(func() {
 			e.opts.Log.Warn("the state directory cannot be written: nothing is cleaned up, and what is shown may be out of date", "dir", e.opts.Dir, "err", err)
 		})
 		return
 	}
-	if err := e.Reconcile(ctx); err != nil {
-		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
+	err := e.Reconcile(ctx)
+	if err == nil {
+		return
 	}
+	if level >= slog.LevelWarn && e.warned.Swap(true) {
+		return
+	}
+	first, rest, _ := strings.Cut(err.Error(), "\n")
+	if rest != "" {
+		first = fmt.Sprintf("%s (and %d more lines)", first, strings.Count(rest, "\n")+1)
+	}
+	e.opts.Log.Log(ctx, level, "some leftovers could not be reconciled; the next command tries again", "err", first)
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"creel/internal/audit"
@@ -93,7 +94,8 @@ type Engine struct {
 	patience time.Duration // with a keeper that is told to end its run
 	leaves   time.Duration // that a keeper may take to go once its task has ended
 
-	stale sync.Once // it is said that what is shown may be out of date
+	warned atomic.Bool // of leftovers
+	stale  sync.Once   // it is said that what is shown may be out of date
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the
@@ -111,7 +113,7 @@ type Sandbox struct {
 // admitted, before its image is looked for; nil: the image has to be here. On
 // error nothing is left of it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string), fetch func(context.Context) error) (*Sandbox, error) {
-	e.tidy(ctx)
+	e.tidy(ctx, slog.LevelWarn)
 	madeUp := spec.Name == ""
 	if madeUp {
 		spec.Name = e.freeName()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,7 +37,7 @@ func (f Found) Running() bool {
 // List returns every sandbox, newest first, after it has reconciled what
 // killed processes left. One whose record cannot be read is there too.
 func (e *Engine) List(ctx context.Context) ([]Found, error) {
-	e.tidy(ctx)
+	e.tidy(ctx, slog.LevelWarn)
 	return e.Peek()
 }
 
@@ -115,7 +116,8 @@ func (e *Engine) Find(ctx context.Context, ref string) (Found, error) {
 
 // FindAny is Find for a command that needs no more than the ID.
 func (e *Engine) FindAny(ctx context.Context, ref string) (Found, error) {
-	all, err := e.List(ctx)
+	e.tidy(ctx, slog.LevelInfo)
+	all, err := e.Peek()
 	if err != nil {
 		return Found{}, err
 	}

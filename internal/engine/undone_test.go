@@ -219,28 +219,28 @@ func TestRemovalTakesTheRecordBehindWhatNeedsIt(t *testing.T) {
 	}
 	defer lock.Close()
 	dir := e.SandboxDir(rec.Config.Spec.ID)
-	// A directory in the record's place that cannot be removed stops it there.
-	if err := os.Remove(filepath.Join(dir, recordName)); err != nil {
-		t.Fatal(err)
-	}
-	stuck := filepath.Join(dir, recordName, "mount")
-	if err := os.MkdirAll(stuck, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", stuck, "tmpfs", 0, ""); err != nil {
-		t.Skipf("nothing can be mounted: %v", err)
-	}
-	defer unix.Unmount(stuck, unix.MNT_DETACH)
-	for _, name := range []string{auditName, auditName + ".1", processName, settledName} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+	for _, stuck := range []string{auditName, auditName + ".1", processName, settledName} { // cannot be removed
+		stuck = filepath.Join(dir, stuck)
+		if err := os.Mkdir(stuck, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", stuck, "tmpfs", 0, ""); err != nil {
+			t.Skipf("nothing can be mounted: %v", err)
+		}
+		err := removeDir(dir)
+		unix.Unmount(stuck, unix.MNT_DETACH)
+		if err == nil {
+			t.Fatal("it was removed")
+		}
+		if _, err := e.readRecord(rec.Config.Spec.ID); err != nil {
+			t.Errorf("the record goes before %s: %v", filepath.Base(stuck), err)
+		}
+		if err := os.Remove(stuck); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := removeDir(dir); err == nil {
-		t.Fatal("it was removed")
-	}
-	if e.complete(rec.Config.Spec.ID) {
-		t.Error("the record goes before what needs it")
+	if err := removeDir(dir); err != nil || e.exists(rec.Config.Spec.ID) {
+		t.Errorf("it is left: %v", err)
 	}
 }
 
