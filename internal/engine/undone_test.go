@@ -150,10 +150,12 @@ func TestRunningSandboxWithoutItsRecord(t *testing.T) {
 	if err := e.Remove(t.Context(), found, false); err == nil || !lives(keeper.Process.Pid) {
 		t.Errorf("without force: %v", err)
 	}
-	go keeper.Wait()
+	waited := make(chan error, 1)
+	go func() { waited <- keeper.Wait() }() // a killed child is there until it is waited for
 	if err := e.Remove(t.Context(), found, true); err != nil {
 		t.Error(err)
 	}
+	<-waited
 	if lives(child) || lives(keeper.Process.Pid) {
 		t.Error("its processes live")
 	}
