@@ -18,6 +18,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"creel/internal/audit"
 	"creel/internal/cli"
 	"creel/internal/cli/hostcmd"
 	"creel/internal/config"
@@ -88,7 +89,7 @@ func open(logging cli.Logging, to io.Writer) (*cli.App, error) {
 	if err != nil {
 		return nil, err
 	}
-	ledger := ledgerIn(auditDir(dir), cfg.AuditQuota)
+	ledger := ledgerIn(auditDir(dir), cfg.AuditQuota, log)
 	templates, err := openTemplates(dir, log)
 	if err != nil {
 		return nil, err
@@ -113,6 +114,7 @@ func open(logging cli.Logging, to io.Writer) (*cli.App, error) {
 				return accelerators.Choose(ctx, cfg.Accel, possibleLevel(cfg.Confinement))
 			},
 			Namespaces: confine.Available, Templates: templates.List, Leftovers: eng.Leftovers,
+			Record: func(ctx context.Context) (broken, doubt error) { return audit.Inspect(ctx, auditDir(dir)) },
 			Images: func(ctx context.Context) error { _, err := images.List(ctx); return err },
 			Damaged: func() ([]string, error) {
 				found, err := eng.Damaged()

@@ -2,6 +2,8 @@ package app
 
 import (
 	"context"
+	"log/slog"
+	"path/filepath"
 	"sync"
 
 	"creel/internal/audit"
@@ -16,13 +18,18 @@ type ledger struct {
 }
 
 // ledgerIn is the ledger in dir, whose runs' logs have at most quota bytes each.
-func ledgerIn(dir string, quota int64) ledger {
+func ledgerIn(dir string, quota int64, log *slog.Logger) ledger {
 	return ledger{sync.OnceValues(func() (*audit.Ledger, error) {
 		whole, err := audit.OpenLedger(dir)
-		if err == nil {
-			whole.MaxLog = quota
+		if err != nil {
+			return nil, err
 		}
-		return whole, err
+		whole.MaxLog = quota
+		if missing, err := whole.HeadMissing(); err == nil && missing { // an error comes again
+			log.Warn("what said how far the audit ledger had come is missing; it is made anew, on record. "+
+				"`creel audit verify --expect` with what you keep elsewhere shows whether the ledger's end was cut off", "file", filepath.Join(dir, audit.HeadName))
+		}
+		return whole, nil
 	})}
 }
 

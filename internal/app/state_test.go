@@ -248,6 +248,7 @@ func checkReading(t *testing.T, s state, part, way string) {
 	}
 	named := map[string]string{
 		"images": "fail  images", "record": "→ creel rm -f " + s.id.Short(), "sandboxes": "fail  sandboxes", "templates": "fail  templates",
+		"ledger": "fail  record",
 	}[part]
 	if way == "missing" && part != "record" {
 		named = "" // as on the first day
@@ -343,4 +344,28 @@ func readOnly(t *testing.T, dir string) string {
 	})
 	must(t, unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	return to
+}
+
+// What says how far the ledger had come is missing: doctor says so, and so does
+// each command that would put something on record, until one has.
+func TestMissingHeadIsSaid(t *testing.T) {
+	s := newState(t)
+	use(t, s.dir)
+	must(t, os.Remove(filepath.Join(s.dir, "audit", "head")))
+	if code, said := creel(t, "doctor"); !strings.Contains(said, "warn  record") || !strings.Contains(said, "head is missing") {
+		t.Errorf("creel doctor: %d, %s", code, said)
+	}
+	const anew = "made anew, on record"
+	if code, said := creel(t, "ps"); code != 0 || !strings.Contains(said, anew) {
+		t.Errorf("creel ps: %d, %s", code, said)
+	}
+	if code, said := creel(t, "rm", "-f", string(s.id)); code != 0 || !strings.Contains(said, anew) {
+		t.Errorf("creel rm: %d, %s", code, said)
+	}
+	if code, said := creel(t, "ps"); code != 0 || strings.Contains(said, anew) {
+		t.Errorf("creel ps, afterwards: %d, %s", code, said)
+	}
+	if code, said := creel(t, "audit", "query", "--kind", "head"); code != 0 || !strings.Contains(said, "head") {
+		t.Errorf("creel audit query: %d, %s", code, said)
+	}
 }

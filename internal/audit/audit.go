@@ -50,12 +50,18 @@ const (
 	KindClosed    Kind = "closed"    // ledger: a sandbox's log has ended, with its root; log: its keeper ended in order
 	KindPruned    Kind = "pruned"    // ledger: a log that was closed is about to be removed
 	KindRecovered Kind = "recovered" // what a crash had left half-written was set aside
+	KindHead      Kind = "head"      // ledger: the note of how far it had come was missing, and is made anew
 )
 
 // keyData is the data of [KindKey].
 type keyData struct {
 	Key     string `json:"key"`               // public
 	Retires string `json:"retires,omitempty"` // the public key that it takes the place of
+}
+
+// headData is the data of [KindHead].
+type headData struct {
+	Lines int64 `json:"lines"` // that the ledger was found with
 }
 
 // Opened is the data of the ledger's [KindOpened].

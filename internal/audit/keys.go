@@ -63,9 +63,13 @@ func parseKeyPair(text string) (k keyPair, err error) {
 func readKeyPair(dir, name string) (keyPair, error) {
 	data, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
-		return keyPair{}, fmt.Errorf("read audit key: %w", err)
+		return keyPair{}, fmt.Errorf("read audit key: %w; %s", err, mendKey)
 	}
-	return parseKeyPair(string(data))
+	k, err := parseKeyPair(string(data))
+	if err != nil {
+		return k, fmt.Errorf("%s is damaged: %w; %s", filepath.Join(dir, name), err, mendKey)
+	}
+	return k, nil
 }
 
 // offerKey writes a key that is not in force yet.
@@ -88,19 +92,29 @@ func promoteKey(dir string, k keyPair) error {
 // crash came between recording a new key and putting it in force, the latter is
 // done now.
 func keyInForce(dir, checkpoint string) (keyPair, error) {
+	key, offered, err := findKey(dir, checkpoint)
+	if err == nil && offered {
+		err = promoteKey(dir, key)
+	}
+	return key, err
+}
+
+// findKey is keyInForce, and changes nothing: offered says that the key is to
+// be put in force.
+func findKey(dir, checkpoint string) (key keyPair, offered bool, err error) {
 	current, currentErr := readKeyPair(dir, keyName)
 	next, nextErr := readKeyPair(dir, nextKeyName)
 	// A rotation's checkpoint is signed by both, and then the next one counts.
 	if nextErr == nil && chain.SignedBy(checkpoint, next.verifier) {
-		return next, promoteKey(dir, next)
+		return next, true, nil
 	}
 	if currentErr != nil {
-		return keyPair{}, currentErr
+		return keyPair{}, false, currentErr
 	}
 	if !chain.SignedBy(checkpoint, current.verifier) {
-		return keyPair{}, errors.New("the ledger's last checkpoint is not signed by this installation's key: it was changed or exchanged; run `creel audit verify`")
+		return keyPair{}, false, errors.New("the ledger's last checkpoint is not signed by this installation's key: it was changed or exchanged; run `creel audit verify`")
 	}
-	return current, nil
+	return current, false, nil
 }
 
 // writeFile puts a private file in place, whole and durable.

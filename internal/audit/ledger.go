@@ -31,6 +31,10 @@ type Ledger struct {
 	seg    *segment // as this process last left it; nil: to be read
 	broken error    // set once the disk cannot be trusted any more
 
+	// headless: what said how far the ledger had come is missing, as the next
+	// commit records before it is made anew.
+	headless bool
+
 	// unrecorded are torn ends that were set aside and not yet recorded.
 	unrecorded []chain.Entry
 }
@@ -82,6 +86,13 @@ func (l *Ledger) Close() error {
 	defer l.mu.Unlock()
 	l.forget()
 	return l.lock.Close()
+}
+
+// HeadMissing reports whether what says how far the ledger had come is missing:
+// that the ledger's end was cut off would not be seen here.
+func (l *Ledger) HeadMissing() (missing bool, err error) {
+	err = l.locked(func() error { missing = l.headless; return nil })
+	return missing, err
 }
 
 // PublicKey returns the installation's public key, in the form of
@@ -194,23 +205,17 @@ func (l *Ledger) refresh() error {
 	if err != nil {
 		return err
 	}
-	if noted.Size > seg.head.Size || noted.Size == seg.head.Size && noted != seg.head {
-		return fmt.Errorf("the ledger ends at line %d, but had reached %d: it was cut, exchanged or put back from a copy; run `creel audit verify`, and see docs/audit.md",
-			seg.head.Size, noted.Size)
+	if err := seg.reaches(noted); err != nil {
+		return err
 	}
+	l.headless = seg.lacks(noted)
 	return l.setAside(tail)
 }
 
 // begin makes the key and the first segment.
 func (l *Ledger) begin() error {
-	for _, name := range []string{keyName, HeadName} {
-		there, err := exists(filepath.Join(l.dir, name))
-		if err != nil {
-			return fmt.Errorf("begin ledger: %w", err)
-		}
-		if there {
-			return errors.New("the ledger's files are gone, but it had begun: put them back from a copy, or move the whole audit directory away to begin anew")
-		}
+	if err := beganBefore(l.dir); err != nil {
+		return err
 	}
 	key, err := newKeyPair("")
 	if err != nil {
@@ -235,6 +240,20 @@ func (l *Ledger) begin() error {
 	return promoteKey(l.dir, key)
 }
 
+// beganBefore fails where there was a ledger before.
+func beganBefore(dir string) error {
+	for _, name := range []string{keyName, HeadName} {
+		there, err := exists(filepath.Join(dir, name))
+		if err != nil {
+			return fmt.Errorf("begin ledger: %w", err)
+		}
+		if there {
+			return errors.New("the ledger's files are gone, but it had begun: put them back from a copy, or move the whole audit directory away to begin anew")
+		}
+	}
+	return nil
+}
+
 // setAside moves what a crash left behind the last commit out of the ledger.
 func (l *Ledger) setAside(tail []byte) error {
 	if len(tail) == 0 {
@@ -257,9 +276,16 @@ func (l *Ledger) setAside(tail []byte) error {
 // when it is written is done by before, if that is not nil; with its error
 // nothing is written. The caller holds the locks.
 func (l *Ledger) append(entries []chain.Entry, before func(checkpoint string) error, signers ...note.Signer) error {
+	first := l.seg.tree.Size
+	if l.headless {
+		missing, err := Event{Kind: KindHead, Data: headData{Lines: first}}.encode()
+		if err != nil {
+			return err
+		}
+		entries = append([]chain.Entry{missing}, entries...)
+	}
 	entries = append(l.unrecorded[:len(l.unrecorded):len(l.unrecorded)], entries...)
 	s := chain.Sealer{Origin: l.seg.head.Origin, Signers: signers, Peaks: true}
-	first := l.seg.tree.Size
 	c, err := s.Seal(&l.seg.tree, entries, time.Now().UTC())
 	if err != nil {
 		return err
@@ -289,7 +315,7 @@ func (l *Ledger) append(entries []chain.Entry, before func(checkpoint string) er
 		l.seg.size += int64(len(c.Bytes))
 		l.seg.tree, l.seg.head, l.seg.checkpoint = c.Tree, c.Head, c.Checkpoint
 	}
-	l.unrecorded = nil
+	l.unrecorded, l.headless = nil, false
 	return writeHead(l.dir, c.Checkpoint)
 }
 

@@ -27,6 +27,8 @@ type PrunedLog struct {
 
 // PruneResult is what became of a [Ledger.Prune].
 type PruneResult struct {
+	// Logs are those that were removed, also where there is an error, and those
+	// that a prune that was killed had left; of a dry run, those that would be.
 	Logs []PrunedLog
 	// Damaged are logs that are not as the ledger has them. They stay: to prune
 	// one would take away what shows it.
@@ -73,14 +75,13 @@ func (l *Ledger) Prune(ctx context.Context, o PruneOptions) (out PruneResult, er
 		if chosen, err = l.soundOf(ctx, chosen, &out); err != nil || o.DryRun {
 			return err
 		}
-		for len(chosen) > 0 {
+		out.Logs = nil // until they are removed
+		for len(chosen) > 0 && err == nil {
 			n := min(len(chosen), pruneAtOnce)
-			if err := l.recordPruned(ctx, chosen[:n]); err != nil {
-				return err
-			}
+			err = l.recordPruned(ctx, chosen[:n])
 			chosen = chosen[n:]
 		}
-		return l.removePruned(ctx)
+		return errors.Join(err, l.removePruned(ctx, &out)) // what is on record may make room
 	})
 	return out, err
 }
@@ -125,7 +126,7 @@ func (l *Ledger) recordPruned(ctx context.Context, logs []closedLog) error {
 }
 
 // removePruned removes what the ledger says is about to be.
-func (l *Ledger) removePruned(ctx context.Context) error {
+func (l *Ledger) removePruned(ctx context.Context, out *PruneResult) error {
 	logs, err := l.closedLogs(ctx)
 	if err != nil {
 		return err
@@ -134,9 +135,18 @@ func (l *Ledger) removePruned(ctx context.Context) error {
 		if !c.pruned {
 			continue
 		}
-		if err := os.Remove(ArchivePath(l.dir, c.opened.Log)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		path := ArchivePath(l.dir, c.opened.Log)
+		info, err := os.Lstat(path)
+		if err == nil {
+			err = os.Remove(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("remove log: %w; it is on record as pruned, and the next `creel audit prune` tries again", err)
 		}
+		out.Logs = append(out.Logs, PrunedLog{c.sandbox, c.opened.Log, c.at, info.Size()})
 	}
 	return syncDir(filepath.Join(l.dir, logsName))
 }

@@ -294,8 +294,11 @@ func TestDamagedHead(t *testing.T) {
 			if !bytes.Equal(read(t, path), spoiled) {
 				t.Error("the head was replaced")
 			}
-			if r, err := Verify(t.Context(), h.dir, public, Options{}); err != nil || len(r.Faults) > 0 {
+			if r, err := Verify(t.Context(), h.dir, public, Options{Live: true}); err != nil || len(r.Faults) != 1 || r.Faults[0].Where != HeadName {
 				t.Errorf("the verifier: %+v, %v", r, err)
+			}
+			if broken, _ := Inspect(t.Context(), h.dir); broken == nil || !strings.Contains(broken.Error(), "creel audit verify") {
+				t.Errorf("a look says %v", broken)
 			}
 			os.Remove(path) // as the error says
 			h.ledger = nil
@@ -318,6 +321,10 @@ func TestHeadsThatAreFine(t *testing.T) {
 	h.append(KindAdmitted, 1) // a shorter checkpoint follows one that two keys have signed
 	for _, head := range [][]byte{before, rotated, append(read(t, path), "\n\n\n"...)} {
 		write(t, path, head)
+		h.sound(Options{Live: true})
+		if broken, doubt := Inspect(t.Context(), h.dir); broken != nil || doubt != nil {
+			t.Errorf("a look says %v, %v", broken, doubt)
+		}
 		h.reopen()
 		h.append(KindAdmitted, 1)
 	}

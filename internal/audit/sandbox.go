@@ -22,8 +22,9 @@ import (
 
 // OpenSandbox records that a sandbox's log begins, and makes it in dir, which
 // is made too. The log is on the disk before its opening is on record, so that
-// whoever is killed between leaves no opening without a log. The key is for the sandbox's keeper alone; nothing else keeps
-// its private half.
+// whoever is killed between leaves no opening without a log. Where the error
+// came behind the record, the log is open all the same: the caller closes it.
+// The key is for the sandbox's keeper alone; nothing else keeps its private half.
 func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -107,8 +108,11 @@ func (l *Ledger) closeLog(ctx context.Context, id string, opened Opened) error {
 	if err := l.Append(ctx, Event{Kind: KindClosed, Sandbox: id, Data: closed}); err != nil {
 		return err
 	}
-	removeLog(opened.Dir)
-	removeLog(asidePath(l.dir, opened.Log))
+	at := asidePath(l.dir, opened.Log)
+	if _, err := os.Lstat(at); err != nil { // else another log may be where it was
+		at = opened.Dir
+	}
+	removeLog(at)
 	if closed.Fault != "" {
 		return fmt.Errorf("sandbox %s: %w: %s", id, ErrUnsound, closed.Fault)
 	}
@@ -293,13 +297,15 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	if errors.Is(err, fs.ErrNotExist) { // a copy was taken, and its closing could not be recorded
 		source, err = os.Open(ArchivePath(l.dir, o.Log))
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		closed.Fault = "it is missing"
 		return closed, nil
-	}
-	if err != nil {
+	case isNoLog(err):
 		closed.Fault = err.Error()
 		return closed, nil
+	case err != nil:
+		return closed, err
 	}
 	defer source.Close()
 	to := ArchivePath(l.dir, o.Log)
@@ -357,9 +363,11 @@ func asidePath(dir, origin string) string {
 }
 
 // OpenUnclosed opens a log that is not closed where it is: with its keeper, or
-// set aside in the audit directory dir.
+// set aside in the audit directory dir. Of one that was set aside, another run's
+// may be where it was.
 func OpenUnclosed(dir string, o Opened) (f *os.File, at string, err error) {
-	for _, at := range []string{o.Dir, asidePath(dir, o.Log)} {
+	aside := asidePath(dir, o.Log)
+	for _, at := range []string{aside, o.Dir, aside} { // again: it may be moved between the two
 		f, err := OpenUntrusted(at)
 		if !errors.Is(err, fs.ErrNotExist) {
 			return f, filepath.Join(at, LogName), err
@@ -380,12 +388,30 @@ func OpenUntrusted(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: filepath.Join(dir, LogName), Err: err}
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		return nil, fmt.Errorf("%s is not a regular file", filepath.Join(dir, LogName))
+	f := os.NewFile(uintptr(fd), LogName)
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s: %w", filepath.Join(dir, LogName), errNotRegular)
 	}
-	return os.NewFile(uintptr(fd), LogName), nil
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+var errNotRegular = errors.New("is not a regular file")
+
+// isNoLog reports whether an error of [OpenUntrusted] is about what is in the
+// log's place: a link, a file for a directory, a socket or device. Any other is
+// about who opens it, and says nothing of the log.
+func isNoLog(err error) bool {
+	for _, about := range []error{errNotRegular, unix.ELOOP, unix.ENOTDIR, unix.ENXIO, unix.ENODEV} {
+		if errors.Is(err, about) {
+			return true
+		}
+	}
+	return false
 }
 
 // removeLog removes a log that was taken in, and its directory if nothing else

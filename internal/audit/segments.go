@@ -163,9 +163,23 @@ func readHead(dir string, key note.Verifier) (Head, error) {
 	return h, nil
 }
 
+// reaches fails where the ledger that ends with s had once come further than it
+// does now.
+func (s *segment) reaches(noted Head) error {
+	if noted.Size > s.head.Size || noted.Size == s.head.Size && noted != s.head {
+		return fmt.Errorf("the ledger ends at line %d, but had reached %d: it was cut, exchanged or put back from a copy; run `creel audit verify`, and see docs/audit.md",
+			s.head.Size, noted.Size)
+	}
+	return nil
+}
+
+// lacks reports whether noted is missing: none is noted of a ledger's first
+// commit.
+func (s *segment) lacks(noted Head) bool { return noted == Head{} && s.head.Size > 1 }
+
 func damagedHead(dir string, err error) error {
 	return fmt.Errorf("%s is damaged: %w. It says how far the ledger had come, and without it nobody sees here that the ledger's end was cut off: "+
-		"run `creel audit verify --expect` with a checkpoint or receipt that you keep elsewhere, and where the record is whole remove that file; see docs/audit.md",
+		"run `creel audit verify --expect` with a checkpoint or receipt that you keep elsewhere, and where that is its only fault remove that file; see docs/audit.md",
 		filepath.Join(dir, HeadName), err)
 }
 

@@ -108,6 +108,10 @@ type verification struct {
 	closed  map[string]*Closed
 	missing map[string]string // where each log should be that is not there, unless it turns out to be pruned
 
+	noted   []byte // how far the ledger had come, as is noted beside it; nil: it is not
+	reached bool   // it is a checkpoint of the ledger
+	keyless error  // why nothing can be signed
+
 	gone bool // an open log is not there
 
 	newest string // segment that was looked at, up to size
@@ -159,6 +163,10 @@ func (v *verification) ledger() error {
 	}
 	v.report.Ledger = v.scanner.Last
 	v.trust()
+	v.head()
+	if v.keyless != nil {
+		v.fault(keyName, "nothing can be put on record: %v", v.keyless)
+	}
 	for _, h := range v.expect {
 		if h.Origin == v.scanner.Origin {
 			v.fault(LedgerName, "ends at line %d, but a checkpoint is known of line %d: its end was cut off", v.scanner.Tree.Size, h.Size)
@@ -179,12 +187,13 @@ func (v *verification) file(path string, limit int64) error {
 // snapshot lists the segments and the size of the newest at a moment at which
 // nobody writes.
 func (v *verification) snapshot() (paths []string, size int64, err error) {
-	// A copy may have no lock, or be read-only; nobody writes there.
-	if lock, err := os.Open(filepath.Join(v.dir, lockName)); err == nil {
-		defer lock.Close()
-		if err := flock(lock, unix.LOCK_SH); err != nil {
-			return nil, 0, fmt.Errorf("lock ledger: %w", err)
-		}
+	unlock, err := readLock(v.dir)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer unlock()
+	if v.noted, err = readSmall(filepath.Join(v.dir, HeadName)); err != nil {
+		return nil, 0, fmt.Errorf("read ledger's head: %w", err)
 	}
 	if paths, err = Segments(v.dir); err != nil || len(paths) == 0 {
 		return nil, 0, err
@@ -193,7 +202,47 @@ func (v *verification) snapshot() (paths []string, size int64, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("look at ledger: %w", err)
 	}
+	if v.opts.Live { // a copy need not have it
+		if end, err := readSegment(paths[len(paths)-1]); err == nil {
+			_, _, v.keyless = findKey(v.dir, end.checkpoint)
+		}
+	}
 	return paths, info.Size(), nil
+}
+
+// readSmall reads a file of ours, or nil where there is none or something else in
+// its place.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil || data == nil {
+		data = []byte{} // it is no head
+	}
+	return data, nil
+}
+
+// head compares the ledger with the note of how far it had come. Where that is
+// missing the next command says so on record.
+func (v *verification) head() {
+	if v.noted == nil {
+		return
+	}
+	noted, err := chain.ParseCheckpoint(strings.TrimRight(string(v.noted), "\n") + "\n")
+	switch {
+	case err != nil:
+		v.fault(HeadName, "is damaged: %v; see docs/audit.md", err)
+	case noted.Origin == v.scanner.Origin && noted.Size > v.scanner.Last.Size:
+		v.fault(LedgerName, "ends at line %d, but had reached line %d, as %s says: its end was cut off", v.scanner.Last.Size, noted.Size, HeadName)
+	case !v.reached:
+		v.fault(HeadName, "is no checkpoint of this ledger: one of the two was exchanged; see docs/audit.md")
+	}
 }
 
 // record follows what the ledger says of keys and logs.
@@ -300,6 +349,7 @@ func (v *verification) sealed(head Head, checkpoint string) error {
 		}
 	}
 	v.pending = v.pending[:0]
+	v.reached = v.reached || checkpoint == strings.TrimRight(string(v.noted), "\n")+"\n"
 	return v.meets(head, checkpoint)
 }
 
@@ -433,6 +483,9 @@ func (v *verification) openLog(o *openLog) error {
 		o.Dir = asidePath(v.dir, o.Log)
 	}
 	f, at, err := OpenUnclosed(v.dir, o.Opened)
+	if err != nil && !isNoLog(err) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read log %s: %w", o.Log, err)
+	}
 	if err != nil {
 		v.gone = v.gone || errors.Is(err, fs.ErrNotExist)
 		v.fault(o.Log, "is open and cannot be read: %v", err)

@@ -50,6 +50,9 @@ type Deps struct {
 	// Images says which images are damaged, and Damaged which sandboxes, by ID.
 	Images  func(context.Context) error
 	Damaged func() ([]string, error)
+	// Record looks at the audit record: broken says why nothing can be put on it,
+	// doubt what else is not as it should be.
+	Record func(context.Context) (broken, doubt error)
 	// Leftovers counts sandboxes that nobody looks after.
 	Leftovers func() (int, error)
 }
@@ -65,7 +68,7 @@ const (
 func Check(ctx context.Context, d Deps) []Finding {
 	return []Finding{
 		vmm(ctx), d.accelerator(ctx), d.kernel(), d.templates(ctx), d.namespaces(),
-		tools(), memory(), d.disk(), d.permissions(), d.images(ctx), d.sandboxes(), d.leftovers(),
+		tools(), memory(), d.disk(), d.permissions(), d.images(ctx), d.sandboxes(), d.record(ctx), d.leftovers(),
 	}
 }
 
@@ -89,6 +92,18 @@ func (d Deps) sandboxes() Finding {
 		return Finding{"sandboxes", Warn, fmt.Sprintf("%d whose record cannot be read", len(damaged)), "creel rm -f " + strings.Join(damaged, " ")}
 	}
 	return Finding{"sandboxes", OK, "every record can be read", ""}
+}
+
+func (d Deps) record(ctx context.Context) Finding {
+	const mend = "as it says; see docs/audit.md"
+	broken, doubt := d.Record(ctx)
+	switch {
+	case broken != nil:
+		return Finding{"record", Fail, "nothing can be put on record: " + oneLine(broken), mend}
+	case doubt != nil:
+		return Finding{"record", Warn, oneLine(doubt), mend}
+	}
+	return Finding{"record", OK, "key and newest lines of the ledger are whole; `creel audit verify` checks everything", ""}
 }
 
 // oneLine is an error that may be several, for a finding's line.

@@ -25,6 +25,7 @@ func healthy(t *testing.T) Deps {
 		Leftovers:  func() (int, error) { return 0, nil },
 		Images:     func(context.Context) error { return nil },
 		Damaged:    func() ([]string, error) { return nil, nil },
+		Record:     func(context.Context) (error, error) { return nil, nil },
 	}
 }
 
@@ -77,6 +78,13 @@ func TestEachLackIsFoundWithItsMend(t *testing.T) {
 		{"sandboxes", func(*Deps) {}, OK, ""},
 		{"sandboxes", func(d *Deps) { d.Damaged = func() ([]string, error) { return []string{"a", "b"}, nil } }, Warn, "creel rm -f a b"},
 		{"sandboxes", func(d *Deps) { d.Damaged = func() ([]string, error) { return nil, errors.New("not a directory") } }, Fail, "creel ps"},
+		{"record", func(*Deps) {}, OK, ""},
+		{"record", func(d *Deps) {
+			d.Record = func(context.Context) (error, error) { return errors.New("no key\nput it back"), nil }
+		}, Fail, "as it says"},
+		{"record", func(d *Deps) {
+			d.Record = func(context.Context) (error, error) { return nil, errors.New("no head") }
+		}, Warn, "as it says"},
 		{"leftovers", func(*Deps) {}, OK, ""},
 		{"leftovers", func(d *Deps) { d.Leftovers = func() (int, error) { return 2, nil } }, Warn, "creel ps"},
 	} {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"creel/internal/audit"
@@ -43,13 +45,32 @@ func (e *Engine) ids() ([]sandbox.ID, error) {
 // that one's error is [fs.ErrNotExist].
 func (e *Engine) readRecord(id sandbox.ID) (Record, error) {
 	rec, err := e.record(id)
-	if errors.Is(err, fs.ErrNotExist) && e.settled(id) {
+	if errors.Is(err, fs.ErrNotExist) && e.complete(id) {
+		rec, err = e.record(id) // it may have been made between the two looks
+	}
+	if errors.Is(err, fs.ErrNotExist) && e.complete(id) {
 		return rec, fmt.Errorf("%s of sandbox %s is missing", recordName, id.Short())
 	}
 	if err == nil && rec.Config.Spec.ID != id {
 		return rec, fmt.Errorf("%s of sandbox %s is that of another one", recordName, id.Short())
 	}
 	return rec, err
+}
+
+// complete reports whether a sandbox has what is made after its record is, and
+// removed before that is: a log, a keeper, or the mark that it has ended.
+func (e *Engine) complete(id sandbox.ID) bool {
+	dir := e.SandboxDir(id)
+	logs, err := logsIn(dir)
+	if err != nil || len(logs) > 0 {
+		return true // what cannot be looked at may be
+	}
+	for _, name := range []string{processName, settledName} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // settled reports whether a sandbox has ended and is kept.
@@ -145,15 +166,26 @@ func (e *Engine) freeNamesOf(id sandbox.ID) error {
 // readOnly says why nothing can be changed in the state directory; nil: it can.
 func (e *Engine) readOnly() error { return unix.Access(e.opts.Dir, unix.W_OK|unix.X_OK) }
 
-// tidy is [Engine.Reconcile] before a command that can do without it.
-func (e *Engine) tidy(ctx context.Context) {
+// tidy is [Engine.Reconcile] before a command that can do without it. What could
+// not be done is said in one line, of that level: who asks about one sandbox is
+// not told of the others.
+func (e *Engine) tidy(ctx context.Context, level slog.Level) {
 	if err := e.readOnly(); err != nil {
 		e.stale.Do(func() {
 			e.opts.Log.Warn("the state directory cannot be written: nothing is cleaned up, and what is shown may be out of date", "dir", e.opts.Dir, "err", err)
 		})
 		return
 	}
-	if err := e.Reconcile(ctx); err != nil {
-		e.opts.Log.Warn("some leftovers could not be reconciled", "err", err)
+	err := e.Reconcile(ctx)
+	if err == nil {
+		return
 	}
+	if level >= slog.LevelWarn && e.warned.Swap(true) {
+		return
+	}
+	first, rest, _ := strings.Cut(err.Error(), "\n")
+	if rest != "" {
+		first = fmt.Sprintf("%s (and %d more lines)", first, strings.Count(rest, "\n")+1)
+	}
+	e.opts.Log.Log(ctx, level, "some leftovers could not be reconciled; the next command tries again", "err", first)
 }

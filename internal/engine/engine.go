@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"creel/internal/audit"
@@ -94,7 +95,8 @@ type Engine struct {
 	patience time.Duration // with a keeper that is told to end its run
 	leaves   time.Duration // that a keeper may take to go once its task has ended
 
-	stale sync.Once // it is said that what is shown may be out of date
+	warned atomic.Bool // of leftovers
+	stale  sync.Once   // it is said that what is shown may be out of date
 }
 
 // Sandbox is one that this process has started: its keeper's client, and the
@@ -112,7 +114,7 @@ type Sandbox struct {
 // admitted, before its image is looked for; nil: the image has to be here. On
 // error nothing is left of it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string), fetch func(context.Context) error) (*Sandbox, error) {
-	e.tidy(ctx)
+	e.tidy(ctx, slog.LevelWarn)
 	madeUp := spec.Name == ""
 	if madeUp {
 		spec.Name = e.freeName()
@@ -143,7 +145,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 	}
 	rec.madeUpName = madeUp
 	sb, err := e.make(ctx, rec, n, e.takeStandby)
-	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil {
+	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil && !e.exists(spec.ID) {
 		progress("warning: a VM that waited could not be used, so that another is started: " + unfit.Error())
 		sb, err = e.make(ctx, rec, n, nobodyWaits)
 	}
@@ -151,13 +153,13 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 }
 
 // make makes the sandbox of a record and brings it up, with a VM from waiting
-// where that has one. On error nothing is left of it; an [unfitError] is about
-// the VM that waited.
+// where that has one. On error nothing is left of it, or the error says what is
+// and why; an [unfitError] is about the VM that waited.
 func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWaiting) (_ *Sandbox, err error) {
 	var lock *os.File
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
-	defer steps.Unwind()
+	defer func() { err = errors.Join(err, steps.Unwind()) }()
 	if lock, err = e.reserve(&rec, &steps, waiting); err != nil {
 		return nil, err
 	}
@@ -167,9 +169,6 @@ func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWa
 	if err != nil {
 		return nil, fmt.Errorf("open the sandbox's audit log: %w", err)
 	}
-	steps.Push("audit log", func() error {
-		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
-	})
 	if rec.waited == nil {
 		if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), spec.Resources.DiskBytes, diskKind(spec)); err != nil {
 			return nil, fmt.Errorf("make the writable disk: %w", err)
@@ -287,11 +286,14 @@ func (s *Sandbox) Release(ctx context.Context) error {
 	gone := s.keeper.wait(ctx)
 	rec := s.Record
 	if rec.Config.Helper {
-		dir := filepath.Join(s.engine.SandboxDir(rec.Config.Spec.ID), rec.auditDir)
-		return errors.Join(gone, s.engine.opts.Ledger.CloseSandbox(ctx, string(rec.Config.Spec.ID), dir))
+		return errors.Join(gone, s.engine.endHelper(ctx, rec))
 	}
 	if rec.Config.Spec.Keep {
 		return errors.Join(gone, s.engine.settle(ctx, rec))
 	}
-	return errors.Join(gone, s.engine.remove(ctx, s.Record.Config.Spec.ID))
+	f, err := s.engine.look(rec.Config.Spec.ID)
+	if err != nil {
+		return errors.Join(gone, s.engine.remove(ctx, rec.Config.Spec.ID)) // another process was faster
+	}
+	return errors.Join(gone, s.engine.removeAny(ctx, f))
 }

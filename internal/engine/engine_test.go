@@ -56,6 +56,19 @@ type ledger struct {
 	kinds  []string
 	closed []string
 	full   error // of every record, while it is set
+
+	opening, opened func() // around each opening, unless nil
+}
+
+func (l *ledger) OpenSandbox(ctx context.Context, id, dir string) (audit.SandboxKey, error) {
+	if l.opening != nil {
+		l.opening()
+	}
+	key, err := l.Ledger.OpenSandbox(ctx, id, dir)
+	if l.opened != nil {
+		l.opened()
+	}
+	return key, err
 }
 
 func (l *ledger) fill(err error) {
@@ -354,6 +367,12 @@ func TestPrepareDir(t *testing.T) {
 		if err := PrepareDir(state); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(state, versionName), []byte(stateVersion), 0o600); err != nil { // echo -n
+		t.Fatal(err)
+	}
+	if err := PrepareDir(state); err != nil {
+		t.Errorf("without its newline: %v", err)
 	}
 	link := filepath.Join(dir, "link")
 	os.Symlink(state, link)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"creel/internal/audit"
 	"creel/internal/undo"
 )
 
@@ -14,7 +15,7 @@ import (
 // and no task: its client can copy, and nothing else. The host never mounts a
 // disk that a guest has written. Release ends the helper and leaves the
 // sandbox as it is.
-func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
+func (e *Engine) Files(ctx context.Context, f Found) (_ *Sandbox, err error) {
 	rec := f.Record
 	id := rec.Config.Spec.ID
 	dir := e.SandboxDir(id)
@@ -31,20 +32,30 @@ func (e *Engine) Files(ctx context.Context, f Found) (*Sandbox, error) {
 	rec.Config.Spec.Policy, rec.Config.Spec.Ports, rec.Config.Spec.Canaries = "", nil, false // no task, no network
 	rec.auditDir = freeAuditDir(dir)
 	var steps undo.Stack
-	defer steps.Unwind()
+	defer func() { err = errors.Join(err, steps.Unwind()) }()
+	steps.Push("audit log", func() error { return e.endHelper(context.WithoutCancel(ctx), rec) }) // it may be open where opening it fails
 	key, err := e.opts.Ledger.OpenSandbox(ctx, string(id), filepath.Join(dir, rec.auditDir))
 	if err != nil {
 		return nil, fmt.Errorf("open the helper's audit log: %w", err)
 	}
-	steps.Push("audit log", func() error {
-		return e.opts.Ledger.CloseSandbox(context.WithoutCancel(ctx), string(id), filepath.Join(dir, rec.auditDir))
-	})
 	sb, err := e.bringUp(ctx, rec, key, lock, network{})
 	if err != nil {
 		return nil, err
 	}
 	steps.Release()
 	return sb, nil
+}
+
+// endHelper closes the log of a helper run, or else sets it aside; where it can
+// do neither, the log stays with the sandbox until that is removed.
+func (e *Engine) endHelper(ctx context.Context, rec Record) error {
+	id := string(rec.Config.Spec.ID)
+	dir := filepath.Join(e.SandboxDir(rec.Config.Spec.ID), rec.auditDir)
+	closed := e.opts.Ledger.CloseSandbox(ctx, id, dir)
+	if closed == nil || errors.Is(closed, audit.ErrUnsound) {
+		return closed
+	}
+	return errors.Join(fmt.Errorf("the helper's audit log is kept until its closing can be recorded: %w", closed), e.opts.Ledger.SetAside(id, dir))
 }
 
 // freeAuditDir names the log of one more helper run: each run has its own.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,7 +37,7 @@ func (f Found) Running() bool {
 // List returns every sandbox, newest first, after it has reconciled what
 // killed processes left. One whose record cannot be read is there too.
 func (e *Engine) List(ctx context.Context) ([]Found, error) {
-	e.tidy(ctx)
+	e.tidy(ctx, slog.LevelWarn)
 	return e.Peek()
 }
 
@@ -88,6 +89,12 @@ func (e *Engine) status(rec Record) (sandbox.Status, error) {
 		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
 			return status, err
 		}
+		if e.settled(rec.Config.Spec.ID) {
+			return sandbox.Status{
+				ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateLost, ExitCode: sandbox.ExitCreel,
+				CreatedAt: rec.Created, TemplateDigest: rec.Config.Template, Error: "it has ended, and what its keeper said of that is gone",
+			}, nil
+		}
 		return sandbox.Status{
 			ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateCreated, CreatedAt: rec.Created,
 			TemplateDigest: rec.Config.Template,
@@ -109,7 +116,8 @@ func (e *Engine) Find(ctx context.Context, ref string) (Found, error) {
 
 // FindAny is Find for a command that needs no more than the ID.
 func (e *Engine) FindAny(ctx context.Context, ref string) (Found, error) {
-	all, err := e.List(ctx)
+	e.tidy(ctx, slog.LevelInfo)
+	all, err := e.Peek()
 	if err != nil {
 		return Found{}, err
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -180,5 +181,35 @@ func TestRemovalOnAFullDisk(t *testing.T) {
 			}
 			wantWhole(t, e, l, 0, 1)
 		})
+	}
+}
+
+// On a full disk a command about one sandbox says nothing of the others, and one
+// that lists them says it once, in one line.
+func TestWhatIsSaidOfLeftovers(t *testing.T) {
+	l := &ledger{}
+	e := engineIn(t.TempDir(), l)
+	var said strings.Builder
+	e.opts.Log = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	endedRun(t, e, l, 1)
+	for _, name := range []string{"pike", "perch"} {
+		rec := recordNamed(name, true)
+		lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock.Close()
+	}
+	l.fill(unix.ENOSPC)
+	if _, err := e.Find(t.Context(), "otter"); err != nil || said.String() != "" {
+		t.Errorf("%v, said %q", err, said.String())
+	}
+	for range 2 {
+		if all, err := e.List(t.Context()); err != nil || len(all) != 3 {
+			t.Errorf("%d sandboxes, %v", len(all), err)
+		}
+	}
+	if n := strings.Count(said.String(), "\n"); n != 1 || strings.Contains(said.String(), `\n`) {
+		t.Errorf("%d lines: %s", n, said.String())
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -281,7 +282,8 @@ func (e *Engine) notePolicy(rec Record, text string) error {
 // PushSecrets gives new values to every running sandbox whose policy names one
 // of the secrets, and returns how many there are.
 func (e *Engine) PushSecrets(ctx context.Context, names []string) (sandboxes int, err error) {
-	all, err := e.List(ctx)
+	e.tidy(ctx, slog.LevelInfo)
+	all, err := e.Peek()
 	if err != nil {
 		return 0, err
 	}

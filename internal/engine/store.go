@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -116,7 +117,7 @@ func checkVersion(path string) error {
 		return fmt.Errorf("read state version: %w; %s", err, mend)
 	}
 	got := string(data)
-	if got == stateVersion+"\n" {
+	if strings.TrimSuffix(got, "\n") == stateVersion { // an editor, or echo -n, may have taken the newline
 		return nil
 	}
 	if n, err := strconv.Atoi(strings.TrimSpace(got)); err != nil || n <= 0 {
@@ -161,7 +162,7 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*
 	if err := e.takeName(rec.Config.Spec.Name, id); err != nil {
 		return nil, err
 	}
-	steps.Push("sandbox", func() error { return e.discard(id, rec.Config.Spec.Name) })
+	steps.Push("sandbox", func() error { return e.discard(*rec) })
 	rec.waited = waiting(*rec)
 	dir := e.SandboxDir(id)
 	var lock *os.File
@@ -318,9 +319,17 @@ func (e *Engine) freeNameOf(id sandbox.ID, name string) error {
 	return nil
 }
 
-// discard takes back what [Engine.reserve] made.
-func (e *Engine) discard(id sandbox.ID, name string) error {
-	return e.locked(func() error { return errors.Join(e.freeNameOf(id, name), os.RemoveAll(e.SandboxDir(id))) })
+// discard takes back what [Engine.reserve] made, with the log that was opened
+// since. What cannot be taken back is left to [Engine.Reconcile].
+func (e *Engine) discard(rec Record) error {
+	id, name := rec.Config.Spec.ID, rec.Config.Spec.Name
+	return e.locked(func() error {
+		if !e.complete(id) { // no log was opened
+			return errors.Join(e.freeNameOf(id, name), os.RemoveAll(e.SandboxDir(id)))
+		}
+		_, err := e.dismantle(context.Background(), rec, func() error { return e.freeNameOf(id, name) })
+		return err
+	})
 }
 
 // freeUID picks a user that no sandbox has. The store is locked.
@@ -373,15 +382,35 @@ func (e *Engine) closeLogs(ctx context.Context, id sandbox.ID) error {
 
 func (e *Engine) eachLog(id sandbox.ID, do func(dir string) error) error {
 	task := filepath.Join(e.SandboxDir(id), auditName)
-	helpers, err := filepath.Glob(task + ".*")
+	all, err := logsIn(e.SandboxDir(id))
 	if err != nil {
-		return fmt.Errorf("find audit logs: %w", err)
+		return err
+	}
+	if !slices.Contains(all, task) {
+		all = append(all, task) // the ledger may know it
 	}
 	var errs []error
-	for _, dir := range append(helpers, task) {
+	for _, dir := range all {
 		errs = append(errs, do(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// logsIn are the directories of the logs in a sandbox's.
+func logsIn(dir string) (all []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find audit logs: %w", err)
+	}
+	for _, entry := range entries {
+		if entry.Name() == auditName || strings.HasPrefix(entry.Name(), auditName+".") {
+			all = append(all, filepath.Join(dir, entry.Name()))
+		}
+	}
+	return all, nil
 }
 
 // remove deletes a sandbox, frees its name, and puts what is left of it on
@@ -393,44 +422,69 @@ func (e *Engine) remove(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	defer store.Close()
-	dir := e.SandboxDir(id)
-	rec, err := e.record(id)
+	rec, err := e.readRecord(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		return os.RemoveAll(dir) // removed by another process, or never complete
+		return os.RemoveAll(e.SandboxDir(id)) // removed by another process, or never complete: it has no log
 	}
 	if err != nil {
-		return err
+		return e.damaged(id, err).errDamaged()
 	}
 	return e.takeAway(ctx, rec, func() error { return e.freeNameOf(id, rec.Config.Spec.Name) })
 }
 
-// takeAway is the end of a sandbox whose log is closed first, or else kept until
-// that can be recorded. The store is locked.
+// takeAway is the end of a sandbox, with the proof that nothing of it is left.
+// The store is locked.
 func (e *Engine) takeAway(ctx context.Context, rec Record, freeNames func() error) error {
+	kept, err := e.dismantle(ctx, rec, freeNames)
+	if kept {
+		return err
+	}
+	return errors.Join(err, e.proveGone(ctx, rec, false))
+}
+
+// dismantle removes a sandbox whose log is closed first, or else kept until
+// that can be recorded. The store is locked.
+func (e *Engine) dismantle(ctx context.Context, rec Record, freeNames func() error) (kept bool, _ error) {
 	id, dir := rec.Config.Spec.ID, e.SandboxDir(rec.Config.Spec.ID)
 	// The disk goes first: where it has filled the host's, the log has no room
 	// until then.
 	if err := os.RemoveAll(filepath.Join(dir, ScratchName)); err != nil && !errors.Is(err, syscall.ENOTDIR) {
-		return fmt.Errorf("remove the writable disk: %w", err)
+		return true, fmt.Errorf("remove the writable disk: %w", err)
 	}
 	closed := e.closeLogs(ctx, id)
 	if closed != nil {
 		if err := e.eachLog(id, func(dir string) error { return e.opts.Ledger.SetAside(string(id), dir) }); err != nil {
-			return fmt.Errorf("sandbox %s is kept, since its audit log can neither be closed nor kept otherwise: %w; try again when that is mended",
+			return true, fmt.Errorf("sandbox %s is kept, since its audit log can neither be closed nor kept otherwise: %w; try again when that is mended",
 				rec.Config.Spec.Name, errors.Join(closed, err))
 		}
 	}
 	if err := freeNames(); err != nil {
-		return err
+		return true, err
 	}
-	err := os.RemoveAll(dir)
+	err := removeDir(dir)
 	if closed != nil && !errors.Is(closed, audit.ErrUnsound) {
 		closed = e.opts.Ledger.CloseAside(ctx) // there may be room now
 	}
 	if closed != nil && !errors.Is(closed, audit.ErrUnsound) {
 		closed = fmt.Errorf("the audit log of sandbox %s is kept until its closing can be recorded: %w; make room, and the next command does it", rec.Config.Spec.Name, closed)
 	}
-	return errors.Join(closed, err, e.proveGone(ctx, rec, false))
+	return false, errors.Join(closed, err)
+}
+
+// removeDir removes a sandbox's directory. What shows that it was complete goes
+// before its record does, and that before the rest: a removal that is killed
+// does not leave what looks damaged.
+func removeDir(dir string) error {
+	signs, err := logsIn(dir)
+	if err != nil {
+		return err
+	}
+	for _, path := range append(signs, filepath.Join(dir, processName), filepath.Join(dir, settledName), filepath.Join(dir, recordName)) {
+		if err := os.RemoveAll(path); err != nil && !errors.Is(err, syscall.ENOTDIR) {
+			return fmt.Errorf("remove sandbox directory: %w", err)
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 // lockStore holds up every other process that makes or removes a sandbox.

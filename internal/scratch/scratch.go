@@ -52,12 +52,12 @@ func New(ctx context.Context, cacheDir, path string, size int64, kind Kind) erro
 		return fmt.Errorf("make disk %q: %d bytes; want a multiple of 4096, at least %d", path, size, MinBytes)
 	}
 	pristine := filepath.Join(cacheDir, fmt.Sprintf("%s-%s-%d.img", layout, kind, size))
-	src, err := os.Open(pristine)
-	if errors.Is(err, os.ErrNotExist) {
+	src, err := openWhole(pristine, size)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errDamaged) {
 		if err := format(ctx, pristine, size, kind); err != nil {
 			return fmt.Errorf("make disk %q: %w", path, explain(err))
 		}
-		src, err = os.Open(pristine)
+		src, err = openWhole(pristine, size)
 	}
 	if err != nil {
 		return fmt.Errorf("open pristine disk: %w", err)
@@ -75,10 +75,52 @@ func New(ctx context.Context, cacheDir, path string, size int64, kind Kind) erro
 	return nil
 }
 
-func fill(dst, src *os.File, size int64) error {
-	if st, err := src.Stat(); err != nil || st.Size() != size {
-		return fmt.Errorf("pristine disk %s is not whole; remove it", src.Name())
+// errDamaged is of a pristine disk that has to be made again.
+var errDamaged = errors.New("it is damaged")
+
+// openWhole opens a pristine disk that is one, as far as can be seen without
+// reading all of it.
+func openWhole(path string, size int64) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("%s: %w", path, errDamaged) // a link, a socket, a device
 	}
+	if err != nil {
+		return nil, err
+	}
+	if err := whole(f, size); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func whole(f *os.File, size int64) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() != size {
+		return fmt.Errorf("%s: %w", f.Name(), errDamaged)
+	}
+	super := make([]byte, superBytes)
+	if _, err := f.ReadAt(super, superAt); err != nil {
+		return fmt.Errorf("read superblock: %w", err)
+	}
+	le := binary.LittleEndian
+	if le.Uint16(super[offMagic:]) != superMagic || le.Uint32(super[offCompat:])&hasSums != 0 && le.Uint32(super[offSum:]) != sumOf(super) {
+		return fmt.Errorf("%s: %w", f.Name(), errDamaged)
+	}
+	return nil
+}
+
+// sumOf is a superblock's checksum. The kernel's crc32c starts from all ones and
+// does not invert its result.
+func sumOf(super []byte) uint32 {
+	return ^crc32.Checksum(super[:offSum], crc32.MakeTable(crc32.Castagnoli))
+}
+
+func fill(dst, src *os.File, size int64) error {
 	if err := clone(dst, src, size); err != nil {
 		return err
 	}
@@ -127,6 +169,11 @@ func format(ctx context.Context, path string, size int64, kind Kind) error {
 	}
 	if err := tmp.Sync(); err != nil {
 		return err
+	}
+	if info, err := os.Lstat(path); err == nil && info.IsDir() { // anything else is replaced
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
 	}
 	return os.Rename(tmp.Name(), path)
 }
@@ -263,17 +310,12 @@ func personalise(f *os.File) error {
 	if _, err := f.ReadAt(super, superAt); err != nil {
 		return fmt.Errorf("read superblock: %w", err)
 	}
-	if binary.LittleEndian.Uint16(super[offMagic:]) != superMagic {
-		return fmt.Errorf("pristine disk holds no ext4; remove it from the cache")
-	}
 	rand.Read(super[offUUID : offUUID+16])
 	super[offUUID+6] = super[offUUID+6]&0x0f | 0x40 // RFC 9562, version 4
 	super[offUUID+8] = super[offUUID+8]&0x3f | 0x80
 	rand.Read(super[offHash : offHash+16])
 	if binary.LittleEndian.Uint32(super[offCompat:])&hasSums != 0 {
-		// The kernel's crc32c starts from all ones and does not invert its result.
-		sum := ^crc32.Checksum(super[:offSum], crc32.MakeTable(crc32.Castagnoli))
-		binary.LittleEndian.PutUint32(super[offSum:], sum)
+		binary.LittleEndian.PutUint32(super[offSum:], sumOf(super))
 	}
 	if _, err := f.WriteAt(super, superAt); err != nil {
 		return fmt.Errorf("write superblock: %w", err)

@@ -118,19 +118,6 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	pristine := filepath.Join(cache, "ext4-v3-durable-67108864.img")
-	for want, content := range map[string]int64{"not whole": 5, "holds no ext4": MinBytes} {
-		if err := os.WriteFile(pristine, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Truncate(pristine, content); err != nil {
-			t.Fatal(err)
-		}
-		if err := New(t.Context(), cache, path, MinBytes, Durable); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v, want %q", err, want)
-		}
-	}
-	os.Remove(pristine)
 	if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -139,6 +126,51 @@ func TestNewRefuses(t *testing.T) {
 	}
 	if data, _ := os.ReadFile(path); string(data) != "mine" {
 		t.Error("an existing file was written or removed")
+	}
+}
+
+// A pristine disk that is damaged is made again, whatever is in its place.
+func TestDamagedPristineDiskIsMadeAgain(t *testing.T) {
+	needMke2fs(t)
+	dir, cache := t.TempDir(), t.TempDir()
+	pristine := filepath.Join(cache, "ext4-v3-durable-67108864.img")
+	for name, spoil := range map[string]func() error{
+		"empty":   func() error { return os.Truncate(pristine, 0) },
+		"cut":     func() error { return os.Truncate(pristine, MinBytes/2) },
+		"no ext4": func() error { return errors.Join(os.Truncate(pristine, 0), os.Truncate(pristine, MinBytes)) },
+		"flipped": func() error {
+			f, err := os.OpenFile(pristine, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt([]byte{0xff}, superAt+offUUID)
+			}
+			return errors.Join(err, f.Close())
+		},
+		"a directory": func() error {
+			return errors.Join(os.Remove(pristine), os.MkdirAll(filepath.Join(pristine, "full"), 0o700))
+		},
+		"a link": func() error { return errors.Join(os.Remove(pristine), os.Symlink("/dev/zero", pristine)) },
+		"a pipe": func() error { return errors.Join(os.Remove(pristine), unix.Mkfifo(pristine, 0o600)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := New(t.Context(), cache, filepath.Join(dir, name+" before"), MinBytes, Durable); err != nil {
+				t.Fatal(err)
+			}
+			if err := spoil(); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, name)
+			if err := New(t.Context(), cache, path, MinBytes, Durable); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if err := whole(f, MinBytes); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"creel/internal/guest/api"
@@ -123,7 +124,7 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 		return Manifest{}, false, fmt.Errorf("make template store: %w", err)
 	}
 	dir := s.path(recipe.key())
-	if m, err := load(dir); !errors.Is(err, fs.ErrNotExist) {
+	if m, err := load(dir); !absent(err) {
 		return m, false, err
 	}
 	held, err := lock.Wait(ctx, dir+lockSuffix, func() { progress("waiting for another process that builds this template") })
@@ -131,11 +132,14 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 		return Manifest{}, false, err
 	}
 	defer held.Close()
-	if m, err := load(dir); !errors.Is(err, fs.ErrNotExist) {
+	if m, err := load(dir); !absent(err) {
 		return m, false, err
 	}
 	if err := s.sweep(dir + buildSuffix); err != nil {
 		return Manifest{}, false, err
+	}
+	if err := os.RemoveAll(dir); err != nil { // what has no manifest is none, and in the way
+		return Manifest{}, false, fmt.Errorf("remove incomplete template: %w", err)
 	}
 	b := build{store: s, dir: dir, recipe: recipe, kernel: k, rootPath: req.RootFS.Path, level: req.Confinement, progress: progress}
 	if m, err = b.run(ctx); err != nil {
@@ -143,6 +147,10 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 	}
 	return m, true, nil
 }
+
+// absent reports whether an error of load says that there is no template:
+// nothing is there, or what is has no manifest.
+func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) }
 
 func (s *Store) recipe(ctx context.Context, req Request, k kernel.Kernel) (Recipe, error) {
 	vmm, err := s.opts.VMM(ctx)

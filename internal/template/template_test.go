@@ -461,6 +461,28 @@ func TestKilledBuildIsSweptAway(t *testing.T) {
 	}
 }
 
+// What is in a template's place and has no manifest keeps nobody from building.
+func TestIncompleteTemplateIsReplaced(t *testing.T) {
+	f, s := store(t)
+	m := built(t, f, s)
+	dir := s.path(m.key())
+	for name, spoil := range map[string]func() error{
+		"no manifest": func() error { return os.Remove(filepath.Join(dir, manifestName)) },
+		"empty":       func() error { return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)) },
+		"a file":      func() error { return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)) },
+		"a lost link": func() error { return errors.Join(os.RemoveAll(dir), os.Symlink("nowhere", dir)) },
+	} {
+		must(t, spoil())
+		again, isNew, err := s.For(t.Context(), f.request(), func(string) {})
+		if err != nil || !isNew || again.Digest != m.Digest {
+			t.Errorf("%s: built %v, %v", name, isNew, err)
+		}
+		if _, err := s.Verify(t.Context(), m.Digest); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestInspectAndRemove(t *testing.T) {
 	f, s := store(t)
 	m := built(t, f, s)
