@@ -58,6 +58,7 @@ type ledger struct {
 	full   error // of every record, while it is set
 
 	opening, opened func() // around each opening, unless nil
+	open            error  // of every closing, while it is set
 }
 
 func (l *ledger) OpenSandbox(ctx context.Context, id, dir string) (audit.SandboxKey, error) {
@@ -69,6 +70,18 @@ func (l *ledger) OpenSandbox(ctx context.Context, id, dir string) (audit.Sandbox
 		l.opened()
 	}
 	return key, err
+}
+
+// count is how many records of a kind came.
+func (l *ledger) count(kind audit.Kind) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.kinds {
+		if k == string(kind) {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *ledger) fill(err error) {
@@ -94,7 +107,7 @@ func (l *ledger) Append(ctx context.Context, events ...audit.Event) error {
 
 func (l *ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	l.mu.Lock()
-	full := l.full
+	full := errors.Join(l.full, l.open)
 	if full == nil {
 		l.closed = append(l.closed, id)
 	}
