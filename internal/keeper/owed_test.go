@@ -84,7 +84,7 @@ func TestTakingAwayNeedsNoRecord(t *testing.T) {
 
 // What never came on record, the record of the end says.
 func TestTheEndSaysWhatIsNotOnRecord(t *testing.T) {
-	r, c := started(t, options{})
+	r, c := started(t, options{args: []string{"deaf"}, limit: quickly}) // it is not over before the last
 	r.audit.failOnly(audit.KindSignal)
 	if err := errors.Join(c.Signal(t.Context(), int(unix.SIGUSR1)), c.Kill(t.Context())); err != nil {
 		t.Fatal(err)
