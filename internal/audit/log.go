@@ -208,14 +208,27 @@ const (
 	classEnd             // how the run ended
 )
 
-// classes of kinds; package event names those that have no constant here, and
-// what is not named is a guest's.
+// classes of kinds; package event names those that have no constant here. Every
+// kind has its line, whether it is a guest's or not: a test of package event sees
+// to that. A commit is of the lowest class that is in it.
 var classes = map[Kind]int{
 	"name": classDenied, "denied": classDenied, "budget": classDenied, "dropped": classDenied,
 	KindStarted: classOperator, KindExec: classOperator, KindCopy: classOperator, "copied": classOperator,
 	KindSignal: classControl, "policy": classControl, "secrets": classControl, "alert": classControl, "step": classControl,
 	KindExit: classEnd, KindCleanup: classEnd, KindClosed: classEnd,
+
+	"failed":     classDenied,  // tallied with what was denied, and at its rate
+	"disk-fault": classControl, // one of a run
+	"confined":   classControl, KindRecovered: classControl,
+	"lookup": classGuest, "connection": classGuest, "disconnected": classGuest,
+	"request": classGuest, "response": classGuest, "secret": classGuest, "published": classGuest,
+	// The ledger's, which has no quota, and what begins a log.
+	KindKey: classEnd, KindOpened: classEnd, KindPruned: classEnd, "lost": classEnd,
+	KindAdmitted: classEnd, KindRefused: classEnd, KindTemplate: classEnd,
 }
+
+// HasClass reports whether it is said which class a kind is of.
+func HasClass(kind Kind) bool { _, ok := classes[kind]; return ok }
 
 // HasRoom reports whether room is kept for records of a kind that a guest's own
 // cannot use up.
