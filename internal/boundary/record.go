@@ -33,11 +33,10 @@ func (e *Edge) append(ctx context.Context, events ...audit.Event) error {
 	return nil
 }
 
-// recordAfter is for what has happened already and must not be lost.
+// recordAfter is for what has happened already and must not be lost: it goes on
+// record as soon as it can.
 func (e *Edge) recordAfter(kind audit.Kind, data any) {
-	if err := e.record(context.Background(), kind, data); err != nil {
-		e.unrecorded(err)
-	}
+	e.cfg.Owed.Tell(e.event(kind, data))
 }
 
 // note is for how something ended whose beginning is on record; nobody waits.

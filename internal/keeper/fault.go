@@ -1,8 +1,6 @@
 package keeper
 
 import (
-	"context"
-
 	"creel/internal/audit/event"
 	"creel/internal/vm"
 )
@@ -37,10 +35,7 @@ func (r *Run) lastFault() {
 func (r *Run) noteFault(f vm.Fault) {
 	words := faultWords(f)
 	r.deps.Log.Error(words, "disk", f.Disk)
-	fault := event.DiskFault{Disk: f.Disk, Write: f.Write, Full: f.NoSpace}
-	if err := r.record(context.Background(), event.KindDiskFault, fault); err != nil {
-		r.deps.Log.Error("a fault of the host's disk is not on record", "err", err)
-	}
+	r.tell(event.KindDiskFault, event.DiskFault{Disk: f.Disk, Write: f.Write, Full: f.NoSpace}) // the log may be on the same disk
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status.DiskFault = words

@@ -2,10 +2,13 @@ package keeper
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"creel/internal/audit"
+	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/rundir"
 	"creel/internal/vm"
@@ -41,6 +44,29 @@ func TestFaultOfTheHostsDisk(t *testing.T) {
 		want(t, r.final(c), tc.code, tc.words)
 		if !has(r.audit.kinds(), "disk-fault") {
 			t.Errorf("on record: %v", r.audit.kinds())
+		}
+	}
+}
+
+// The log is on the same disk, most likely: the record of the fault comes once
+// there is room, or the record of the end says that it never came.
+func TestFaultIsOnRecordOnceThereIsRoom(t *testing.T) {
+	for _, room := range []bool{true, false} {
+		r, c := started(t, options{args: []string{"wait"}})
+		r.audit.failAll(true)
+		r.driver.Machines()[0].Fault(vm.Fault{Write: true, NoSpace: true})
+		awaitFault(t, r)
+		r.audit.failAll(!room)
+		if err := c.Kill(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.final(c)
+		late := slices.ContainsFunc(r.audit.events, func(e audit.Event) bool {
+			fault, ok := e.Data.(event.DiskFault)
+			return ok && fault.Full && !fault.When.IsZero()
+		})
+		if missed := exitOf(t, r).Unrecorded[event.KindDiskFault]; late != room || (missed == 1) == room {
+			t.Errorf("room %v: on record %v, missed %d", room, r.audit.kinds(), missed)
 		}
 	}
 }

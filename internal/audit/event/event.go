@@ -52,7 +52,8 @@ type Confined struct {
 	Keeper string `json:"keeper"` // what the kernel has of it
 }
 
-// Late is in records of acts that do not wait for their record.
+// Late is in records of acts that do not wait for their record, and of what has
+// happened already.
 type Late struct {
 	// When is the time of the act, where the record came later.
 	When time.Time `json:"at,omitzero"`
@@ -128,7 +129,11 @@ type DiskFault struct {
 	Disk  string `json:"disk"` // its role
 	Write bool   `json:"write,omitempty"`
 	Full  bool   `json:"full,omitempty"` // the host's disk is full
+	Late
 }
+
+// At implements [audit.Dated].
+func (d DiskFault) At(t time.Time) any { d.When = t; return d }
 
 // Lost is why a sandbox is about to be removed that nobody had released.
 type Lost struct {
@@ -254,7 +259,11 @@ type Budget struct {
 	Limit string `json:"limit"` // key in the policy
 	Rule  string `json:"rule,omitempty"`
 	Host  string `json:"host,omitempty"`
+	Late
 }
+
+// At implements [audit.Dated].
+func (b Budget) At(t time.Time) any { b.When = t; return b }
 
 // AlertNames is the alert of names that are asked for by the dozen.
 const AlertNames = "names"
@@ -268,13 +277,21 @@ type Alert struct {
 	Alert string `json:"alert"`
 	Name  string `json:"name"`  // of the secret or canary, or the domain
 	Where string `json:"where"` // name, header, path, query, body or stream
+	Late
 }
+
+// At implements [audit.Dated].
+func (a Alert) At(t time.Time) any { a.When = t; return a }
 
 // Dropped are frames of the sandbox's card that no policy was asked about, by
 // why: malformed, ipv6, fragment and so on.
 type Dropped struct {
 	Frames map[string]uint64 `json:"frames"`
+	Late
 }
+
+// At implements [audit.Dated].
+func (d Dropped) At(t time.Time) any { d.When = t; return d }
 
 // Published is a connection from outside into the sandbox.
 type Published struct {
