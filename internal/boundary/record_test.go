@@ -17,6 +17,7 @@ import (
 	"creel/internal/audit/event"
 	"creel/internal/boundary/credential"
 	"creel/internal/boundary/egress"
+	"creel/internal/policy"
 	"creel/internal/secret"
 )
 
@@ -229,5 +230,23 @@ func TestOpenWithoutARecordClosesAll(t *testing.T) {
 	}
 	if _, err := l.Accept(); err == nil {
 		t.Error("the published port is open")
+	}
+}
+
+// What has happened already goes on record once that can be, or is counted.
+func TestWhatHasHappenedComesOnRecordLate(t *testing.T) {
+	for _, room := range []bool{true, false} {
+		r := open(t, "")
+		r.set(func(j *journal) { j.fail[event.KindAlert] = true })
+		r.edge.alert(policy.Decision{Request: policy.Request{Op: policy.Resolve, Host: "a.test"}}, credential.Found{Mark: "canary git", Where: "name"})
+		r.set(func(j *journal) { j.fail[event.KindAlert] = !room })
+		if err := r.edge.Close(); err != nil {
+			t.Fatal(err)
+		}
+		missed := r.owed.Close()[event.KindAlert]
+		alerts := of[event.Alert](r.journal)
+		if room && (len(alerts) != 1 || alerts[0].When.IsZero() || missed != 0) || !room && (len(alerts) != 0 || missed != 1) {
+			t.Errorf("room %v: on record %+v, missed %d", room, alerts, missed)
+		}
 	}
 }

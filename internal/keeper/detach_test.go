@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +34,7 @@ func TestDetachedRunGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	awaitFeeds(t, 1) // the end of its stdin has been dealt with before anybody types on
 	const after = "after"
 	if _, err := io.WriteString(att.Stdin, after); err != nil {
 		t.Fatal(err)
@@ -55,6 +57,21 @@ func TestDetachedRunGoesOn(t *testing.T) {
 	}
 	if !has(r.audit.kinds(), "step:detach") {
 		t.Errorf("records %v", r.audit.kinds())
+	}
+}
+
+// awaitFeeds waits until no more than n clients write to tasks.
+func awaitFeeds(t *testing.T, n int) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond) // no event tells of a goroutine's end
+	defer tick.Stop()
+	buf := make([]byte, 4<<20)
+	for strings.Count(string(buf[:runtime.Stack(buf, true)]), "keeper.(*Run).feed(") > n {
+		select {
+		case <-tick.C:
+		case <-t.Context().Done():
+			t.Fatal("a client that has gone still writes to the task")
+		}
 	}
 }
 

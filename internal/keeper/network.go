@@ -197,7 +197,7 @@ func (r *Run) servePolicy(ctx context.Context, s *wire.Stream) error {
 	if err != nil {
 		return err
 	}
-	if err := r.awaitGuest(ctx); err != nil {
+	if err := r.awaitRun(ctx); err != nil {
 		return err
 	}
 	if err := r.edge.SetRules(ctx, rules); err != nil {
@@ -213,7 +213,7 @@ func (r *Run) serveSecrets(ctx context.Context, s *wire.Stream) error {
 	if err != nil {
 		return err
 	}
-	if err := r.awaitGuest(ctx); err != nil {
+	if err := r.awaitRun(ctx); err != nil {
 		return err
 	}
 	r.pushing.Lock()

@@ -1,10 +1,12 @@
 package keeper
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
+	"creel/internal/audit"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -77,4 +79,65 @@ func TestPausedTimesOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, r.final(c), 143)
+}
+
+// What needs nothing of the guest does not wait for it to go on: rights above
+// all can be taken away.
+func TestPausedTakesWhatNeedsNoGuest(t *testing.T) {
+	r, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) {
+		cfg.Spec.Policy = "version: 1\non_alert: end\nrules:\n  - {allow: a.test}\n"
+	}})
+	if err := c.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetSecrets(t.Context(), nil); err != nil {
+		t.Errorf("secrets: %v", err)
+	}
+	if err := c.SetPolicy(t.Context(), ""); err != nil {
+		t.Errorf("policy: %v", err)
+	}
+	if r.run.edge.EndOnAlert() {
+		t.Error("the policy that was taken away is in force")
+	}
+	if err := c.Detach(t.Context(), true); err != nil {
+		t.Errorf("detach: %v", err)
+	}
+	if err := c.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.final(c)
+}
+
+// hooked is a recorder that says what it is about to record.
+type hooked struct {
+	audit.Recorder
+	before func(audit.Kind)
+}
+
+func (h hooked) Append(ctx context.Context, events ...audit.Event) error {
+	for _, e := range events {
+		h.before(e.Kind)
+	}
+	return h.Recorder.Append(ctx, events...)
+}
+
+// A pause that comes while an exec is put on record does not let it hang.
+func TestPausedBetweenAnExecAndItsRecord(t *testing.T) {
+	r, c := started(t, options{with: func(r *rig, _ *Config, d *Deps) {
+		d.Audit = hooked{d.Audit, func(kind audit.Kind) {
+			if kind == audit.KindExec {
+				r.run.setRunning(t.Context(), false, r.run.tellStep)
+			}
+		}}
+	}})
+	if _, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"echo"}}); err == nil || !strings.Contains(err.Error(), "paused; unpause it first") {
+		t.Errorf("exec: %v", err)
+	}
+	if r.guest.ran.Load() != 1 {
+		t.Error("the guest was asked")
+	}
+	if err := c.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.final(c)
 }

@@ -47,6 +47,9 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 	if err := r.record(ctx, audit.KindExec, event.Process{Args: tier.HideAll(p.Args), User: p.User}); err != nil {
 		return err
 	}
+	if r.isPaused() { // meanwhile
+		return errPaused
+	}
 	x, err := r.guest.Exec(ctx, p)
 	if err != nil {
 		return err
@@ -271,15 +274,23 @@ func (r *Run) serveTop(ctx context.Context, s *wire.Stream) error {
 	return s.Send(ctx, top)
 }
 
-// awaitGuest waits until the guest can be asked, or cannot.
-func (r *Run) awaitGuest(ctx context.Context) error {
+// awaitRun waits until the run has come up and is not over, or cannot be.
+func (r *Run) awaitRun(ctx context.Context) error {
 	if err := r.awaitReady(ctx); err != nil {
 		return err
 	}
-	switch {
-	case r.isOver():
+	if r.isOver() {
 		return errNotRunning
-	case r.isPaused():
+	}
+	return nil
+}
+
+// awaitGuest is awaitRun for what needs an answer of the guest.
+func (r *Run) awaitGuest(ctx context.Context) error {
+	if err := r.awaitRun(ctx); err != nil {
+		return err
+	}
+	if r.isPaused() {
 		return errPaused
 	}
 	return nil

@@ -188,7 +188,7 @@ func (r *Run) serveDetach(ctx context.Context, s *wire.Stream) error {
 	if err := s.Body(&req); err != nil {
 		return err
 	}
-	if err := r.awaitGuest(ctx); err != nil {
+	if err := r.awaitRun(ctx); err != nil {
 		return err
 	}
 	if err := r.record(ctx, event.KindStep, event.Step{Step: "detach"}); err != nil {
