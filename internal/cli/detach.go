@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"creel/internal/cli/command"
+	"creel/internal/printable"
 	"creel/internal/sandbox"
 
 	"github.com/spf13/pflag"
@@ -91,6 +92,42 @@ func sendInput(env Env, to io.WriteCloser, keys []byte) (detached bool) {
 	to.Write(w.held)
 	to.Close()
 	return false
+}
+
+// keyboard is what a terminal's user types, with the wish to leave in it. Its
+// goroutine may wait for the next key until this process ends.
+type keyboard struct {
+	left  chan struct{} // the user wants to leave
+	stays chan struct{} // and could not
+}
+
+func newKeyboard() keyboard { return keyboard{make(chan struct{}, 1), make(chan struct{}, 1)} }
+
+// send copies what is typed with a function that reports that its user wants to
+// leave, and goes on where they cannot.
+func (k keyboard) send(copyInput func() (leaves bool)) {
+	for copyInput() {
+		k.left <- struct{}{}
+		<-k.stays
+	}
+}
+
+// await waits until the output is done, or its user has left. Where detach
+// fails they are told on the raw terminal of w, and stay.
+func (k keyboard) await(done <-chan error, w io.Writer, detach func() error) (err error, detached bool) {
+	for {
+		select {
+		case err := <-done:
+			return err, false
+		case <-k.left:
+		}
+		err := detach()
+		if err == nil {
+			return nil, true
+		}
+		fmt.Fprintf(w, "\r\ncreel: not detached: %s\r\n", printable.Line(err.Error()))
+		k.stays <- struct{}{}
+	}
 }
 
 // detachKeys are those of a process whose terminal this one has.

@@ -55,6 +55,36 @@ func TestWatcherPassesWhatIsTyped(t *testing.T) {
 	}
 }
 
+// Who cannot leave is told so, and types on.
+func TestWhoCannotDetachStays(t *testing.T) {
+	keys, done := newKeyboard(), make(chan error, 1)
+	typed := make(chan bool)
+	go keys.send(func() bool { return <-typed })
+	var told bytes.Buffer
+	refused := errors.New("the disk is full")
+	tries := 0
+	result := make(chan bool, 1)
+	go func() {
+		_, detached := keys.await(done, &told, func() error {
+			if tries++; tries == 1 {
+				return refused
+			}
+			return nil
+		})
+		result <- detached
+	}()
+	typed <- true
+	typed <- true // it is read again
+	if detached := <-result; !detached || tries != 2 || !strings.Contains(told.String(), "not detached: the disk is full") {
+		t.Errorf("detached %v after %d tries, told %q", detached, tries, told.String())
+	}
+	ended := errors.New("output")
+	done <- ended
+	if err, detached := newKeyboard().await(done, &told, nil); err != ended || detached {
+		t.Errorf("at the end: %v, %v", err, detached)
+	}
+}
+
 type broken struct{}
 
 func (broken) Write([]byte) (int, error) { return 0, errors.New("gone") }

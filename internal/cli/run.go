@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"creel/internal/cli/auditcmd"
+	"creel/internal/cli/command"
 	"creel/internal/cli/imagecmd"
 	"creel/internal/config"
 	"creel/internal/engine"
@@ -87,7 +88,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		refill(env, app, sb)
 		return nil
 	}
-	status, err := follow(ctx, env, sb, following{keys: keys, sigProxy: f.sigProxy, keep: !f.rm})
+	status, err := follow(ctx, env, sb, following{keys: keys, sigProxy: f.sigProxy})
 	if errors.Is(err, errDetached) {
 		fmt.Fprintf(env.Err, "\n%s\n", goesOn(spec))
 		if f.receipt != "" {
@@ -189,7 +190,6 @@ func outcome(status sandbox.Status, spec sandbox.Spec) error {
 type following struct {
 	keys     []byte // that detach; nil: none do
 	sigProxy bool
-	keep     bool // the sandbox of who detaches
 }
 
 // follow carries the task's streams and signals until nothing remains of it, or
@@ -212,15 +212,11 @@ func follow(ctx context.Context, env Env, sb *engine.Sandbox, f following) (sand
 	if spec.TTY {
 		defer noteDenials(ctx, env, sb.Client)()
 	}
-	left := make(chan struct{})
+	keys := newKeyboard()
 	// A start that fails ends the run; its status says why.
 	if err := sb.Client.Start(ctx); err == nil {
 		if spec.Interactive {
-			go func() {
-				if sendInput(env, att.Stdin, f.keys) {
-					close(left)
-				}
-			}()
+			go keys.send(func() bool { return sendInput(env, att.Stdin, f.keys) })
 		}
 		defer forward(ctx, env, sb.Client, spec.TTY, f.sigProxy)()
 	}
@@ -230,14 +226,9 @@ func follow(ctx context.Context, env Env, sb *engine.Sandbox, f following) (sand
 			sb.Client.Kill(context.WithoutCancel(ctx)) // one that cannot be reached is ending
 		})
 	}()
-	var unwritten error
-	select {
-	case unwritten = <-done:
-	case <-left:
-		if err := sb.Detach(ctx, f.keep); err == nil {
-			return sandbox.Status{}, errDetached
-		}
-		unwritten = <-done // it has ended meanwhile
+	unwritten, detached := keys.await(done, command.Raw(env.Err), func() error { return sb.Detach(ctx) })
+	if detached {
+		return sandbox.Status{}, errDetached
 	}
 	status, err := sb.Client.Wait(ctx)
 	if unwritten != nil {

@@ -85,7 +85,7 @@ func (f *runFlags) spec(args []string, lookup func(string) (string, bool)) (sand
 	spec := sandbox.Spec{
 		ID: sandbox.NewID(), Name: f.name, Image: args[0], Command: args[1:],
 		Workdir: f.workdir, User: f.user, Hostname: f.hostname,
-		Keep: f.detach, TTY: f.tty, Interactive: f.interactive, ReadOnly: f.readOnly, Timeout: f.timeout,
+		Keep: f.detach, KeepDetached: f.tty && f.interactive && !f.rm, TTY: f.tty, Interactive: f.interactive, ReadOnly: f.readOnly, Timeout: f.timeout,
 		Accel: sandbox.Accel(f.accel), Confinement: sandbox.Confinement(f.confinement),
 		Tier: f.tier, Canaries: f.canaries,
 	}

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"creel/internal/audit"
-	"creel/internal/audit/event"
 	"creel/internal/keeper"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
@@ -126,8 +124,7 @@ func (e *Engine) removeDamaged(ctx context.Context, f Found) error {
 	}
 	defer store.Close()
 	id := f.Record.Config.Spec.ID
-	about := event.Lost{Reason: tier.Hide("its record was damaged: " + f.Damage)}
-	return e.recordAround(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about}, func() error {
+	return e.removeLost(ctx, id, tier.Hide("its record was damaged: "+f.Damage), func() error {
 		return e.takeAway(ctx, f.Record, func() error { return e.freeNamesOf(id) })
 	})
 }

@@ -105,7 +105,11 @@ func noteKeeper(dir string, p instance) error {
 // The caller tries the sandbox's lock to see whether that was all.
 func (e *Engine) endKeeper(ctx context.Context, rec Record) error {
 	id := rec.Config.Spec.ID
-	err := errors.Join(endFamily(e.SandboxDir(id)), e.endUser(rec.UID))
+	family, err := endFamily(e.SandboxDir(id))
+	others, left := e.endUser(rec.UID)
+	if err = errors.Join(err, left); family+others == 0 {
+		return err // nobody was there
+	}
 	about := audit.Event{Kind: audit.KindSignal, Sandbox: string(id), Data: event.Signal{Signal: int(unix.SIGKILL), Target: "keeper"}}
 	if recorded := e.opts.Ledger.Append(context.WithoutCancel(ctx), about); recorded != nil {
 		e.opts.Log.Warn("that the keeper was ended is not on record", "sandbox", id.Short(), "err", recorded)
@@ -114,22 +118,23 @@ func (e *Engine) endKeeper(ctx context.Context, rec Record) error {
 }
 
 // endFamily ends the keeper of the sandbox in dir, and what it has started. If a
-// holder is among that, the next run starts another.
-func endFamily(dir string) error {
+// holder is among that, the next run starts another. It returns how many were
+// sent a signal.
+func endFamily(dir string) (ended int, err error) {
 	data, err := os.ReadFile(filepath.Join(dir, processName))
 	if err != nil {
-		return fmt.Errorf("find the keeper's process: %w; find it by its open file %s, and end it", err, filepath.Join(dir, lockName))
+		return 0, fmt.Errorf("find the keeper's process: %w; find it by its open file %s, and end it", err, filepath.Join(dir, lockName))
 	}
 	var keeper instance
 	if err := json.Unmarshal(data, &keeper); err != nil {
-		return fmt.Errorf("read %s: %w", processName, err)
+		return 0, fmt.Errorf("read %s: %w", processName, err)
 	}
 	main, err := keeper.open()
 	if errors.Is(err, errGone) {
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
 	errs := []error{send(main, unix.SIGSTOP)} // it starts no more of them
 	family := append(descendants(keeper.PID), main)
@@ -139,7 +144,7 @@ func endFamily(dir string) error {
 	for _, f := range family {
 		errs = append(errs, awaitProcess(f, killGrace), f.Close())
 	}
-	return errors.Join(errs...)
+	return len(family), errors.Join(errs...)
 }
 
 // send sends a signal to the process that f holds; one that has ended needs
@@ -198,14 +203,15 @@ func descendants(of int) (out []*os.File) {
 	return out
 }
 
-// endUser ends every process of a user whom only one sandbox has.
-func (e *Engine) endUser(uid int) error {
+// endUser ends every process of a user whom only one sandbox has, and returns
+// how many there were.
+func (e *Engine) endUser(uid int) (ended int, err error) {
 	if uid < uidBase || uid >= uidBase+uidCount {
-		return nil // the user's own
+		return 0, nil // the user's own
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	of := fmt.Appendf(nil, "\nUid:\t%d\t", uid)
 	is := func(pid int) bool {
@@ -225,8 +231,9 @@ func (e *Engine) endUser(uid int) error {
 		f := os.NewFile(uintptr(fd), "process")
 		if is(pid) { // still: the number may have been another's
 			errs = append(errs, send(f, unix.SIGKILL), awaitProcess(f, killGrace))
+			ended++
 		}
 		f.Close()
 	}
-	return errors.Join(errs...)
+	return ended, errors.Join(errs...)
 }

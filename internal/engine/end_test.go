@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"creel/internal/audit"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -120,7 +121,8 @@ func lives(pid int) bool {
 func TestRemoveEndsAKeeperFromOutside(t *testing.T) {
 	for _, state := range []sandbox.State{sandbox.StateRunning, sandbox.StateExited} { // as it says
 		t.Run(string(state), func(t *testing.T) {
-			e := engineIn(t.TempDir(), &ledger{})
+			l := &ledger{}
+			e := engineIn(t.TempDir(), l)
 			e.patience, e.leaves = 100*time.Millisecond, 200*time.Millisecond
 			other := innocent(t)
 			f, keeper, child := deafKeeper(t, e, state, other.Process.Pid)
@@ -136,6 +138,9 @@ func TestRemoveEndsAKeeperFromOutside(t *testing.T) {
 			case <-waited:
 			case <-time.After(10 * time.Second):
 				t.Error("the keeper lives")
+			}
+			if l.count(audit.KindSignal) != 1 {
+				t.Errorf("on the ledger is %v", l.kinds)
 			}
 			if lives(child) {
 				t.Error("what it had started lives")

@@ -258,25 +258,19 @@ func (s *Sandbox) Lost(err error) error {
 	return s.keeper.lost(err)
 }
 
-// Detach leaves a sandbox that was started in the foreground to its keeper. With
-// keep its record, disk and log outlive the run, as if it had been started in
-// the background; otherwise the next command after its end removes it. Do not
-// release it then.
-func (s *Sandbox) Detach(ctx context.Context, keep bool) error {
-	if keep {
-		err := s.engine.locked(func() error {
-			rec, err := s.engine.record(s.Record.Config.Spec.ID)
-			if err != nil {
-				return err
-			}
-			rec.Config.Spec.Keep = true
-			return s.engine.writeRecord(rec)
-		})
-		if err != nil {
-			return err
-		}
+// Detach leaves a sandbox that was started in the foreground to its keeper. Where
+// its Spec says so its record, disk and log outlive the run, as if it had been
+// started in the background; otherwise the next command after its end removes
+// it. Do not release it then. On error it is still this process's.
+func (s *Sandbox) Detach(ctx context.Context) error {
+	keep := s.Record.Config.Spec.KeepDetached
+	if err := s.Client.Detach(ctx, keep); err != nil || !keep {
+		return err
 	}
-	return s.Client.Detach(ctx, keep)
+	return s.engine.changeRecord(s.Record.Config.Spec.ID, func(rec *Record) error {
+		rec.Config.Spec.Keep = true
+		return nil
+	})
 }
 
 // Release waits until the run's keeper has gone and removes the sandbox unless

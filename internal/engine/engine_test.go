@@ -56,6 +56,19 @@ type ledger struct {
 	kinds  []string
 	closed []string
 	full   error // of every record, while it is set
+	open   error // of every closing, while it is set
+}
+
+// count is how many records of a kind came.
+func (l *ledger) count(kind audit.Kind) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.kinds {
+		if k == string(kind) {
+			n++
+		}
+	}
+	return n
 }
 
 func (l *ledger) fill(err error) {
@@ -81,7 +94,7 @@ func (l *ledger) Append(ctx context.Context, events ...audit.Event) error {
 
 func (l *ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 	l.mu.Lock()
-	full := l.full
+	full := errors.Join(l.full, l.open)
 	if full == nil {
 		l.closed = append(l.closed, id)
 	}

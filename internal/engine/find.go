@@ -221,24 +221,19 @@ func (e *Engine) Rename(f Found, name string) error {
 	if !sandbox.ValidName(name) {
 		return fmt.Errorf("name %q: want letters, digits, '_', '.' and '-', the first a letter or digit", name)
 	}
-	store, err := e.lockStore()
-	if err != nil {
-		return err
+	id, old := f.Record.Config.Spec.ID, ""
+	err := e.changeRecord(id, func(rec *Record) error {
+		if err := e.takeName(name, id); err != nil {
+			return err
+		}
+		old, rec.Config.Spec.Name = rec.Config.Spec.Name, name
+		return nil
+	})
+	unused := old
+	if err != nil && old != "" {
+		unused = name // it was taken in vain
 	}
-	defer store.Close()
-	rec, err := e.record(f.Record.Config.Spec.ID)
-	if err != nil {
-		return err
-	}
-	if err := e.takeName(name, rec.Config.Spec.ID); err != nil {
-		return err
-	}
-	old := rec.Config.Spec.Name
-	rec.Config.Spec.Name = name
-	if err := e.writeRecord(rec); err != nil {
-		return errors.Join(err, os.Remove(e.namePath(name)))
-	}
-	return os.Remove(e.namePath(old))
+	return errors.Join(err, e.locked(func() error { return e.freeNameOf(id, unused) }))
 }
 
 // settle closes a kept sandbox whose keeper has gone, by whoever finds it first:

@@ -191,7 +191,7 @@ func (e *Engine) SetPolicy(ctx context.Context, f Found, text string, warn func(
 	if err := e.pushPolicy(ctx, f, nil, text); err != nil {
 		return err
 	}
-	if err := errors.Join(recorded, e.notePolicy(f.Record, text)); err != nil {
+	if err := errors.Join(recorded, e.notePolicy(spec.ID, text)); err != nil {
 		return fmt.Errorf("the policy is in force for sandbox %s, but that could not be written down: %w; make room, and run the command again", spec.Name, err)
 	}
 	return nil
@@ -209,7 +209,7 @@ func (e *Engine) setMore(ctx context.Context, f Found, spec sandbox.Spec, warn f
 	if err := e.pushPolicy(ctx, f, grants, spec.Policy); err != nil {
 		return err
 	}
-	return e.notePolicy(f.Record, spec.Policy)
+	return e.notePolicy(spec.ID, spec.Policy)
 }
 
 // takesAway reads a policy in its canonical form, and says whether it surely
@@ -246,15 +246,12 @@ func (e *Engine) pushPolicy(ctx context.Context, f Found, grants []secret.Grant,
 }
 
 // notePolicy writes down which policy is in force.
-func (e *Engine) notePolicy(rec Record, text string) error {
-	store, err := e.lockStore()
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	rec.Config.Spec.Policy = text
-	rec.PolicyDigest = syntax.Digest(syntax.Canonical(text))
-	return e.writeRecord(rec)
+func (e *Engine) notePolicy(id sandbox.ID, text string) error {
+	return e.changeRecord(id, func(rec *Record) error {
+		rec.Config.Spec.Policy = text
+		rec.PolicyDigest = syntax.Digest(syntax.Canonical(text))
+		return nil
+	})
 }
 
 // PushSecrets gives new values to every running sandbox whose policy names one

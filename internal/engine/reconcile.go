@@ -62,14 +62,30 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil // it is damaged: `creel ps` shows it, and `creel rm -f` removes it
 	}
-	about := event.Lost{Reason: "its keeper and its launcher ended without releasing it"}
-	return e.recordAround(ctx, audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: about}, func() error { return e.remove(ctx, id) })
+	if err == nil && e.ended(rec) {
+		return e.remove(ctx, id) // its user had left it, or its launcher was killed since
+	}
+	return e.removeLost(ctx, id, "its keeper and its launcher ended without releasing it", func() error { return e.remove(ctx, id) })
 }
 
-// recordAround puts on the ledger what is about to be taken away, or where that
-// cannot be done, what was: the removal may have made room for it.
-func (e *Engine) recordAround(ctx context.Context, about audit.Event, takeAway func() error) error {
-	unrecorded := e.opts.Ledger.Append(ctx, about)
+// ended reports whether the keeper has said that the run ended in order.
+func (e *Engine) ended(rec Record) bool {
+	status, err := e.status(rec)
+	return err == nil && status.State == sandbox.StateExited
+}
+
+// removeLost puts on the ledger that a sandbox is about to be taken away, or
+// where that cannot be done, that it was: the removal may have made room for
+// it. It says so once, however often the removal fails.
+func (e *Engine) removeLost(ctx context.Context, id sandbox.ID, reason string, takeAway func() error) error {
+	marker := filepath.Join(e.SandboxDir(id), lostName)
+	about := audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: event.Lost{Reason: reason}}
+	var unrecorded error
+	if _, err := os.Lstat(marker); err != nil {
+		if unrecorded = e.opts.Ledger.Append(ctx, about); unrecorded == nil {
+			os.WriteFile(marker, nil, 0o600) // without it, it is said again
+		}
+	}
 	err := takeAway()
 	if unrecorded != nil {
 		unrecorded = e.opts.Ledger.Append(ctx, about)

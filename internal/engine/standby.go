@@ -24,8 +24,9 @@ func standbyKey(rec Record) (standby.Key, error) {
 	}, err
 }
 
+// diskKind is that of a disk which is kept, or may come to be.
 func diskKind(spec sandbox.Spec) scratch.Kind {
-	if spec.Keep {
+	if spec.Keep || spec.KeepDetached {
 		return scratch.Durable
 	}
 	return scratch.Disposable

@@ -38,6 +38,7 @@ const (
 	auditName     = "audit"
 	keeperDirName = "run"
 	settledName   = "settled" // a kept sandbox's audit log has been closed
+	lostName      = "lost"    // that it was is on the ledger
 	ScratchName   = "scratch.img"
 	versionName   = "version"
 	stateVersion  = "1"
@@ -219,6 +220,21 @@ func (e *Engine) writeRecord(rec Record) error {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return nil
+}
+
+// changeRecord changes the record of a sandbox that exists, as it is now: other
+// commands change other parts of it.
+func (e *Engine) changeRecord(id sandbox.ID, change func(*Record) error) error {
+	return e.locked(func() error {
+		rec, err := e.record(id)
+		if err != nil {
+			return err
+		}
+		if err := change(&rec); err != nil {
+			return err
+		}
+		return e.writeRecord(rec)
+	})
 }
 
 // replaceFile leaves the old content or the new one, whenever this process or

@@ -13,8 +13,10 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/audit/query"
+	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
+	"creel/internal/wire"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +117,29 @@ func TestTimeoutNeedsNoRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s := r.final(c); !s.TimedOut || s.ExitCode != 143 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A guest that does not answer at the end has no more time after a timeout than
+// a timeout leaves.
+func TestTimeoutDoesNotWaitForTheGuestsGoodbye(t *testing.T) {
+	silent := &script{answer: func(ctx context.Context, s *wire.Stream) bool {
+		if s.Op() == api.OpUsage {
+			<-ctx.Done()
+			return true
+		}
+		return false
+	}}
+	r, c := begin(t, options{
+		guest: silent,
+		with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+		limit: func(d *deadlines) { d.goodbye, d.timedOut = time.Hour, 50*time.Millisecond },
+	})
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.final(c); !s.TimedOut {
 		t.Errorf("%+v", s)
 	}
 }

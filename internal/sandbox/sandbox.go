@@ -96,6 +96,8 @@ type Spec struct {
 	// Keep makes the record, logs and writable disk outlive the run, until they
 	// are removed.
 	Keep bool `json:"keep,omitempty"`
+	// KeepDetached does so once the task's user has left it to itself.
+	KeepDetached bool `json:"keepDetached,omitempty"`
 
 	// Tier names the ceiling that the rest is held against. Policy is what the
 	// task may reach, as its canonical text; "" allows nothing.
