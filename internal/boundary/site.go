@@ -95,7 +95,6 @@ func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *w
 	if denial != nil {
 		return nil, denial
 	}
-	e.unswapped(wallet, f, d, use, r)
 	f.charge(d.Rule)
 	if spent := e.spend(f, d.Rule, policy.Usage{Requests: 1}); !spent.Allow {
 		denial := words(spent)
@@ -104,13 +103,15 @@ func (e *Edge) ask(ctx context.Context, f *flow, r *http.Request) (*web.Pass, *w
 	}
 	id := e.ids.Add(1)
 	used := event.Secret{Destination: destination(d), Name: use, Request: id}
-	if use != "" && wallet.Swaps(use, r) {
-		used.As = wallet.As(use)
+	placed := wallet.Put(f.req.Host, use, r.Clone(ctx)) // as it will be in what is sent
+	if as := wallet.As(use); as != secret.AsStandIn || slices.Contains(swappedIn(placed), use) {
+		used.As = as
 	}
 	if err := e.recordRequest(ctx, used, r); err != nil {
 		e.cfg.Log.Error("a request was refused that cannot be put on record", "err", err)
 		return nil, &web.Denial{Status: http.StatusServiceUnavailable, Error: "record", Reason: "the request cannot be put on record, and nothing is sent without"}
 	}
+	e.tellPlaced(wallet, f, d, use, placed)
 	f.asks(d.Rule)
 	if e.rules.Load() != rules {
 		e.recheck(f) // the other rules have not seen this request
@@ -135,27 +136,76 @@ func (e *Edge) useOf(wallet *credential.Wallet, d policy.Decision, r *http.Reque
 	return name, nil
 }
 
-// unswapped tells of placeholders in a request to where they belong, in which
-// they are not swapped.
-func (e *Edge) unswapped(wallet *credential.Wallet, f *flow, d policy.Decision, use string, r *http.Request) {
-	if use != "" && wallet.As(use) == secret.AsStandIn && wallet.Swaps(use, r) {
-		e.troubles.noteSwap(use)
-	}
-	for _, name := range wallet.Unswapped(f.req.Host, use, r) {
-		t := sandbox.Trouble{Target: targetOf(f)}
-		switch use {
-		case name:
-			t.Reason = fmt.Sprintf("the placeholder of %q was sent as it is: it is swapped in %s alone", name, strings.Join(wallet.Places(name), ", "))
-			t.Hint = fmt.Sprintf("let the client send it there, or name its place with `creel secret set %s --in PLACE`", name)
-		case "":
-			t.Reason = fmt.Sprintf("the placeholder of %q was sent as it is: rule %q names no secret", name, d.RuleName())
-			t.Hint = fmt.Sprintf("write `secret: %s` in the rule", name)
-		default:
-			t.Reason = fmt.Sprintf("the placeholder of %q was sent as it is: rule %q uses the secret %q", name, d.RuleName(), use)
-			t.Hint = fmt.Sprintf("write a rule with `secret: %s` for these requests", name)
+// swappedIn are the secrets whose placeholder was swapped at least once.
+func swappedIn(placed []credential.Placed) (names []string) {
+	for _, p := range placed {
+		if p.Fate == credential.Swapped {
+			names = append(names, p.Secret)
 		}
-		e.troubles.add(trouble{Trouble: t})
 	}
+	return names
+}
+
+// tellPlaced tells of placeholders in a request to where they belong that were
+// not swapped. One that is swapped may be elsewhere in the request, too.
+func (e *Edge) tellPlaced(wallet *credential.Wallet, f *flow, d policy.Decision, use string, placed []credential.Placed) {
+	swapped := swappedIn(placed)
+	for _, name := range swapped {
+		e.troubles.noteSwap(name)
+	}
+	told := map[string]bool{} // one request is one of each
+	for _, p := range placed {
+		if slices.Contains(swapped, p.Secret) {
+			continue
+		}
+		t := unswapped(p, d.RuleName(), use, wallet.Places(p.Secret))
+		if !told[t.Reason] {
+			t.Target = targetOf(f)
+			e.troubles.add(trouble{Trouble: t})
+		}
+		told[t.Reason] = true
+	}
+}
+
+// unswapped says what became of a placeholder that was not swapped, under a rule
+// that uses the secret use, or none.
+func unswapped(p credential.Placed, rule, use string, places []string) (t sandbox.Trouble) {
+	became := fmt.Sprintf("the placeholder of %q was sent as it is", p.Secret)
+	if p.Fate == credential.TakenOut {
+		became = fmt.Sprintf("the placeholder of %q was left out of %s", p.Secret, placeWords(p.Place))
+	}
+	at := strings.Join(places, ", ")
+	known := slices.ContainsFunc(places, func(place string) bool { return strings.EqualFold(place, p.Place) })
+	switch {
+	case use == "":
+		t.Reason = fmt.Sprintf("%s: rule %q names no secret", became, rule)
+		t.Hint = fmt.Sprintf("write `secret: %s` in the rule", p.Secret)
+	case use != p.Secret:
+		t.Reason = fmt.Sprintf("%s: rule %q uses the secret %q", became, rule, use)
+		t.Hint = fmt.Sprintf("write a rule with `secret: %s` for these requests", p.Secret)
+	case p.Fate == credential.TakenOut || known:
+		t.Reason = became + ": it is swapped only as a whole token behind a known scheme such as Bearer"
+		if strings.HasPrefix(p.Place, "query:") {
+			t.Reason = became + ": it is swapped only as the whole value of a parameter"
+		}
+		t.Hint = "let the client send it alone, in " + at
+	default:
+		t.Reason = fmt.Sprintf("%s: it is swapped in %s alone", became, at)
+		t.Hint = fmt.Sprintf("let the client send it there, or name its place with `creel secret set %s --in PLACE`", p.Secret)
+	}
+	return t
+}
+
+// placeWords are a place of a request, for people. The guest chose its name.
+func placeWords(place string) string {
+	kind, name, _ := strings.Cut(place, ":")
+	switch kind {
+	case "header":
+		return "header " + tier.Hide(printable(name))
+	case "query":
+		return "query parameter " + tier.Hide(printable(name))
+	}
+	return "the " + kind
 }
 
 // recordRequest returns when the request, and the use of a secret in it, are
@@ -212,7 +262,7 @@ func (e *Edge) pass(f *flow, d policy.Decision, wallet *credential.Wallet, use s
 		},
 	}
 	if use != "" {
-		p.Edit = func(out *http.Request) { wallet.Put(use, out) }
+		p.Edit = func(out *http.Request) { wallet.Put(f.req.Host, use, out) }
 	}
 	return p
 }

@@ -1,6 +1,7 @@
 package boundary
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -216,11 +217,14 @@ func TestUnswappedPlaceholdersAreTold(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		rules, header, reason, hint string
+		scheme                      string // Bearer
 	}{
-		"no secret in the rule": {rule(""), "Authorization", `rule "R" names no secret`, "write `secret: key` in the rule"},
-		"a header of its own":   {rule(", secret: key"), "X-Odd", "it is swapped in header:", "secret set key --in"},
-		"as it should be":       {rule(", secret: key"), "Authorization", "", ""},
-		"spliced TLS":           {rules(tlsRule("api.test", j.tlsEcho(t, "api.test"), ", name: R")), "", "nobody looks into the connection", "write `secret: key` in the rule"},
+		"no secret in the rule":                        {rule(""), "Authorization", `rule "R" names no secret`, "write `secret: key` in the rule", ""},
+		"a header of its own":                          {rule(", secret: key"), "X-Odd", "it is swapped in header:", "secret set key --in", ""},
+		"as it should be":                              {rule(", secret: key"), "Authorization", "", "", ""},
+		"a scheme that is not known":                   {rule(", secret: key"), "Authorization", `the placeholder of "key" was left out of header Authorization: it is swapped only as a whole token behind a known scheme such as Bearer`, "send it alone", "Digest"},
+		"a scheme that is not known, without a secret": {rule(""), "Authorization", `was sent as it is: rule "R" names no secret`, "write `secret: key`", "Digest"},
+		"spliced TLS":                                  {rules(tlsRule("api.test", j.tlsEcho(t, "api.test"), ", name: R")), "", "nobody looks into the connection", "write `secret: key` in the rule", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newJournal().open(t, c.rules, withWallet(wallet(t, secret.AsStandIn, web)))
@@ -233,7 +237,7 @@ func TestUnswappedPlaceholdersAreTold(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				req.Header.Set(c.header, "Bearer "+standIn)
+				req.Header.Set(c.header, cmp.Or(c.scheme, "Bearer")+" "+standIn)
 				res, err := r.client("").Do(req)
 				if err != nil {
 					t.Fatal(err)
@@ -252,6 +256,28 @@ func TestUnswappedPlaceholdersAreTold(t *testing.T) {
 				t.Errorf("told of %+v", list)
 			}
 		})
+	}
+}
+
+// Nothing is told of a request that was refused: nothing of it was sent.
+func TestRefusedRequestsAreNotToldAsSent(t *testing.T) {
+	j := newJournal()
+	web := j.web(t, "", func(http.ResponseWriter, *http.Request) {})
+	r := j.open(t, rules(fmt.Sprintf("- {allow: api.test, ports: 80, upstream: {address: %q}, budget: {requests: 1}}\n", web)), withWallet(wallet(t, secret.AsStandIn, web)))
+	for range 3 {
+		req, err := http.NewRequest("GET", "http://api.test/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Odd", standIn)
+		res, err := r.client("").Do(req)
+		if err != nil {
+			continue // what had begun under the budget that is used up is cut off
+		}
+		res.Body.Close()
+	}
+	if list := r.awaitTroubles(1); len(list) != 1 || list[0].Count != 1 {
+		t.Errorf("told of %+v; one request was sent", list)
 	}
 }
 

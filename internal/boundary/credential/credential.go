@@ -360,27 +360,3 @@ func (w *Wallet) PlaceholdersFor(host string) (names []string) {
 
 // Places are where a secret's placeholder is swapped.
 func (w *Wallet) Places(name string) []string { return w.held[name].Binding.Use.Places() }
-
-// Unswapped are the placeholders of secrets that host may have, which a request's
-// head holds and in which none is swapped where it gets use, the secret that it
-// is to have. One that is swapped may be elsewhere in it, too.
-func (w *Wallet) Unswapped(host, use string, r *http.Request) (names []string) {
-	for _, name := range w.PlaceholdersFor(host) {
-		h := w.held[name]
-		if !h.in(r) {
-			continue
-		}
-		if name == use && w.Swaps(use, r) {
-			continue
-		}
-		names = append(names, name)
-	}
-	return names
-}
-
-// in tells whether a request's head holds the placeholder.
-func (h *held) in(r *http.Request) (found bool) {
-	each(r, func(_, text string) { found = found || strings.Contains(text, h.StandIn) })
-	user, password, _ := r.BasicAuth()
-	return found || strings.Contains(user+":"+password, h.StandIn)
-}

@@ -116,11 +116,12 @@ func TestPut(t *testing.T) {
 			w := wallet(t, grant(t, "key", theValue, c.use))
 			r := request(c.target, c.lines...)
 			before := r.Clone(t.Context())
-			if got := w.Swaps("key", r); got != c.swaps {
-				t.Errorf("swaps: %v", got)
-			}
 			out := r.Clone(t.Context())
-			w.Put("key", out)
+			placed := w.Put("api.test", "key", out)
+			swaps := slices.ContainsFunc(placed, func(p Placed) bool { return p.Fate == Swapped })
+			if c.use.As == secret.AsStandIn && swaps != c.swaps {
+				t.Errorf("swapped: %+v", placed)
+			}
 			if d := cmp.Diff(before.Header, r.Header) + cmp.Diff(before.URL.String(), r.URL.String()); d != "" {
 				t.Errorf("the request that was judged has changed: %s", d)
 			}
@@ -129,6 +130,33 @@ func TestPut(t *testing.T) {
 			}
 			if out.URL.RawQuery != c.wantQuery {
 				t.Errorf("query %q, want %q", out.URL.RawQuery, c.wantQuery)
+			}
+		})
+	}
+}
+
+// What became of a placeholder is said by place.
+func TestPutSaysWhatItDid(t *testing.T) {
+	both := []secret.Grant{grant(t, "key", theValue, secret.Use{As: secret.AsStandIn}), grant(t, "plain", "another value of a secret", secret.Use{As: secret.AsBearer})}
+	for name, c := range map[string]struct {
+		host, use, target string
+		lines             []string
+		want              []Placed
+	}{
+		"swapped":                 {"api.test", "key", "/", []string{"Authorization: Bearer " + theStandIn}, []Placed{{"key", "header:Authorization", Swapped}}},
+		"swapped in basic":        {"api.test", "key", "/", []string{"Authorization: " + basic("me", theStandIn)}, []Placed{{"key", "header:Authorization", Swapped}}},
+		"unknown scheme":          {"api.test", "key", "/", []string{"Authorization: Digest " + theStandIn}, []Placed{{"key", "header:Authorization", TakenOut}}},
+		"part of basic":           {"api.test", "key", "/", []string{"Authorization: " + basic("me", "x"+theStandIn)}, []Placed{{"key", "header:Authorization", TakenOut}}},
+		"another header":          {"api.test", "key", "/", []string{"X-Odd: " + theStandIn}, []Placed{{"key", "header:X-Odd", Left}}},
+		"query":                   {"api.test", "key", "/?token=a" + theStandIn + "&note=" + theStandIn, nil, []Placed{{"key", "query:note", Left}, {"key", "query:token", TakenOut}}},
+		"path and swapped":        {"api.test", "key", "/" + theStandIn, []string{"Authorization: Bearer " + theStandIn}, []Placed{{"key", "header:Authorization", Swapped}, {"key", "path", Left}}},
+		"another secret goes":     {"api.test", "plain", "/", []string{"Authorization: Bearer " + theStandIn}, []Placed{{"key", "header:Authorization", TakenOut}}},
+		"none goes":               {"api.test", "", "/", []string{"Authorization: Bearer " + theStandIn}, []Placed{{"key", "header:Authorization", Left}}},
+		"not where it belongs to": {"other.test", "", "/", []string{"Authorization: Bearer " + theStandIn}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if d := cmp.Diff(c.want, wallet(t, both...).Put(c.host, c.use, request(c.target, c.lines...))); d != "" {
+				t.Error(d)
 			}
 		})
 	}
@@ -208,7 +236,7 @@ func TestMark(t *testing.T) {
 
 func TestAnEmptyWallet(t *testing.T) {
 	for _, w := range []*Wallet{nil, {}} {
-		if !w.Values().Empty() || w.Bound("key", policy.Request{}) == nil || w.As("key") != "" || w.Swaps("key", request("/")) {
+		if !w.Values().Empty() || w.Bound("key", policy.Request{}) == nil || w.As("key") != "" || len(w.Put("api.test", "", request("/"))) != 0 {
 			t.Errorf("%v holds something", w)
 		}
 	}
@@ -245,10 +273,10 @@ func FuzzLook(f *testing.F) {
 		if strings.Contains(value, theCanary) && found == nil {
 			t.Errorf("missed in %q", value)
 		}
-		if swaps := w.Swaps("key", r); swaps && !slices.Contains([]string{"Authorization"}, name) && !strings.Contains(u.RawQuery, "=") {
+		swaps := slices.ContainsFunc(w.Put("api.test", "key", r), func(p Placed) bool { return p.Fate == Swapped })
+		if swaps && !slices.Contains([]string{"Authorization"}, name) && !strings.Contains(u.RawQuery, "=") {
 			t.Errorf("swapped in %q, %q", name, target)
 		}
-		w.Put("key", r)
 	})
 }
 

@@ -92,7 +92,7 @@ func TestPiecesOfWhatIsSentDoNotComeBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		req := surroundings(r, g.StandIn)
-		w.Put("key", req)
+		w.Put("api.test", "key", req)
 		sent := []string{req.URL.RequestURI()}
 		for name, values := range req.Header {
 			sent = append(sent, name+": "+strings.Join(values, ", "))
@@ -126,7 +126,7 @@ func TestTheGuestDoesNotMoveTheValue(t *testing.T) {
 	for range 1000 {
 		w := wallet(t, grant(t, "key", theValue, secret.Use{As: secret.AsStandIn, In: []string{"header:Authorization", "header:X-Own", "query:key"}}))
 		req := surroundings(r, theStandIn)
-		w.Put("key", req)
+		w.Put("api.test", "key", req)
 		for _, name := range []string{"Authorization", "X-Own"} {
 			before, after, found := strings.Cut(req.Header.Get(name), theValue)
 			known := before == "" && after == ""

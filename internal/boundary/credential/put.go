@@ -10,22 +10,49 @@ import (
 	"creel/internal/secret"
 )
 
-// Swaps reports whether [Wallet.Put] would put the value into a request: a
-// stand-in has to be in a place where it is swapped.
-func (w *Wallet) Swaps(name string, r *http.Request) bool {
-	switch w.As(name) {
-	case "":
-		return false
-	case secret.AsStandIn:
-		return w.held[name].swap(r.Clone(r.Context())) > 0
-	}
-	return true
+// Fate is what became of a placeholder in one place of a request.
+type Fate string
+
+const (
+	Swapped  Fate = "swapped"   // the secret is in its place
+	TakenOut Fate = "taken out" // with the credential of the task's own that it was a part of
+	Left     Fate = "left"      // it goes as it is
+)
+
+// Placed is a placeholder that a request brought.
+type Placed struct {
+	Secret string
+	Place  string // header:NAME, query:NAME or path
+	Fate   Fate
 }
 
-// Put puts a secret that is held into a request, which it changes, and takes
-// out what the task brought. A stand-in stays that is not where it is swapped.
-func (w *Wallet) Put(name string, r *http.Request) {
-	h := w.held[name]
+// Put puts a secret that is held into a request to host, which it changes, and
+// takes out what the task brought. A stand-in stays that is not where it is
+// swapped. It returns what became of the placeholders of all secrets that host
+// may have. With name "" the request stays as it is.
+func (w *Wallet) Put(host, name string, r *http.Request) (all []Placed) {
+	for _, known := range w.PlaceholdersFor(host) {
+		for _, place := range w.held[known].places(r) {
+			all = append(all, Placed{known, place, TakenOut})
+		}
+	}
+	var swapped []string
+	if name != "" {
+		swapped = w.held[name].putIn(r)
+	}
+	for i, p := range all {
+		switch {
+		case slices.Contains(w.held[p.Secret].places(r), p.Place):
+			all[i].Fate = Left
+		case p.Secret == name && slices.Contains(swapped, p.Place):
+			all[i].Fate = Swapped
+		}
+	}
+	return all
+}
+
+// putIn returns the places in which the value is now instead of a stand-in.
+func (h *held) putIn(r *http.Request) (swapped []string) {
 	use, value := h.Binding.Use, h.Value.Reveal()
 	h.takeOut(r)
 	switch use.As {
@@ -42,8 +69,35 @@ func (w *Wallet) Put(name string, r *http.Request) {
 		}
 		r.URL.RawQuery = q + url.QueryEscape(use.Name) + "=" + url.QueryEscape(value)
 	case secret.AsStandIn:
-		h.swap(r)
+		return h.swap(r)
 	}
+	return nil
+}
+
+// places are where a request's head holds the stand-in.
+func (h *held) places(r *http.Request) (all []string) {
+	for name, values := range r.Header {
+		if slices.ContainsFunc(values, h.isIn) {
+			all = append(all, "header:"+http.CanonicalHeaderKey(name))
+		}
+	}
+	for _, p := range split(r.URL.RawQuery) {
+		if place := "query:" + p.key; strings.Contains(p.raw+"\n"+p.key+"\n"+p.value, h.StandIn) && !slices.Contains(all, place) {
+			all = append(all, place)
+		}
+	}
+	if strings.Contains(r.Method+"\n"+r.URL.EscapedPath(), h.StandIn) {
+		all = append(all, "path")
+	}
+	slices.Sort(all)
+	return all
+}
+
+// isIn tells whether a header's value holds the stand-in.
+func (h *held) isIn(v string) bool {
+	r := http.Request{Header: http.Header{"Authorization": {v}}}
+	user, password, _ := r.BasicAuth()
+	return strings.Contains(v+"\n"+user+"\n"+password, h.StandIn)
 }
 
 // takeOut takes out the credentials that the task brought. A stand-in alone
@@ -72,30 +126,33 @@ func (h *held) takeOut(r *http.Request) {
 	})
 }
 
-// swap puts the value in the place of the stand-in, and counts.
-func (h *held) swap(r *http.Request) (n int) {
+// swap puts the value in the place of the stand-in, and returns where it did.
+func (h *held) swap(r *http.Request) (places []string) {
 	for _, place := range h.Binding.Use.Places() {
 		kind, name, _ := strings.Cut(place, ":")
+		swapped := false
 		if kind == "header" {
+			place = "header:" + http.CanonicalHeaderKey(name)
 			for i, v := range r.Header.Values(name) {
 				if s, ok := h.put(h.Value.Reveal(), name, v); ok {
-					r.Header.Values(name)[i] = s
-					n++
+					r.Header.Values(name)[i], swapped = s, true
 				}
 			}
-			continue
-		}
-		parameters := split(r.URL.RawQuery)
-		for i, p := range parameters {
-			if p.key == name && p.value == h.StandIn {
-				raw, _, _ := strings.Cut(p.raw, "=")
-				parameters[i].raw = raw + "=" + url.QueryEscape(h.Value.Reveal())
-				n++
+		} else {
+			parameters := split(r.URL.RawQuery)
+			for i, p := range parameters {
+				if p.key == name && p.value == h.StandIn {
+					raw, _, _ := strings.Cut(p.raw, "=")
+					parameters[i].raw, swapped = raw+"="+url.QueryEscape(h.Value.Reveal()), true
+				}
 			}
+			r.URL.RawQuery = join(parameters)
 		}
-		r.URL.RawQuery = join(parameters)
+		if swapped {
+			places = append(places, place)
+		}
 	}
-	return n
+	return places
 }
 
 // schemes are those of Authorization, and of headers like it, behind which a
