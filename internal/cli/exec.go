@@ -91,7 +91,7 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 		if flags.detach {
 			return x.Detach(ctx)
 		}
-		defer quitOnThird(ctx, env)()
+		defer newWayOut(env, "the process is ended, and the task of the sandbox goes on").watch(ctx)()
 		return followExec(ctx, env, to, x, p, keys)
 	})
 }
@@ -172,7 +172,8 @@ func attachTo(ctx context.Context, env Env, ref string, flags attachFlags) error
 		return fmt.Errorf("sandbox %s is paused; `creel unpause %[1]s` lets it go on", ref)
 	}
 	if flags.sigProxy {
-		defer quitOnThird(ctx, env)()
+		name := f.Record.Config.Spec.Name
+		defer newWayOut(env, fmt.Sprintf("the task goes on: `creel attach %[1]s` joins it again, `creel stop %[1]s` ends it", name)).watch(ctx)()
 	}
 	return withClient(ctx, app, f, func(k *socket.Client) error { return attach(ctx, env, k, f.Record.Config.Spec, flags) })
 }
