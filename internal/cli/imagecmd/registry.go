@@ -36,7 +36,7 @@ func newPull(env Env) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&platform, "platform", "", "`os/architecture` of the image (default: this machine's)")
+	c.Flags().StringVar(&platform, "platform", "", "platform of the image, `os/architecture`, such as linux/amd64 (default: this machine's)")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
 	return c
 }
