@@ -27,11 +27,11 @@ import (
 	"creel/internal/image"
 	"creel/internal/image/registry"
 	"creel/internal/sandbox"
-	"creel/internal/secret"
 	"creel/internal/secret/store"
 	"creel/internal/template"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // App is what commands act with. It is opened when a command needs it, so that
@@ -273,7 +273,7 @@ func policyEnv(env Env) policycmd.Env {
 
 // bindings are what the secrets are bound to. One that cannot be read is left
 // out: `creel secret check` says why.
-func (env Env) bindings(ctx context.Context) (map[string]secret.Binding, error) {
+func (env Env) bindings(ctx context.Context) (map[string]policycmd.Secret, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -289,9 +289,13 @@ func (env Env) bindings(ctx context.Context) (map[string]secret.Binding, error) 
 	if len(entries) == 0 && err != nil {
 		return nil, err
 	}
-	out := map[string]secret.Binding{}
+	out := map[string]policycmd.Secret{}
 	for _, e := range entries {
-		out[e.Name] = e.Binding
+		kept := policycmd.Secret{Binding: e.Binding, MaxAge: e.MaxAge}
+		if e.Source.Kind != store.Age {
+			kept.From = e.Source.String()
+		}
+		out[e.Name] = kept
 	}
 	return out, nil
 }
@@ -346,7 +350,33 @@ func likeDocker(c *cobra.Command) {
 }
 
 func flagError(c *cobra.Command, err error) error {
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		if want := wanted(bad.GetFlag()); want != "" {
+			name := "--" + bad.GetFlag().Name
+			err = fmt.Errorf("%s %q: want %s", name, bad.GetValue(), want)
+		}
+	}
 	return fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())
+}
+
+// wanted is what a flag takes, where the error of its parser tells only those
+// who know Go.
+func wanted(f *pflag.Flag) string {
+	word, _ := pflag.UnquoteUsage(f)
+	switch f.Value.Type() {
+	case "duration":
+		return "a duration such as 3s, 10m or 1h30m"
+	case "int", "int64":
+		if word == "seconds" {
+			return "seconds, a whole number"
+		}
+		return "a whole number"
+	case "float64":
+		return "a number such as 1.5"
+	case "bool":
+		return "true or false, or the flag alone"
+	}
+	return ""
 }
 
 // creelFailed gives an error of Creel's own the exit code that Docker's users

@@ -45,7 +45,7 @@ func newRun(env Env) *cobra.Command {
 				return creelFailed(err)
 			}
 			f.fillIn(&spec, defaults)
-			if spec.Policy, err = f.policy.Text(env.Err); err != nil {
+			if spec.Policy, err = f.policy.Text(f.warnings(env)); err != nil {
 				return creelFailed(err)
 			}
 			return creelFailed(run(c.Context(), env, spec, &f))
@@ -76,7 +76,7 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 	}
 	starting, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	sb, err := app.Engine.Create(starting, spec, progressTo(env), func(ctx context.Context) error {
+	sb, err := app.Engine.Create(starting, spec, f.progress(env), func(ctx context.Context) error {
 		return imagecmd.Ensure(ctx, env.Err, app.imageStore(), spec.Image, imagecmd.Wanted{When: f.pull, Platform: f.platform, Quiet: f.quiet})
 	})
 	stop()
