@@ -158,6 +158,36 @@ func Root(env Env) *cobra.Command {
 	return root
 }
 
+// noState is the error of a command that only looks, or needs what is there,
+// where there is no state directory: a name mistyped makes none.
+type noState struct{ dir string }
+
+func (e *noState) Error() string {
+	return fmt.Sprintf("there is nothing, since the state directory %s does not exist; check CREEL_STATE_DIR, or start with `creel run`", e.dir)
+}
+
+// existing is Open for commands that make nothing of their own.
+func (env Env) existing(ctx context.Context) (*App, error) {
+	cfg, _, err := config.Load(os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(cfg.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return nil, &noState{cfg.StateDir}
+	}
+	return env.Open(ctx)
+}
+
+// tellNoState says on standard error why a list is empty, where that is for
+// want of a state directory; another error is none of its business.
+func tellNoState(env Env, err error) bool {
+	none, ok := errors.AsType[*noState](err)
+	if ok {
+		fmt.Fprintf(env.Err, "creel: %v\n", none)
+	}
+	return ok
+}
+
 // sandboxCommands are those about sandboxes, each with the flags of Docker's
 // that it knows and has not.
 func sandboxCommands(env Env) []*cobra.Command {
@@ -186,6 +216,9 @@ func explainUsage(c *cobra.Command) {
 			if err == nil {
 				return nil
 			}
+			if strings.HasPrefix(err.Error(), "unknown command ") { // what cobra says of a command without arguments
+				err = errors.New("takes no arguments")
+			}
 			return fmt.Errorf("`%s` %w\n\nUsage:  %s\n\nsee `%[1]s --help`", c.CommandPath(), err, c.UseLine())
 		}
 	}
@@ -212,14 +245,20 @@ func hostEnv(env Env) hostcmd.Env {
 }
 
 func imageEnv(env Env) imagecmd.Env {
-	return imagecmd.Env{
-		Streams: env.Streams,
-		Open: func(ctx context.Context) (*imagecmd.Store, error) {
-			app, err := env.Open(ctx)
+	open := func(from func(context.Context) (*App, error)) func(context.Context) (*imagecmd.Store, error) {
+		return func(ctx context.Context) (*imagecmd.Store, error) {
+			app, err := from(ctx)
 			if err != nil {
 				return nil, err
 			}
 			return app.imageStore(), nil
+		}
+	}
+	return imagecmd.Env{
+		Streams: env.Streams, Open: open(env.Open), Look: open(env.existing),
+		Nothing: func(ctx context.Context) bool {
+			_, err := env.existing(ctx)
+			return tellNoState(env, err)
 		},
 	}
 }

@@ -21,7 +21,7 @@ import (
 // each runs do for every sandbox named, prints the name of each it was done
 // for, and returns all errors.
 func each(c *cobra.Command, env Env, refs []string, do func(context.Context, *App, engine.Found) error) error {
-	app, err := env.Open(c.Context())
+	app, err := env.existing(c.Context())
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func newRename(env Env) *cobra.Command {
 		Example: "  creel rename web web-old",
 		Args:    cobra.ExactArgs(2), ValidArgsFunction: completeFirst(completeSandboxes(env, false)),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}
@@ -189,7 +189,7 @@ func newWait(env Env) *cobra.Command {
 		Example: "  creel wait web",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}

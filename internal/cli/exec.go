@@ -63,7 +63,7 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 	if p.TTY && !flags.detach && !term.IsTerminal(int(env.In.Fd())) {
 		return errors.New("-t needs a terminal on standard input; leave it out")
 	}
-	app, err := env.Open(ctx)
+	app, err := env.existing(ctx)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func attachTo(ctx context.Context, env Env, ref string, flags attachFlags) error
 	if _, err := parseKeys(flags.detachKeys); err != nil {
 		return err
 	}
-	app, err := env.Open(ctx)
+	app, err := env.existing(ctx)
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func attachTo(ctx context.Context, env Env, ref string, flags attachFlags) error
 		return err
 	}
 	if f.Status.Paused {
-		return fmt.Errorf("sandbox %s is paused; `creel unpause %[1]s` lets it go on", ref)
+		return fmt.Errorf("sandbox %s is paused; unpause it first (`creel unpause %[1]s`)", ref)
 	}
 	if flags.sigProxy {
 		name := f.Record.Config.Spec.Name

@@ -230,7 +230,13 @@ func (e *Engine) Rename(f Found, name string) error {
 	if err != nil {
 		return err
 	}
+	if name == rec.Config.Spec.Name {
+		return nil
+	}
 	if err := e.takeName(name, rec.Config.Spec.ID); err != nil {
+		if _, taken := errors.AsType[*nameTaken](err); taken {
+			err = fmt.Errorf("%w; choose another name, or rename that one first", err)
+		}
 		return err
 	}
 	old := rec.Config.Spec.Name

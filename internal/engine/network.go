@@ -120,7 +120,7 @@ func (e *Engine) judgeSecrets(p *policy.Policy) (faults []string) {
 	for _, name := range p.Secrets() {
 		b, err := e.opts.Secrets.Binding(name)
 		if err != nil {
-			faults = append(faults, fmt.Sprintf("secret %q: %v", name, err))
+			faults = append(faults, err.Error()) // which names it
 			continue
 		}
 		bindings[name] = b

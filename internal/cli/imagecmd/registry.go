@@ -134,7 +134,7 @@ func newInspect(env Env) *cobra.Command {
 		Example: "  creel image inspect --format '{{.ID}} {{.Config.Cmd}}' debian",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
-			store, err := env.Open(c.Context())
+			store, err := env.Look(c.Context())
 			if err != nil {
 				return err
 			}
@@ -163,7 +163,7 @@ func newSave(env Env) *cobra.Command {
 		Example: "  creel image save -o images.tar debian",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
-			store, err := env.Open(c.Context())
+			store, err := env.Look(c.Context())
 			if err != nil {
 				return err
 			}
