@@ -6,14 +6,17 @@ import (
 	"testing"
 )
 
-type item struct{ ID, Name, Size, hidden string }
+type item struct {
+	ID, Name, Size string
+	hidden         string // from templates
+}
 
 func (i item) Label(key string) string { return key + "=" + i.Size }
 
 var itemColumns = Columns{Shown: 2, Fields: [][2]string{{"ID", "ITEM"}, {"Name", "NAME"}, {"Size", "SIZE"}}}
 
 func TestPrintList(t *testing.T) {
-	items := []item{{ID: "1", Name: "one", Size: "9MB"}, {ID: "2", Name: "two", Size: "10MB"}}
+	items := []item{{ID: "1", Name: "one", Size: "9MB", hidden: "x"}, {ID: "2", Name: "two", Size: "10MB"}}
 	for _, c := range []struct {
 		l    Listing
 		want string
