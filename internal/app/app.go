@@ -6,8 +6,10 @@ package app
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -141,6 +143,9 @@ func openSecrets() (*store.Store, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Lstat(cfg.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return secretsOf(cfg), nil // only who sets one makes it
 	}
 	if err := engine.PrepareDir(cfg.StateDir); err != nil {
 		return nil, err

@@ -27,11 +27,11 @@ import (
 	"creel/internal/image"
 	"creel/internal/image/registry"
 	"creel/internal/sandbox"
-	"creel/internal/secret"
 	"creel/internal/secret/store"
 	"creel/internal/template"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // App is what commands act with. It is opened when a command needs it, so that
@@ -158,6 +158,36 @@ func Root(env Env) *cobra.Command {
 	return root
 }
 
+// noState is the error of a command that only looks, or needs what is there,
+// where there is no state directory: a name mistyped makes none.
+type noState struct{ dir string }
+
+func (e *noState) Error() string {
+	return fmt.Sprintf("there is nothing, since the state directory %s does not exist; check CREEL_STATE_DIR, or start with `creel run`", e.dir)
+}
+
+// existing is Open for commands that make nothing of their own.
+func (env Env) existing(ctx context.Context) (*App, error) {
+	cfg, _, err := config.Load(os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Lstat(cfg.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return nil, &noState{cfg.StateDir}
+	}
+	return env.Open(ctx)
+}
+
+// tellNoState says on standard error why a list is empty, where that is for
+// want of a state directory; another error is none of its business.
+func tellNoState(env Env, err error) bool {
+	none, ok := errors.AsType[*noState](err)
+	if ok {
+		fmt.Fprintf(env.Err, "creel: %v\n", none)
+	}
+	return ok
+}
+
 // sandboxCommands are those about sandboxes, each with the flags of Docker's
 // that it knows and has not.
 func sandboxCommands(env Env) []*cobra.Command {
@@ -186,6 +216,9 @@ func explainUsage(c *cobra.Command) {
 			if err == nil {
 				return nil
 			}
+			if strings.HasPrefix(err.Error(), "unknown command ") { // what cobra says of a command without arguments
+				err = errors.New("takes no arguments")
+			}
 			return fmt.Errorf("`%s` %w\n\nUsage:  %s\n\nsee `%[1]s --help`", c.CommandPath(), err, c.UseLine())
 		}
 	}
@@ -212,14 +245,20 @@ func hostEnv(env Env) hostcmd.Env {
 }
 
 func imageEnv(env Env) imagecmd.Env {
-	return imagecmd.Env{
-		Streams: env.Streams,
-		Open: func(ctx context.Context) (*imagecmd.Store, error) {
-			app, err := env.Open(ctx)
+	open := func(from func(context.Context) (*App, error)) func(context.Context) (*imagecmd.Store, error) {
+		return func(ctx context.Context) (*imagecmd.Store, error) {
+			app, err := from(ctx)
 			if err != nil {
 				return nil, err
 			}
 			return app.imageStore(), nil
+		}
+	}
+	return imagecmd.Env{
+		Streams: env.Streams, Open: open(env.Open), Look: open(env.existing),
+		Nothing: func(ctx context.Context) bool {
+			_, err := env.existing(ctx)
+			return tellNoState(env, err)
 		},
 	}
 }
@@ -273,7 +312,7 @@ func policyEnv(env Env) policycmd.Env {
 
 // bindings are what the secrets are bound to. One that cannot be read is left
 // out: `creel secret check` says why.
-func (env Env) bindings(ctx context.Context) (map[string]secret.Binding, error) {
+func (env Env) bindings(ctx context.Context) (map[string]policycmd.Secret, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -289,9 +328,13 @@ func (env Env) bindings(ctx context.Context) (map[string]secret.Binding, error) 
 	if len(entries) == 0 && err != nil {
 		return nil, err
 	}
-	out := map[string]secret.Binding{}
+	out := map[string]policycmd.Secret{}
 	for _, e := range entries {
-		out[e.Name] = e.Binding
+		kept := policycmd.Secret{Binding: e.Binding, MaxAge: e.MaxAge}
+		if e.Source.Kind != store.Age {
+			kept.From = e.Source.String()
+		}
+		out[e.Name] = kept
 	}
 	return out, nil
 }
@@ -346,7 +389,33 @@ func likeDocker(c *cobra.Command) {
 }
 
 func flagError(c *cobra.Command, err error) error {
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		if want := wanted(bad.GetFlag()); want != "" {
+			name := "--" + bad.GetFlag().Name
+			err = fmt.Errorf("%s %q: want %s", name, bad.GetValue(), want)
+		}
+	}
 	return fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())
+}
+
+// wanted is what a flag takes, where the error of its parser tells only those
+// who know Go.
+func wanted(f *pflag.Flag) string {
+	word, _ := pflag.UnquoteUsage(f)
+	switch f.Value.Type() {
+	case "duration":
+		return "a duration such as 3s, 10m or 1h30m"
+	case "int", "int64":
+		if word == "seconds" {
+			return "seconds, a whole number"
+		}
+		return "a whole number"
+	case "float64":
+		return "a number such as 1.5"
+	case "bool":
+		return "true or false, or the flag alone"
+	}
+	return ""
 }
 
 // creelFailed gives an error of Creel's own the exit code that Docker's users

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 
 	"creel/internal/cli/imagecmd"
@@ -9,6 +11,7 @@ import (
 	"creel/internal/policy/tier"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // A shell waits for completions: they read what is there, and nothing is
@@ -44,7 +47,7 @@ func offer(list func(context.Context) ([]string, error)) cobra.CompletionFunc {
 // completeSandboxes offers the names of sandboxes; running: of those that run.
 func completeSandboxes(env Env, running bool) cobra.CompletionFunc {
 	return offer(func(ctx context.Context) (names []string, err error) {
-		app, err := env.Open(ctx)
+		app, err := env.existing(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -60,7 +63,7 @@ func completeSandboxes(env Env, running bool) cobra.CompletionFunc {
 
 func completeTemplates(env Env) cobra.CompletionFunc {
 	return offer(func(ctx context.Context) (ids []string, err error) {
-		app, err := env.Open(ctx)
+		app, err := env.existing(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -102,16 +105,51 @@ func completeFlags(env Env, c *cobra.Command) {
 	for name, values := range map[string][]string{
 		"tier": {tier.Untrusted, tier.Restricted, tier.Trusted}, "preset": preset.Names(), "pull": {"missing", "always", "never"},
 		"accel": {"auto", "kvm", "tcg"}, "confinement": {"full", "reduced"}, "net": {"none"}, "network": {"none"},
-		"restart": {"no"}, "decision": {"allow", "deny"},
+		"restart": {"no"}, "decision": {"allow", "deny"}, "platform": {"linux/amd64", "linux/arm64"}, "signal": signals(),
 	} {
 		if c.Flags().Lookup(name) != nil {
 			// It errs only where there is no such flag, or it has an offer already.
 			c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 		}
 	}
+	if c.Name() == "ps" {
+		c.RegisterFlagCompletionFunc("filter", completeFilter) // it errs only where there is no such flag
+	}
 	for _, sub := range c.Commands() {
 		completeFlags(env, sub)
 	}
+}
+
+// signals are the names that are sent to tasks, those most wanted first.
+func signals() []string {
+	names := []string{"TERM", "KILL", "INT", "HUP"}
+	for n := 1; n < 32; n++ {
+		if name := strings.TrimPrefix(unix.SignalName(unix.Signal(n)), "SIG"); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// completeFilter offers the keys of `ps --filter`, and the states of its status.
+func completeFilter(_ *cobra.Command, _ []string, word string) (fit []string, _ cobra.ShellCompDirective) {
+	var all []string
+	for _, key := range slices.Sorted(maps.Keys(filterKeys)) {
+		all = append(all, key+"=")
+	}
+	directive := cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	if strings.HasPrefix(word, "status=") {
+		all, directive = nil, cobra.ShellCompDirectiveNoFileComp
+		for _, state := range states {
+			all = append(all, "status="+state)
+		}
+	}
+	for _, one := range all {
+		if strings.HasPrefix(one, word) {
+			fit = append(fit, one)
+		}
+	}
+	return fit, directive
 }
 
 // imageNames offers the names of images.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -20,7 +21,7 @@ import (
 // each runs do for every sandbox named, prints the name of each it was done
 // for, and returns all errors.
 func each(c *cobra.Command, env Env, refs []string, do func(context.Context, *App, engine.Found) error) error {
-	app, err := env.Open(c.Context())
+	app, err := env.existing(c.Context())
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func newStop(env Env) *cobra.Command {
 					return nil // as Docker: stopping what has ended is no error
 				}
 				return withClient(ctx, app, f, func(k *socket.Client) error {
-					if err := k.Stop(ctx, n, time.Duration(max(seconds, 0))*time.Second); err != nil {
+					if err := k.Stop(ctx, n, grace(seconds)); err != nil {
 						return err
 					}
 					_, err := k.Wait(ctx)
@@ -87,11 +88,20 @@ func newStop(env Env) *cobra.Command {
 			})
 		},
 	}
-	c.Flags().IntVarP(&seconds, "time", "t", 10, "`seconds` to wait before killing it")
+	c.Flags().IntVarP(&seconds, "time", "t", 10, "`seconds` to wait before killing it; -1 waits as long as it takes")
 	c.Flags().IntVar(&seconds, "timeout", 10, "as newer Dockers have it: the same as --time, in `seconds`")
 	c.Flags().MarkHidden("timeout") // it errs only where there is no such flag
 	c.Flags().StringVarP(&signal, "signal", "s", "", "`signal` to ask with (default: the image's stop signal, else TERM)")
 	return c
+}
+
+// grace is how long a task may take to end; of less than 0 s: as long as it does.
+func grace(seconds int) time.Duration {
+	const longest = time.Duration(math.MaxInt64)
+	if seconds < 0 || seconds > int(longest/time.Second) {
+		return longest
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 func newKill(env Env) *cobra.Command {
@@ -160,7 +170,7 @@ func newRename(env Env) *cobra.Command {
 		Example: "  creel rename web web-old",
 		Args:    cobra.ExactArgs(2), ValidArgsFunction: completeFirst(completeSandboxes(env, false)),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}
@@ -179,7 +189,7 @@ func newWait(env Env) *cobra.Command {
 		Example: "  creel wait web",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}

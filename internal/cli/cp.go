@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -111,7 +112,7 @@ func sandboxPath(s string) (name, p string, ok bool) {
 // withFiles connects to a sandbox's files: through its keeper while it runs,
 // through a helper clone with its disk and no task when it has ended.
 func withFiles(ctx context.Context, env Env, ref string, do func(*socket.Client) error) error {
-	app, err := env.Open(ctx)
+	app, err := env.existing(ctx)
 	if err != nil {
 		return err
 	}
@@ -119,6 +120,8 @@ func withFiles(ctx context.Context, env Env, ref string, do func(*socket.Client)
 	if err != nil {
 		return err
 	}
+	copying := do
+	do = func(k *socket.Client) error { return missingIn(ref, copying(k)) }
 	if f.Running() {
 		return withClient(ctx, app, f, do)
 	}
@@ -127,6 +130,20 @@ func withFiles(ctx context.Context, env Env, ref string, do func(*socket.Client)
 		return err
 	}
 	return errors.Join(do(helper.Client), helper.Release(context.WithoutCancel(ctx)))
+}
+
+// missing is the end of what the agent says where a path is not there.
+var missing = regexp.MustCompile(`(/[^:]*): (no such file or directory|not a directory)$`)
+
+// missingIn says of a path that is not there in which sandbox it is not.
+func missingIn(ref string, err error) error {
+	if api.ErrorCode(err) != api.CodeNotFound {
+		return err
+	}
+	if found := missing.FindStringSubmatch(err.Error()); found != nil {
+		return fmt.Errorf("%s: %s in sandbox %s", found[1], found[2], ref)
+	}
+	return fmt.Errorf("sandbox %s: %w", ref, err)
 }
 
 // copyTo puts a local file or directory, or a tar on stdin, into the sandbox.

@@ -2,21 +2,14 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
-	"creel/internal/cli/command"
 	"creel/internal/printable"
-	"creel/internal/sandbox"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 )
 
 // usualKeys are those that Docker detaches by.
@@ -137,37 +130,4 @@ func detachKeys(s string, tty, stdin bool) ([]byte, error) {
 		keys = nil
 	}
 	return keys, err
-}
-
-// maxSignals end a command that passes signals on, as Docker's does: its
-// process may not mind them, and its end may take long.
-const maxSignals = 3
-
-// quitOnThird gives a way out of a command that passes signals on. The returned
-// function ends it.
-func quitOnThird(ctx context.Context, env Env) (stop func()) {
-	fd := int(env.In.Fd())
-	state, notTerminal := term.GetState(fd)
-	signals := make(chan os.Signal, maxSignals)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		for range maxSignals {
-			select {
-			case <-signals:
-			case <-ctx.Done():
-				return
-			}
-		}
-		if notTerminal == nil {
-			term.Restore(fd, state)
-		}
-		// The others may be writing: these words are Creel's own, and need no cleaning.
-		fmt.Fprintf(command.Raw(env.Err), "\ncreel: got %d SIGTERM/SIGINTs, forcefully exiting; `creel ps` shows what still runs\n", maxSignals)
-		os.Exit(sandbox.ExitCreel)
-	}()
-	return func() {
-		signal.Stop(signals)
-		cancel()
-	}
 }

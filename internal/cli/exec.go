@@ -63,7 +63,7 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 	if p.TTY && !flags.detach && !term.IsTerminal(int(env.In.Fd())) {
 		return errors.New("-t needs a terminal on standard input; leave it out")
 	}
-	app, err := env.Open(ctx)
+	app, err := env.existing(ctx)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 		if flags.detach {
 			return x.Detach(ctx)
 		}
-		defer quitOnThird(ctx, env)()
+		defer newWayOut(env, "the process is ended, and the task of the sandbox goes on").watch(ctx)()
 		return followExec(ctx, env, to, x, p, keys)
 	})
 }
@@ -160,7 +160,7 @@ func attachTo(ctx context.Context, env Env, ref string, flags attachFlags) error
 	if _, err := parseKeys(flags.detachKeys); err != nil {
 		return err
 	}
-	app, err := env.Open(ctx)
+	app, err := env.existing(ctx)
 	if err != nil {
 		return err
 	}
@@ -169,10 +169,11 @@ func attachTo(ctx context.Context, env Env, ref string, flags attachFlags) error
 		return err
 	}
 	if f.Status.Paused {
-		return fmt.Errorf("sandbox %s is paused; `creel unpause %[1]s` lets it go on", ref)
+		return fmt.Errorf("sandbox %s is paused; unpause it first (`creel unpause %[1]s`)", ref)
 	}
 	if flags.sigProxy {
-		defer quitOnThird(ctx, env)()
+		name := f.Record.Config.Spec.Name
+		defer newWayOut(env, fmt.Sprintf("the task goes on: `creel attach %[1]s` joins it again, `creel stop %[1]s` ends it", name)).watch(ctx)()
 	}
 	return withClient(ctx, app, f, func(k *socket.Client) error { return attach(ctx, env, k, f.Record.Config.Spec, flags) })
 }

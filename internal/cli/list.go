@@ -49,7 +49,10 @@ func newPS(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
+			if tellNoState(env, err) {
+				return command.PrintList(env.Out, []psRow(nil), list, listColumns)
+			}
 			if err != nil {
 				return err
 			}
@@ -171,7 +174,7 @@ func newInspect(env Env) *cobra.Command {
 		Example: "  creel inspect web\n  creel inspect -f '{{.Status.ExitCode}}' web",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: completeSandboxes(env, false),
 		RunE: func(c *cobra.Command, args []string) error {
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}
@@ -182,6 +185,7 @@ func newInspect(env Env) *cobra.Command {
 					if err != nil {
 						return err
 					}
+					f.Status.State = sandbox.State(stateOf(f.Status)) // as `creel ps` has it
 					all = append(all, f)
 					continue
 				}

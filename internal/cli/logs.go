@@ -32,7 +32,7 @@ func newLogs(env Env) *cobra.Command {
 			if err := v.parse(time.Now()); err != nil {
 				return err
 			}
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}

@@ -24,7 +24,7 @@ func TestExamplePolicies(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(s.dir, "policy.yaml"), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := s.run("creel policy check policy.yaml"); err != nil || !strings.Contains(out, "does not exist; creel secret set ") {
+		if out, err := s.run("creel policy check policy.yaml"); err != nil || !strings.Contains(out, "does not exist: a run is refused; creel secret set ") {
 			t.Errorf("%s: its secret is missing, and nobody says so: %v: %s", file, err, out)
 		}
 		_, comment, _ := strings.Cut(strings.ReplaceAll(string(text), "\\\n#", ""), "#   creel ")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,7 +46,7 @@ func newRun(env Env) *cobra.Command {
 				return creelFailed(err)
 			}
 			f.fillIn(&spec, defaults)
-			if spec.Policy, err = f.policy.Text(env.Err); err != nil {
+			if spec.Policy, err = f.policy.Text(f.warnings(env)); err != nil {
 				return creelFailed(err)
 			}
 			return creelFailed(run(c.Context(), env, spec, &f))
@@ -58,23 +59,25 @@ func newRun(env Env) *cobra.Command {
 // run does what `docker run` does: the task's streams are this process's, and
 // so are its signals and its exit code.
 func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
-	if spec.TTY && !term.IsTerminal(int(env.In.Fd())) {
+	if spec.TTY && !spec.Keep && !term.IsTerminal(int(env.In.Fd())) {
 		return fmt.Errorf("-t needs a terminal on standard input; leave it out")
 	}
 	keys, err := detachKeys(f.detachKeys, spec.TTY, spec.Interactive)
 	if err != nil {
 		return err
 	}
+	stopWatch := func() {}
 	if f.sigProxy {
-		defer quitOnThird(ctx, env)()
+		stopWatch = newWayOut(env, "no task was started; `creel ps -a` shows what remains").watch(ctx)
 	}
+	defer func() { stopWatch() }()
 	app, err := env.Open(ctx)
 	if err != nil {
 		return err
 	}
 	starting, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	sb, err := app.Engine.Create(starting, spec, progressTo(env), func(ctx context.Context) error {
+	sb, err := app.Engine.Create(starting, spec, f.progress(env), func(ctx context.Context) error {
 		return imagecmd.Ensure(ctx, env.Err, app.imageStore(), spec.Image, imagecmd.Wanted{When: f.pull, Platform: f.platform, Quiet: f.quiet})
 	})
 	stop()
@@ -87,6 +90,17 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		}
 		refill(env, app, sb)
 		return nil
+	}
+	var killed atomic.Bool
+	if f.sigProxy {
+		stopWatch()
+		stopWatch = wayOut{
+			env: env, exit: os.Exit, patience: killPatience, said: remains(spec),
+			end: func() {
+				killed.Store(true)
+				sb.Client.Kill(context.WithoutCancel(ctx)) // one that cannot be reached is ending
+			},
+		}.watch(ctx)
 	}
 	status, err := follow(ctx, env, sb, following{keys: keys, sigProxy: f.sigProxy})
 	if errors.Is(err, errDetached) {
@@ -117,9 +131,16 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		printDenials(env.Err, status)
 		printTroubles(env.Err, status)
 		printFull(env.Err, status)
-		fmt.Fprintf(env.Err, "creel: %s\n", summary(status))
+		fmt.Fprintf(env.Err, "creel: %s\n", summary(status, killed.Load()))
 	}
 	return outcome(status, spec)
+}
+
+// remains is what there is of a task that was killed in the foreground, and is
+// not known to be gone.
+func remains(spec sandbox.Spec) string {
+	return fmt.Sprintf("the task was to be killed, but is not gone after %s: `creel ps -a` shows whether something remains, and `creel rm -f %s` removes it",
+		killPatience, spec.ID.Short())
 }
 
 // refill has another VM wait for the next task, where that is wanted. This task
@@ -139,11 +160,14 @@ func writeReceipt(ctx context.Context, app *App, sb *engine.Sandbox, file string
 	return auditcmd.WriteReceipt(file, data)
 }
 
-// summary is a task's end in one line.
-func summary(s sandbox.Status) string {
+// summary is a task's end in one line; killed: by who sent signal after signal.
+func summary(s sandbox.Status, killed bool) string {
 	line := fmt.Sprintf("exit %d after %s", s.ExitCode, s.FinishedAt.Sub(s.StartedAt).Round(time.Millisecond))
 	if s.StartedAt.IsZero() {
 		line = fmt.Sprintf("exit %d, the task did not start", s.ExitCode)
+	}
+	if killed {
+		line += ", killed by you"
 	}
 	if s.OOMKilled {
 		line += ", out of memory"

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"slices"
@@ -64,11 +65,11 @@ func (f *runFlags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.detach, "detach", "d", false, "run in the background, print the ID, and keep record, logs and disk until rm")
 	registerDetachKeys(fs, &f.detachKeys)
 	fs.BoolVar(&f.sigProxy, "sig-proxy", true, "pass signals on to the task")
-	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not print how the task ended")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "print no warnings, and not how the task ended")
 	fs.StringVar(&f.restart, "restart", "no", "refused until there is a daemon; only `no`")
 	fs.DurationVar(&f.timeout, "timeout", 0, "stop the task after this `duration`, such as 10m; its VM is ended 5s later at the latest")
 	fs.StringVar(&f.pull, "pull", "missing", "pull the image before the run: missing, always or never")
-	fs.StringVar(&f.platform, "platform", "", "`os/architecture` of an image that is pulled")
+	fs.StringVar(&f.platform, "platform", "", "platform of an image that is pulled, `os/architecture`, such as linux/amd64")
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "let connections in, `[ip:][host:]guest[/proto]`; on 127.0.0.1 unless an address is given")
 	fs.BoolVar(&f.canaries, "canaries", false, "plant credentials that open nothing where attackers look; their use is an alert")
 	f.policy.Register(fs)
@@ -147,6 +148,24 @@ func (f *runFlags) fillIn(spec *sandbox.Spec, c config.Config) {
 	}
 	if unset("confinement") {
 		spec.Confinement = c.Confinement
+	}
+}
+
+// warnings is where those of the flags go.
+func (f *runFlags) warnings(env Env) io.Writer {
+	if f.quiet {
+		return io.Discard
+	}
+	return env.Err
+}
+
+// progress prints what a launch says on the way.
+func (f *runFlags) progress(env Env) func(string) {
+	say := progressTo(env)
+	return func(line string) {
+		if !f.quiet || !strings.HasPrefix(line, "warning: ") {
+			say(line)
+		}
 	}
 }
 

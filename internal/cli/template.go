@@ -84,7 +84,10 @@ func newTemplateList(env Env) *cobra.Command {
 		Use: "ls", Short: "List templates", Args: cobra.NoArgs,
 		Example: "  creel template ls\n  creel template ls --format '{{.ID}} {{.Image}}'",
 		RunE: func(c *cobra.Command, _ []string) error {
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
+			if tellNoState(env, err) {
+				return command.PrintList(env.Out, []templateRow(nil), list, templateColumns)
+			}
 			if err != nil {
 				return err
 			}

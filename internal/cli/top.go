@@ -40,7 +40,7 @@ func newTop(env Env) *cobra.Command {
 				}
 				return err
 			}
-			app, err := env.Open(c.Context())
+			app, err := env.existing(c.Context())
 			if err != nil {
 				return err
 			}

@@ -245,8 +245,13 @@ func TestReconcileAfterKill(t *testing.T) {
 			if _, err := e.List(t.Context()); err != nil || len(l.closed) != 1 {
 				t.Errorf("it was settled twice: %v, %v", l.closed, err)
 			}
-			if err := e.Rename(after[0], "pike"); err != nil {
-				t.Fatal(err)
+			for range 2 { // to itself it is no fault
+				if err := e.Rename(after[0], "pike"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := e.takeName("pike", sandbox.NewID()); err == nil || strings.Contains(err.Error(), "--name") {
+				t.Errorf("a name that is taken: %v", err) // rename has no such flag
 			}
 			f, err := e.Find(t.Context(), string(after[0].Record.Config.Spec.ID[:8]))
 			if err != nil || f.Record.Config.Spec.Name != "pike" {

@@ -231,14 +231,23 @@ func (e *Engine) Rename(f Found, name string) error {
 	}
 	id, old := f.Record.Config.Spec.ID, ""
 	err := e.changeRecord(id, func(rec *Record) error {
+		if name == rec.Config.Spec.Name {
+			return nil
+		}
 		if err := e.takeName(name, id); err != nil {
+			if _, taken := errors.AsType[*nameTaken](err); taken {
+				err = fmt.Errorf("%w; choose another name, or rename that one first", err)
+			}
 			return err
 		}
 		old, rec.Config.Spec.Name = rec.Config.Spec.Name, name
 		return nil
 	})
+	if old == "" {
+		return err // nothing was taken
+	}
 	unused := old
-	if err != nil && old != "" {
+	if err != nil {
 		unused = name // it was taken in vain
 	}
 	return errors.Join(err, e.locked(func() error { return e.freeNameOf(id, unused) }))

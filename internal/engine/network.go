@@ -121,7 +121,7 @@ func (e *Engine) judgeSecrets(p *policy.Policy) (faults []string) {
 	for _, name := range p.Secrets() {
 		b, err := e.opts.Secrets.Binding(name)
 		if err != nil {
-			faults = append(faults, fmt.Sprintf("secret %q: %v", name, err))
+			faults = append(faults, err.Error()) // which names it
 			continue
 		}
 		bindings[name] = b
@@ -140,7 +140,7 @@ func (e *Engine) judgeSecrets(p *policy.Policy) (faults []string) {
 			covered = covered || policy.Covers(host, r.Host)
 		}
 		if !covered {
-			faults = append(faults, fmt.Sprintf("rule %q: secret %q is bound to %s, which does not cover %s; bind it to more with `creel secret set`, or name other hosts",
+			faults = append(faults, fmt.Sprintf("rule %q: secret %q is bound to %s, which does not cover %s; bind it to more with `creel secret set`, naming all it is for (`creel policy check` writes that line), or name other hosts",
 				r.Name, r.Secret, strings.Join(b.Hosts, ", "), r.Destination()))
 		}
 		if err := b.MayGo(r.Upstream.Address, r.Upstream.CA, slices.Contains(r.Protocols(), policy.HTTP)); err != nil {

@@ -161,6 +161,9 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*
 		rec.Config.Spec.Name = e.freeName() // another command made up the same
 	}
 	if err := e.takeName(rec.Config.Spec.Name, id); err != nil {
+		if _, taken := errors.AsType[*nameTaken](err); taken {
+			err = fmt.Errorf("%w; choose another with --name", err)
+		}
 		return nil, err
 	}
 	steps.Push("sandbox", func() error { return e.discard(*rec) })
@@ -263,12 +266,23 @@ func (e *Engine) takeName(name string, id sandbox.ID) error {
 		owner, taken = e.recordNamed(name)
 	}
 	if taken {
-		return fmt.Errorf("the name %q is in use by sandbox %s; choose another with --name", name, owner.Short())
+		return &nameTaken{name, owner}
 	}
 	if err := replaceFile(path, []byte(id)); err != nil {
 		return fmt.Errorf("reserve name %q: %w", name, err)
 	}
 	return nil
+}
+
+// nameTaken is the error of a name that another sandbox has. How to choose
+// another one depends on what the name was for.
+type nameTaken struct {
+	name  string
+	owner sandbox.ID
+}
+
+func (e *nameTaken) Error() string {
+	return fmt.Sprintf("the name %q is in use by sandbox %s", e.name, e.owner.Short())
 }
 
 // nameOwner is the sandbox that has a name, if one that exists has it.

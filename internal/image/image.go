@@ -14,7 +14,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"creel/internal/image/blobs"
@@ -106,14 +105,14 @@ func (p *parsed) image(names, digests []string, size int64) Image {
 }
 
 // CheckPlatform says why a sandbox on this machine cannot run what is for a
-// platform, os/architecture[/variant]; "" is this machine's.
+// platform, as [PullOptions] has it; "" is this machine's.
 func CheckPlatform(platform string) error {
 	if platform == "" {
 		return nil
 	}
-	p, err := v1.ParsePlatform(platform)
+	p, err := parsePlatform(platform)
 	if err != nil {
-		return fmt.Errorf("platform %q: %w: %w; write it as linux/amd64", platform, err, errdefs.ErrInvalidArgument)
+		return err
 	}
 	if here := hostPlatform(); p.OS != here.OS || p.Architecture != here.Architecture {
 		return fmt.Errorf("platform %s: sandboxes on this machine run %s; use an image for that", p, here)

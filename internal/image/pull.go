@@ -50,7 +50,7 @@ func (p Progress) send(e Event) {
 // PullOptions say from where and what to pull.
 type PullOptions struct {
 	Registry registry.Options
-	Platform string // os/architecture[/variant]; "": this machine's
+	Platform string // os, architecture or os/architecture[/variant]; "": this machine's
 	Progress Progress
 }
 
@@ -67,11 +67,9 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	}
 	platform := hostPlatform()
 	if o.Platform != "" {
-		p, err := v1.ParsePlatform(o.Platform)
-		if err != nil {
-			return Image{}, fmt.Errorf("platform %q: %w: %w; write it as linux/amd64", o.Platform, err, errdefs.ErrInvalidArgument)
+		if platform, err = parsePlatform(o.Platform); err != nil {
+			return Image{}, err
 		}
-		platform = *p
 	}
 	repo, err := registry.New(o.Registry).Repository(named)
 	if err != nil {

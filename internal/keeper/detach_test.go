@@ -135,20 +135,20 @@ func TestDetachedExecGoesOn(t *testing.T) {
 	}
 }
 
-// An error is named once on its way from the guest over its keeper to a client.
+// What the user typed wrong is answered without the names of what it came through.
 func TestErrorsAreNamedOnce(t *testing.T) {
 	r, c := started(t, options{})
 	defer r.final(c)
 	defer c.Stop(t.Context(), 9, time.Millisecond)
 	_, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"nosuch"}})
-	if err == nil || err.Error() != "guest: exec: nosuch: not found" || api.ErrorCode(err) != api.CodeNotFound {
+	if err == nil || err.Error() != "nosuch: not found" || api.ErrorCode(err) != api.CodeNotFound {
 		t.Errorf("%v, of class %s", err, api.ErrorCode(err))
 	}
 	// An agent that names the operation itself is not named after it.
-	if _, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"exec: nosuch"}}); err == nil || err.Error() != "guest: exec: nosuch: not found" {
+	if _, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"exec: nosuch"}}); err == nil || err.Error() != "nosuch: not found" {
 		t.Error(err)
 	}
-	if _, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"script.txt"}}); err == nil || strings.Count(err.Error(), "guest: ") != 1 {
+	if _, err := c.Exec(t.Context(), sandbox.Process{Args: []string{"script.txt"}}); err == nil || strings.Contains(err.Error(), "guest: ") {
 		t.Error(err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // errPaused is the answer to what needs a guest that runs.
-var errPaused = errors.New("the sandbox is paused; unpause it first (creel unpause)")
+var errPaused = errors.New("the sandbox is paused; unpause it first (`creel unpause`)")
 
 func (r *Run) servePause(ctx context.Context, s *wire.Stream) error {
 	if err := r.awaitReady(ctx); err != nil {

@@ -15,6 +15,10 @@ const MethodPattern = `^[A-Z][A-Z0-9_-]{0,19}$`
 
 var methodPattern = regexp.MustCompile(MethodPattern)
 
+// token is what HTTP lets a client write as a method. Whether it is one that
+// may be used is for the policy to decide.
+var token = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}$")
+
 // Explanation is a Decision with how it came about.
 type Explanation struct {
 	Decision Decision // the first denial, or the last step
@@ -119,14 +123,14 @@ func requestOf(method, rawURL string) (req Request, err error) {
 		req.Protocol = UDP
 	case "https", "http":
 		req.Protocol = map[string]Protocol{"https": TLS, "http": HTTP}[u.Scheme]
-		req.Method = strings.ToUpper(method)
+		req.Method = method // as it is written, which is what the boundary sees
 		if req.Path = u.EscapedPath(); req.Path == "" {
 			req.Path = "/"
 		}
 		if u.RawQuery != "" {
 			req.Path += "?" + u.RawQuery
 		}
-		if !methodPattern.MatchString(req.Method) {
+		if !token.MatchString(req.Method) {
 			return req, fmt.Errorf("method %.40q: want one such as GET", method)
 		}
 	}

@@ -142,14 +142,14 @@ func (b Binding) MayGo(upstream, ca string, plain bool) error {
 	var f faults
 	switch {
 	case upstream != "" && !slices.ContainsFunc(b.Upstreams, bound):
-		f.add("not bound to the upstream %s: if you trust that with it, set it again with --upstream %s", upstream, upstream)
+		f.add("not bound to the upstream %s: if you trust that with it, set it again as it is bound now, and with --upstream %s", upstream, upstream)
 	case upstream != "" && ca == "" && b.CA != "":
-		f.add("bound to a CA for the upstream %s, and the rule has none: write it as `ca:` of the upstream or, if any public authority will do, set it again with --upstream %s alone", upstream, upstream)
+		f.add("bound to a CA for the upstream %s, and the rule has none: write it as `ca:` of the upstream or, if any public authority will do, set it again as it is bound now, with --upstream %s and without a CA", upstream, upstream)
 	case ca != "" && ca != b.CA:
-		f.add("not bound to the CA of the upstream %s: if you trust that, set it again with --upstream %s --upstream-ca FILE", upstream, upstream)
+		f.add("not bound to the CA of the upstream %s: if you trust that, set it again as it is bound now, and with --upstream %s --upstream-ca FILE", upstream, upstream)
 	}
 	if plain && !b.Clear {
-		f.add("not bound to be sent without TLS: use tls or, if everybody on the way may read it, set it again with --clear")
+		f.add("not bound to be sent without TLS: use tls or, if everybody on the way may read it, set it again as it is bound now, and with --clear")
 	}
 	return errors.Join(f...)
 }

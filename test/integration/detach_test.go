@@ -2,9 +2,11 @@ package integration
 
 import (
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -102,28 +104,31 @@ func TestDetachedExec(t *testing.T) {
 	}
 }
 
-// A task that minds no signal does not hold who waits for it: as with Docker,
-// the third ends the command.
-func TestThirdSignalIsAWayOut(t *testing.T) {
+// A task that minds no signal does not hold who waits for it: signal after
+// signal kills it, and the run ends as any other, with its receipt. Signals now
+// and then do not.
+func TestSignalAfterSignalIsAWayOut(t *testing.T) {
 	r := machines(t)
-	task := r.Start(t, "run", "-q", "--name", "stubborn", "debian", "sh", "-c",
+	receipt := filepath.Join(t.TempDir(), "receipt.json")
+	task := r.Start(t, "run", "--receipt", receipt, "--name", "stubborn", "debian", "sh", "-c",
 		`trap 'echo no' INT; echo ready; while :; do sleep 0.1; done`)
 	t.Cleanup(func() { r.Run(t, "rm", "-f", "stubborn") })
 	task.Line()
-	for range 2 {
-		if err := task.Cmd.Process.Signal(unix.SIGINT); err != nil {
-			t.Fatal(err)
+	ended := make(chan int, 1)
+	go func() { ended <- task.Wait() }()
+	again := time.NewTicker(200 * time.Millisecond) // each is one signal, and no two are merged
+	defer again.Stop()
+	for code := -1; code < 0; {
+		select {
+		case <-again.C:
+			task.Cmd.Process.Signal(syscall.SIGINT) // one that has ended gets none
+		case code = <-ended:
+			if said := task.Stderr.String(); code != 137 || !strings.Contains(said, "killing the task") || !strings.Contains(said, "creel: exit 137 after") || !strings.Contains(said, "killed by you") {
+				t.Errorf("exit code %d; %s", code, said)
+			}
 		}
-		if line := task.Line(); line != "no" {
-			t.Errorf("the task said %q", line)
-		}
 	}
-	if err := task.Cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	if code := task.Wait(); code != 125 || !strings.Contains(task.Stderr.String(), "got 3 SIGTERM/SIGINTs, forcefully exiting") {
-		t.Errorf("exit code %d; %s", code, task.Stderr)
-	}
+	r.Must(t, "receipt", "verify", receipt)
 }
 
 // Signals to attach are the task's, unless they are not to be.

@@ -33,6 +33,13 @@ func (f *filters) register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.until, "until", "", "before this `time`")
 }
 
+// kinds are those that the record has, for the shell.
+var kinds = []string{
+	"admitted", "alert", "budget", "cleanup", "closed", "confined", "connection", "copied", "copy", "denied", "disconnected", "disk-fault", "dropped",
+	"exec", "exit", "failed", "key", "lookup", "lost", "name", "opened", "policy", "pruned", "published", "recovered", "refused", "request", "response",
+	"secret", "secrets", "signal", "started", "step", "template", "unreadable",
+}
+
 // resolve says where to look and for what.
 func (f *filters) resolve(ctx context.Context, env Env) (dir string, filter query.Filter, err error) {
 	filter = query.Filter{Host: f.host, Decision: f.decision}
@@ -100,6 +107,7 @@ func newQuery(env Env) *cobra.Command {
 		},
 	}
 	f.register(c.Flags())
+	c.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kinds, cobra.ShellCompDirectiveNoFileComp)) // it errs only where there is no such flag
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON lines")
 	return c
 }
@@ -124,6 +132,7 @@ func newTail(env Env) *cobra.Command {
 		},
 	}
 	f.register(c.Flags())
+	c.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kinds, cobra.ShellCompDirectiveNoFileComp)) // it errs only where there is no such flag
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until interrupted")
 	c.Flags().IntVarP(&lines, "lines", "n", 20, "`number` of records to begin with")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON lines")

@@ -64,7 +64,12 @@ func PrintList[T any](w io.Writer, rows []T, l Listing, c Columns) error {
 	}
 	body, isTable := strings.CutPrefix(format, "table ")
 	if !isTable {
-		return PrintEach(w, rows, format)
+		if len(rows) == 0 && format != "json" { // a field that no row has is one here too
+			if _, err := c.titles(body); err != nil && strings.Contains(err.Error(), "there is no field") {
+				return err
+			}
+		}
+		return printEach(w, rows, format, c.names())
 	}
 	// A shell passes \t on as two characters.
 	body = strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(strings.TrimSpace(body))
@@ -76,14 +81,19 @@ func PrintList[T any](w io.Writer, rows []T, l Listing, c Columns) error {
 	if err != nil {
 		return err
 	}
-	out := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	var all bytes.Buffer // what errs prints nothing
+	out := tabwriter.NewWriter(&all, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(out, titles)
 	for _, row := range rows {
-		if err := execute(out, t, inOneCell(row)); err != nil {
+		if err := execute(out, t, inOneCell(row), c.names()); err != nil {
 			return err
 		}
 	}
-	return out.Flush()
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	_, err = w.Write(all.Bytes())
+	return err
 }
 
 // inOneCell is a row whose texts begin no other row or cell.
@@ -124,7 +134,7 @@ func (c Columns) titles(body string) (string, error) {
 	}
 	var out bytes.Buffer
 	if err := t.Option("missingkey=error").Execute(&out, titles); err != nil {
-		return "", fmt.Errorf("--format: %w; the fields are %s", err, strings.Join(c.names(), ", "))
+		return "", formatError(err, titles, c.names())
 	}
 	return out.String(), nil
 }
@@ -161,21 +171,27 @@ var functions = template.FuncMap{
 func parseFormat(format string, f template.FuncMap) (*template.Template, error) {
 	t, err := template.New("format").Funcs(f).Parse(format)
 	if err != nil {
-		return nil, fmt.Errorf("--format: %w", err)
+		return nil, fmt.Errorf("--format: %s; want a Go template such as '{{.ID}}'", inTemplate.ReplaceAllString(err.Error(), ""))
 	}
 	return t, nil
 }
 
-func execute[T any](w io.Writer, t *template.Template, v T) error {
+func execute[T any](w io.Writer, t *template.Template, v T, names []string) error {
 	if err := t.Execute(w, v); err != nil {
-		return fmt.Errorf("--format: %w", err)
+		return formatError(err, v, names)
 	}
 	_, err := fmt.Fprintln(w)
 	return err
 }
 
-// PrintEach prints values as JSON lines or by a Go template.
+// PrintEach prints values as JSON lines or by a Go template. What errs prints
+// nothing.
 func PrintEach[T any](w io.Writer, values []T, format string) error {
+	return printEach(w, values, format, nil)
+}
+
+// printEach knows the names of the fields of a list's rows.
+func printEach[T any](w io.Writer, values []T, format string, names []string) error {
 	if format == "json" {
 		format = "{{json .}}"
 	}
@@ -183,12 +199,14 @@ func PrintEach[T any](w io.Writer, values []T, format string) error {
 	if err != nil {
 		return err
 	}
+	var all bytes.Buffer
 	for _, v := range values {
-		if err := execute(w, t, v); err != nil {
+		if err := execute(&all, t, v, names); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err = w.Write(all.Bytes())
+	return err
 }
 
 // PrintJSON prints a value as JSON for people to read.

@@ -6,14 +6,17 @@ import (
 	"testing"
 )
 
-type item struct{ ID, Name, Size string }
+type item struct {
+	ID, Name, Size string
+	hidden         string // from templates
+}
 
 func (i item) Label(key string) string { return key + "=" + i.Size }
 
 var itemColumns = Columns{Shown: 2, Fields: [][2]string{{"ID", "ITEM"}, {"Name", "NAME"}, {"Size", "SIZE"}}}
 
 func TestPrintList(t *testing.T) {
-	items := []item{{"1", "one", "9MB"}, {"2", "two", "10MB"}}
+	items := []item{{ID: "1", Name: "one", Size: "9MB", hidden: "x"}, {ID: "2", Name: "two", Size: "10MB"}}
 	for _, c := range []struct {
 		l    Listing
 		want string
@@ -35,19 +38,29 @@ func TestPrintList(t *testing.T) {
 	}
 	// A text cannot begin a row or a cell of its own.
 	var out bytes.Buffer
-	if err := PrintList(&out, []item{{"1", "a\tb\nc\x1b[2J", ""}}, Listing{}, itemColumns); err != nil || strings.Count(out.String(), "\n") != 2 || strings.ContainsAny(out.String(), "\t\x1b") {
+	if err := PrintList(&out, []item{{ID: "1", Name: "a\tb\nc\x1b[2J"}}, Listing{}, itemColumns); err != nil || strings.Count(out.String(), "\n") != 2 || strings.ContainsAny(out.String(), "\t\x1b") {
 		t.Errorf("%v\n%q", err, out.String())
 	}
+	// An error has no words of Go's, and nothing is printed before it.
 	for format, want := range map[string]string{
-		"table {{.Colour}}": "the fields are ID, Name, Size", "{{.Colour}}": "--format: ", "table {{": "--format: ", "{{nothing .ID}}": "--format: ",
+		"table {{.Colour}}": "--format: there is no field .Colour; the fields are ID, Name, Size", "{{.ID}} {{.Colour}}": "--format: there is no field .Colour; the fields are ID, Name, Size",
+		"{{.hidden}}": "the fields are ID, Name, Size", "table {{": "--format: ", "{{nothing .ID}}": "--format: ", "{{.ID.Colour}}": "--format: ", "{{truncate .ID}}": "--format: ", "table {{.ID}} {{truncate .Name}}": "--format: ",
+		`{{.Name}} {{if eq .ID "2"}}{{index .ID 9}}{{end}}`: "--format: ",
 	} {
-		if err := PrintList(&bytes.Buffer{}, items, Listing{Format: format}, itemColumns); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", format, err)
+		var out bytes.Buffer
+		err := PrintList(&out, items, Listing{Format: format}, itemColumns)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "command.") || strings.Contains(err.Error(), "template: ") || out.Len() > 0 {
+			t.Errorf("%s: %v; printed %q", format, err, out.String())
 		}
 	}
 	// An unknown field is one also where there is nothing to print.
-	if err := PrintList(&bytes.Buffer{}, []item(nil), Listing{Format: "table {{.Colour}}"}, itemColumns); err == nil {
-		t.Error("an unknown field of an empty list is none")
+	for _, format := range []string{"table {{.Colour}}", "{{.Colour}}"} {
+		if err := PrintList(&bytes.Buffer{}, []item(nil), Listing{Format: format}, itemColumns); err == nil {
+			t.Error("an unknown field of an empty list is none")
+		}
+	}
+	if err := PrintList(&bytes.Buffer{}, []item(nil), Listing{Format: "{{if gt 1 0}}{{len .ID}}{{end}}{{index .ID 0}}"}, itemColumns); err != nil {
+		t.Errorf("what only rows can be asked: %v", err)
 	}
 }
 
@@ -80,3 +93,26 @@ var errValue = errorString("want yes")
 type errorString string
 
 func (e errorString) Error() string { return string(e) }
+
+// A field that is elsewhere in what is printed is answered with where.
+func TestUnknownFieldIsAnsweredWithWhatIsThere(t *testing.T) {
+	type inner struct{ State, Code string }
+	type base struct{ Labels []string }
+	type outer struct {
+		base
+		Status *inner
+	}
+	v := []any{outer{Status: &inner{}}, &outer{Status: &inner{}}}
+	for format, want := range map[string]string{
+		"{{.State}}": "here it is .Status.State", "{{.state}}": "here it is .Status.State", "{{.Colour}}": "the fields are Labels, Status", "{{.Status.Colour}}": "the fields are State, Code",
+		"{{.Status.Labels}}": "here it is .Labels", "{{.Status.State.Code}}": "here it is .Status.Code",
+	} {
+		for i := range v {
+			var out bytes.Buffer
+			err := PrintEach(&out, v[i:i+1], "{{.Status}}"+format)
+			if err == nil || !strings.HasSuffix(err.Error(), want) || out.Len() > 0 {
+				t.Errorf("%s: %v; printed %q", format, err, out.String())
+			}
+		}
+	}
+}

@@ -23,6 +23,11 @@ import (
 type Env struct {
 	command.Streams
 	Open func(context.Context) (*Store, error)
+	// Look is Open for commands that make nothing: where there is no store it
+	// makes none, and errs.
+	Look func(context.Context) (*Store, error)
+	// Nothing tells whether there is no store to list, after it has told the user.
+	Nothing func(context.Context) bool
 }
 
 // Store is the images, and what is around them.

@@ -28,9 +28,10 @@ func creel(t *testing.T) (run func(args ...string) (stdout, stderr string, code 
 	t.Cleanup(func() { null.Close() })
 	return func(args ...string) (string, string, int) {
 		var out, errs bytes.Buffer
+		open := func(context.Context) (*Store, error) { return &Store{Store: store}, nil }
 		root := New(Env{
 			Streams: command.Streams{In: null, Out: &out, Err: &errs},
-			Open:    func(context.Context) (*Store, error) { return &Store{Store: store}, nil },
+			Open:    open, Look: open, Nothing: func(context.Context) bool { return false },
 		})
 		root.SetArgs(args)
 		root.SetOut(&out)

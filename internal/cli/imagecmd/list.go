@@ -40,6 +40,9 @@ func newList(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if env.Nothing(c.Context()) {
+				return command.PrintList(env.Out, []row(nil), list, columns)
+			}
 			store, err := env.Open(c.Context())
 			if err != nil {
 				return err
@@ -163,7 +166,7 @@ func matches(f command.Filters, img image.Image, name string) bool {
 // CompleteNames offers the names of images to the shell.
 func CompleteNames(env Env) cobra.CompletionFunc {
 	return func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		store, err := env.Open(c.Context())
+		store, err := env.Look(c.Context())
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}

@@ -36,7 +36,7 @@ func newPull(env Env) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&platform, "platform", "", "`os/architecture` of the image (default: this machine's)")
+	c.Flags().StringVar(&platform, "platform", "", "platform of the image, `os/architecture`, such as linux/amd64 (default: this machine's)")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
 	return c
 }
@@ -134,7 +134,7 @@ func newInspect(env Env) *cobra.Command {
 		Example: "  creel image inspect --format '{{.ID}} {{.Config.Cmd}}' debian",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
-			store, err := env.Open(c.Context())
+			store, err := env.Look(c.Context())
 			if err != nil {
 				return err
 			}
@@ -163,7 +163,7 @@ func newSave(env Env) *cobra.Command {
 		Example: "  creel image save -o images.tar debian",
 		Args:    cobra.MinimumNArgs(1), ValidArgsFunction: CompleteNames(env),
 		RunE: func(c *cobra.Command, args []string) error {
-			store, err := env.Open(c.Context())
+			store, err := env.Look(c.Context())
 			if err != nil {
 				return err
 			}

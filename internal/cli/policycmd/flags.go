@@ -20,9 +20,9 @@ type Flags struct {
 func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.file, "policy", "", "what the task may reach, from a `file`; nothing where no flag says more")
 	fs.StringArrayVar(&f.allow, "allow", nil, "let the task reach `HOST[:PORT]`, by TLS on 443 or as said by the port")
-	fs.StringArrayVar(&f.presets, "preset", nil, "let it reach what a tool needs, such as npm, pip, go, apt, git or models: `name`")
-	fs.StringVar(&f.net, "net", "", "`none`: it reaches nothing, which is the default")
-	fs.StringVar(&f.net, "network", "", "as Docker has it: `none`")
+	fs.StringArrayVar(&f.presets, "preset", nil, "let it reach what the tool `name` needs, such as npm, pip, go, apt, git or models")
+	fs.StringVar(&f.net, "net", "", "only `none`: it reaches nothing, which is so anyway where no flag allows something")
+	fs.StringVar(&f.net, "network", "", "as Docker has it: only `none`")
 	fs.MarkHidden("network") // it errs only where there is no such flag
 }
 

@@ -25,7 +25,6 @@ import (
 	"creel/internal/policy/preset"
 	"creel/internal/policy/syntax"
 	"creel/internal/sandbox"
-	"creel/internal/secret"
 
 	"github.com/spf13/cobra"
 )
@@ -37,9 +36,9 @@ type Env struct {
 	Spec func(ctx context.Context, ref string) (sandbox.Spec, error)
 	// Set puts another policy in force for a sandbox that runs.
 	Set func(ctx context.Context, ref, policy string) error
-	// Secrets are those of this installation with what they are bound to; nil:
-	// they cannot be had here. It must not make or change anything.
-	Secrets func(context.Context) (map[string]secret.Binding, error)
+	// Secrets are those of this installation; nil: they cannot be had here. It
+	// must not make or change anything.
+	Secrets func(context.Context) (map[string]Secret, error)
 	// CompleteSandboxes offers names to the shell.
 	CompleteSandboxes cobra.CompletionFunc
 	// Tiers gives the file of tiers that is in force.
@@ -58,8 +57,13 @@ func New(env Env) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				warn(env.Err, secretWarnings(c.Context(), env, p))
-				fmt.Fprintf(env.Out, "%s: %d rules, no faults\n", args[0], len(p.Rules))
+				warnings, refused := secretWarnings(c.Context(), env, p)
+				warn(env.Err, warnings)
+				verdict := "no faults"
+				if refused {
+					verdict += ", but a run with it is refused here: see the warnings"
+				}
+				fmt.Fprintf(env.Out, "%s: %s, %s\n", args[0], counted(len(p.Rules), "rule"), verdict)
 				return nil
 			},
 		},
@@ -134,7 +138,7 @@ func set(env Env) *cobra.Command {
 			if err := env.Set(c.Context(), args[0], text); err != nil {
 				return err
 			}
-			fmt.Fprintf(env.Out, "%s: %d rules in force, policy %s\n", args[0], len(p.Rules), syntax.Digest(syntax.Canonical(text)))
+			fmt.Fprintf(env.Out, "%s: %s in force, policy %s\n", args[0], counted(len(p.Rules), "rule"), syntax.Digest(syntax.Canonical(text)))
 			return nil
 		},
 	}
@@ -166,11 +170,11 @@ func explain(env Env) *cobra.Command {
 
 func printExplanation(w io.Writer, e policy.Explanation) error {
 	d := e.Decision
-	verdict := "denied"
-	if d.Allow {
-		verdict = "allowed"
+	verdict := d.Reason() // of what is allowed: "allowed by …"
+	if !d.Allow {
+		verdict = "denied: " + verdict
 	}
-	fmt.Fprintf(w, "%s: %s\n", verdict, d.Reason())
+	fmt.Fprintln(w, verdict)
 	if d.Rule != nil && d.Rule.Line > 0 {
 		fmt.Fprintf(w, "line %d: %s\n", d.Rule.Line, d.Rule.Destination())
 	}
@@ -213,7 +217,7 @@ func testPolicy(env Env, file string, p *policy.Policy) error {
 			fmt.Fprintf(env.Out, "FAIL line %d: %s %s: %s\n", c.Line, want, c, got)
 		}
 	}
-	fmt.Fprintf(env.Out, "%d tests, %d failed\n", len(p.Cases), failed)
+	fmt.Fprintf(env.Out, "%s, %d failed\n", counted(len(p.Cases), "test"), failed)
 	if failed > 0 {
 		return &command.ExitError{Code: 1}
 	}
@@ -235,15 +239,23 @@ func parse(file string) (*policy.Policy, policy.Faults, error) {
 	}
 	p, warnings, err := syntax.Parse(data, policyInputs(filepath.Dir(file)))
 	if faults, ok := errors.AsType[policy.Faults](err); ok {
-		return nil, warnings, fmt.Errorf("%s has %d faults:\n%w", file, len(faults), err)
+		return nil, warnings, fmt.Errorf("%s has %s:\n%w", file, counted(len(faults), "fault"), err)
 	}
 	return p, warnings, err
 }
 
 func warn(w io.Writer, warnings policy.Faults) {
 	for _, one := range warnings {
-		fmt.Fprintf(w, "warning: %s\n", one)
+		fmt.Fprintf(w, "creel: warning: %s\n", one)
 	}
+}
+
+// counted is a number of things.
+func counted(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // policyInputs lets a policy refer to files beside it (dir), and presets to

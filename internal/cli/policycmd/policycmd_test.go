@@ -43,10 +43,11 @@ tests:
 		code  int
 		wants []string // in stdout, stderr or the error
 	}{
-		{[]string{"check", good}, 0, []string{"3 rules, no faults", "warning: line 5: **.amazonaws.com reaches places where anyone can receive data"}},
+		{[]string{"check", good}, 0, []string{"3 rules, no faults", "creel: warning: line 5: **.amazonaws.com reaches places where anyone can receive data"}},
 		{[]string{"check", bad}, 1, []string{"line 3: unknown key", "line 4: host \"a..test\""}},
 		{[]string{"check", filepath.Join(dir, "none")}, 1, []string{"read policy"}},
-		{[]string{"explain", good, "get", "https://api.test/x"}, 0, []string{"allowed: allowed by rule \"line 4\"", "spoken: tls, opened", "allows it"}},
+		{[]string{"explain", good, "get", "https://api.test/x"}, 1, []string{"denied: the method is not written in capitals"}},
+		{[]string{"explain", good, "GET", "https://api.test/x"}, 0, []string{"allowed by rule \"line 4\"", "spoken: tls, opened", "allows it"}},
 		{[]string{"explain", good, "POST", "https://api.test/x"}, 1, []string{"denied: no rule", "what would allow it: add method \"POST\""}},
 		{[]string{"explain", good, "tcp://db.test:5432"}, 1, []string{"what would allow it: --allow db.test:5432"}},
 		{[]string{"explain", good, "GET", "gopher://x"}, 1, []string{"want https://HOST/PATH"}},

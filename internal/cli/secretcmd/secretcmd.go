@@ -69,7 +69,7 @@ func newSet(env Env) *cobra.Command {
 	fs := c.Flags()
 	fs.StringVar(&f.from, "from", store.Age, "`source` of the value; age is standard input, kept encrypted")
 	fs.StringSliceVar(&f.hosts, "host", nil, "`host` that it may be sent to, *.NAME or **.NAME; may be repeated")
-	fs.StringSliceVar(&f.methods, "method", nil, "`method` that it may be used with (default: every one)")
+	fs.StringSliceVar(&f.methods, "method", nil, "`method` that it may be used with, in capitals (default: every one)")
 	fs.StringSliceVar(&f.paths, "path", nil, "`path` that it may be used with, as in policies (default: every one)")
 	fs.StringSliceVar(&f.upstreams, "upstream", nil, "`HOST:PORT` that a policy may send it to instead of the host; may be repeated (default: none)")
 	fs.StringVar(&f.ca, "upstream-ca", "", "PEM `file` that a policy must have the upstreams trusted by (default: the system's)")
@@ -112,11 +112,7 @@ func (f setFlags) request(name string) (store.Request, error) {
 	case word != "":
 		fault("--as", fmt.Errorf("%q: nothing may follow %s", f.as, use.As))
 	}
-	var methods []string
-	for _, m := range f.methods {
-		methods = append(methods, strings.ToUpper(m))
-	}
-	binding := secret.Binding{Hosts: f.hosts, Methods: methods, Paths: f.paths, Upstreams: f.upstreams, Clear: f.clear, Use: use}
+	binding := secret.Binding{Hosts: f.hosts, Methods: f.methods, Paths: f.paths, Upstreams: f.upstreams, Clear: f.clear, Use: use}
 	if f.ca != "" {
 		pem, err := command.ReadBounded(f.ca, secret.MaxBytes*4)
 		fault("--upstream-ca", err)

@@ -111,7 +111,7 @@ func (r *rig) value(name string) string {
 
 func TestALifeOfASecret(t *testing.T) {
 	r := newRig(t)
-	if out := r.must(plain+"\n", "set", "key", "--host", "API.test,*.b.test", "--method", "get,POST", "--path", "/v1/**",
+	if out := r.must(plain+"\n", "set", "key", "--host", "API.test,*.b.test", "--method", "GET,POST", "--path", "/v1/**",
 		"--as", "header:X-Api-Key", "--max-age", "90d"); out != "set key\n" || r.pushed != nil {
 		t.Errorf("set prints %q and pushes %v", out, r.pushed)
 	}
@@ -157,6 +157,7 @@ func TestFaults(t *testing.T) {
 		"all at once":    {[]string{"set", "key", "--from", "paper", "--max-age", "soon", "--as", "bearer:x"}, []string{"--from: source \"paper\"", "--max-age: \"soon\"", "--as: \"bearer:x\"", "--host: name"}},
 		"no way":         {[]string{"set", "key", "--host", "a.test"}, []string{"--as: say how"}},
 		"unknown way":    {[]string{"set", "key", "--host", "a.test", "--as", "cookie"}, []string{"as: \"cookie\": want header"}},
+		"method":         {[]string{"set", "key", "--host", "a.test", "--as", "bearer", "--method", "post"}, []string{"methods: \"post\": want a method in upper case"}},
 		"every host":     {[]string{"set", "key", "--host", "**", "--as", "bearer"}, []string{"every host"}},
 		"name":           {[]string{"set", "-", "--host", "a.test", "--as", "bearer"}, []string{"secret name \"-\""}},
 		"not in words":   {[]string{"set", "key", plain + "x", "--host", "a.test", "--as", "bearer"}, []string{"accepts 1 arg"}},

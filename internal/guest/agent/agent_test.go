@@ -171,7 +171,7 @@ func TestExecRefusals(t *testing.T) {
 		code api.Code
 		text string
 	}{
-		"not in path":       {[]string{"no-such-command"}, "", nil, api.CodeNotFound, `exec: "no-such-command": executable file not found in $PATH`},
+		"not in path":       {[]string{"no-such-command"}, "", nil, api.CodeNotFound, `"no-such-command": executable file not found in $PATH`},
 		"own path":          {[]string{"sh"}, "", []string{"PATH=/nowhere"}, api.CodeNotFound, "not found in $PATH"},
 		"no such file":      {[]string{"/no/such"}, "", nil, api.CodeNotFound, "no such file"},
 		"no interpreter":    {[]string{write("script", "#!/no/interpreter\n", 0o755)}, "", nil, api.CodeNotFound, "no such file"},

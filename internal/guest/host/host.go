@@ -275,6 +275,10 @@ func (c *Client) refusal(op string, e *api.Error, err error) error {
 	if c.relayed {
 		return clean // the keeper has said whose error it is
 	}
+	if op == api.OpExec && (clean.Code == api.CodeNotFound || clean.Code == api.CodeNotExecutable) {
+		clean.Message = strings.TrimPrefix(clean.Message, op+": ")
+		return clean // it is of what the user typed, and not of the guest
+	}
 	return c.named(op, clean)
 }
 

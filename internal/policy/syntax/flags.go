@@ -2,6 +2,7 @@ package syntax
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 
@@ -64,6 +65,11 @@ func FromFlags(base *policy.Policy, f Flags, in Inputs) (*policy.Policy, policy.
 func allowFlag(s string) (policy.Rule, error) {
 	rule := policy.Rule{Name: "--allow " + s}
 	host, port := s, ""
+	if plain, udp := strings.CutSuffix(s, "/udp"); udp {
+		return rule, fmt.Errorf("udp needs a policy file: `- {allow: %s, protocol: udp, ports: PORT}`", hostOf(plain))
+	}
+	s = strings.TrimSuffix(s, "/tcp") // which every other one is
+	host = s
 	if err := notURL(s); err != nil {
 		return rule, err
 	}
@@ -83,6 +89,9 @@ func allowFlag(s string) (policy.Rule, error) {
 	if host == "" {
 		return rule, fmt.Errorf("want HOST or HOST:PORT")
 	}
+	if name := strings.ToLower(strings.TrimSuffix(host, ".")); name == "localhost" || strings.HasSuffix(name, ".localhost") {
+		return rule, fmt.Errorf("%s is the sandbox itself; this machine is %s, so write --allow %[2]s:PORT", host, policy.HostAlias)
+	}
 	if err := setDestination(&rule, host); err != nil {
 		return rule, err
 	}
@@ -96,6 +105,14 @@ func allowFlag(s string) (policy.Rule, error) {
 		rule.AllowPrivate = c != policy.Public && c != policy.Multicast && c != policy.Reserved
 	}
 	return rule, nil
+}
+
+// hostOf is HOST[:PORT] without the port.
+func hostOf(s string) string {
+	if host, _, err := net.SplitHostPort(s); err == nil {
+		return host
+	}
+	return s
 }
 
 // notURL explains what to write instead of a URL.

@@ -52,7 +52,7 @@ func New(o Options) (*Driver, error) {
 	}
 	path, err := exec.LookPath(o.Binary)
 	if err != nil {
-		return nil, fmt.Errorf("find the VMM: %w; install QEMU (Debian: qemu-system-x86)", err)
+		return nil, fmt.Errorf("find the VMM: %w: PATH (%q) has no QEMU; install it (Debian: qemu-system-x86), or add its directory to PATH", err, os.Getenv("PATH"))
 	}
 	if path, err = filepath.Abs(path); err == nil {
 		path, err = filepath.EvalSymlinks(path)

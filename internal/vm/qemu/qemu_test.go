@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"creel/internal/confine"
@@ -93,4 +94,12 @@ func initrd(t *testing.T, k kernel.Kernel) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// Without QEMU the answer is where it was looked for, and what to do.
+func TestNoQEMUInPath(t *testing.T) {
+	t.Setenv("PATH", "/nowhere")
+	if _, err := qemu.New(qemu.Options{}); err == nil || !strings.Contains(err.Error(), `PATH ("/nowhere") has no QEMU; install it`) {
+		t.Error(err)
+	}
 }
