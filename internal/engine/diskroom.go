@@ -3,17 +3,11 @@ package engine
 import (
 	"fmt"
 
+	"creel/internal/sandbox"
+
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 )
-
-// maxReserve is what is kept free of a large disk.
-const maxReserve = 1 << 30
-
-// diskReserve is how much of the host's disk no new sandbox may count on: a
-// twentieth of it, at most 1 GiB. Writable disks are sparse files, which grow as
-// their tasks write; the audit record and other sandboxes need room too.
-func diskReserve(size int64) int64 { return min(size/20, maxReserve) }
 
 // diskFault is why the host's disk has no room for one more sandbox, or "".
 func (e *Engine) diskFault() string {
@@ -21,7 +15,7 @@ func (e *Engine) diskFault() string {
 	if err != nil {
 		return "disk: " + err.Error()
 	}
-	reserve := diskReserve(size)
+	reserve := sandbox.DiskReserve(size)
 	if free >= reserve {
 		return ""
 	}

@@ -65,8 +65,9 @@ type Deps struct {
 	Audit       audit.Recorder
 	Dir         *os.Root // the sandbox's directory
 	Network     Network
-	Memory      Memory       // of this process
-	Confine     func() error // locks this process in; nothing is opened by path after it
+	Memory      Memory                            // of this process
+	Room        func(disk *os.File) (Room, error) // nil: the host's disk is not watched
+	Confine     func() error                      // locks this process in; nothing is opened by path after it
 	Log         *slog.Logger
 }
 
@@ -82,6 +83,7 @@ type deadlines struct {
 	timedOut  time.Duration // from that SIGKILL to the end of the machine, and of usage and sync after it
 	vmm       time.Duration // for a command to the VMM
 	beat      time.Duration // between two signs of life of the guest
+	look      time.Duration // between two looks at the host's disk, where there is much room
 }
 
 // usual is generous with the guest: emulation on a busy machine is slow.
@@ -89,6 +91,7 @@ var usual = deadlines{
 	identity: 60 * time.Second, start: 60 * time.Second, lastWords: 2 * time.Second,
 	goodbye: 10 * time.Second, farewell: 5 * time.Second, kill: 10 * time.Second,
 	timeout: 4 * time.Second, timedOut: time.Second, vmm: 5 * time.Second, beat: 5 * time.Second,
+	look: time.Second,
 }
 
 // Run is one clone, one start of it.
@@ -176,6 +179,7 @@ func (r *Run) Do(ctx context.Context) error {
 	watch.Wait()
 	watch.Go(r.refreshStatus)
 	watch.Go(r.heedFaults)
+	watch.Go(r.keepReserve)
 	close(r.ready)
 	r.await(ctx)
 	watch.Wait()
