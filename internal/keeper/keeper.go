@@ -83,6 +83,7 @@ type deadlines struct {
 	timedOut  time.Duration // from that SIGKILL to the end of the machine, and of usage and sync after it
 	vmm       time.Duration // for a command to the VMM
 	beat      time.Duration // between two signs of life of the guest
+	mute      time.Duration // of a VMM that does not say a word
 	look      time.Duration // between two looks at the host's disk, where there is much room
 }
 
@@ -91,7 +92,7 @@ var usual = deadlines{
 	identity: 60 * time.Second, start: 60 * time.Second, lastWords: 2 * time.Second,
 	goodbye: 10 * time.Second, farewell: 5 * time.Second, kill: 10 * time.Second,
 	timeout: 4 * time.Second, timedOut: time.Second, vmm: 5 * time.Second, beat: 5 * time.Second,
-	look: time.Second,
+	mute: 60 * time.Second, look: time.Second,
 }
 
 // Run is one clone, one start of it.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,10 @@ const (
 	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
 )
 
+// comesUpIn is how long a VMM may take until its guest runs, on a machine that is
+// busy.
+const comesUpIn = 2 * time.Minute
+
 // machine is a running VMM.
 type machine struct {
 	process *confine.Process
@@ -30,7 +35,9 @@ type machine struct {
 
 	control, share, network net.Conn
 
-	words   *lastWords
+	words    *lastWords
+	patience time.Duration // with a VMM that comes up
+
 	console *lastWords        // what the guest's kernel said
 	kills   *postmortem.Kills // nil where this kernel does not count
 	stack   *undo.Stack
@@ -63,7 +70,7 @@ var (
 // start runs one VMM to the point where its guest runs. What it opens is on
 // the stack, and goes when it fails.
 func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error) {
-	m := &machine{done: make(chan struct{}), shutdown: make(chan struct{}), disks: c.Disks, faults: make(chan vm.Fault, 1), stops: make(chan struct{}, 1)}
+	m := &machine{done: make(chan struct{}), shutdown: make(chan struct{}), disks: c.Disks, patience: comesUpIn, faults: make(chan vm.Fault, 1), stops: make(chan struct{}, 1)}
 	var stack undo.Stack
 	defer func() {
 		if err != nil {
@@ -146,6 +153,9 @@ func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error)
 }
 
 func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.patience, fmt.Errorf(
+		"the VMM does not answer: it was not ready within %s, stopped or hanging, and was killed; try again when this machine is less busy", m.patience))
+	defer cancel()
 	if err := m.qmp.run(ctx, nil, "qmp_capabilities", nil); err != nil {
 		return err
 	}
