@@ -312,10 +312,10 @@ func (m *machine) Snapshot(ctx context.Context, state *os.File) error {
 }
 
 // Pause implements [vm.Pauser].
-func (m *machine) Pause(ctx context.Context) error { return m.qmp.run(ctx, nil, "stop", nil) }
+func (m *machine) Pause(ctx context.Context) error { return m.gone(m.qmp.run(ctx, nil, "stop", nil)) }
 
 // Resume implements [vm.Pauser].
-func (m *machine) Resume(ctx context.Context) error { return m.qmp.run(ctx, nil, "cont", nil) }
+func (m *machine) Resume(ctx context.Context) error { return m.gone(m.qmp.run(ctx, nil, "cont", nil)) }
 
 // withLastWords adds what the VMM said last. A VMM that has closed its socket
 // is about to end, so its words are waited for; one that lives is not.
@@ -324,6 +324,7 @@ func (m *machine) withLastWords(err error) error {
 		return err
 	}
 	if m.process != nil && errors.Is(err, errQMPClosed) {
+		err = m.gone(err)
 		err = errors.Join(err, m.process.Kill())
 		<-m.words.done
 	}
@@ -332,6 +333,26 @@ func (m *machine) withLastWords(err error) error {
 	}
 	return err
 }
+
+// gone says how the VMM has ended, for an error about its command socket. A
+// socket is closed as its process ends; one that it has closed itself, or that
+// makes no sense, tells of no end.
+func (m *machine) gone(err error) error {
+	if m.process == nil || !errors.Is(err, errQMPClosed) {
+		return err
+	}
+	timer := time.NewTimer(endsIn)
+	defer timer.Stop()
+	select {
+	case <-m.process.Done():
+		return fmt.Errorf("%s (%w)", postmortem.How("the VMM", m.process.State(), m.kills), err)
+	case <-timer.C:
+		return err
+	}
+}
+
+// endsIn is how long a VMM may take to end that has closed its command socket.
+const endsIn = 2 * time.Second
 
 // lastWords keeps the end of what a VMM writes to its standard error.
 type lastWords struct {

@@ -95,7 +95,8 @@ func (m *Machine) Network() net.Conn     { return m.host[2] }
 func (m *Machine) PID() int              { return 0 }
 func (m *Machine) Done() <-chan struct{} { return m.done }
 
-// GuestShare and GuestNetwork are the guest's ends.
+// GuestControl, GuestShare and GuestNetwork are the guest's ends.
+func (m *Machine) GuestControl() net.Conn { return m.guest[0] }
 func (m *Machine) GuestShare() net.Conn   { return m.guest[1] }
 func (m *Machine) GuestNetwork() net.Conn { return m.guest[2] }
 
