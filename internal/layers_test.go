@@ -101,7 +101,7 @@ var arrows = map[string][]string{
 	"template/holder":  {"confine", "sandbox", "template/content", "template/lock", "undo", "vm"},
 	"template": {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder",
 		"template/lock", "undo", "vm"},
-	"keeper": {"audit", "audit/event", "boundary", "boundary/canary", "boundary/credential", "confine", "guest/api", "guest/host",
+	"keeper": {"audit", "audit/event", "boundary", "boundary/canary", "boundary/credential", "confine", "diskroom", "guest/api", "guest/host",
 		"keeper/rundir", "keeper/socket", "policy/syntax", "policy/tier", "sandbox", "secret", "undo", "vm", "wire"},
 	"keeper/rundir": {"sandbox"},
 	"keeper/socket": {"guest/api", "guest/host", "keeper/rundir", "sandbox", "secret", "wire"},

@@ -86,7 +86,7 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 			return parts, err
 		},
 		Waiting: waiting,
-		Audit:   records, Dir: dir, Log: log, Network: network, Memory: keeper.UsualMemory,
+		Audit:   records, Dir: dir, Log: log, Network: network, Memory: keeper.UsualMemory, Room: keeper.RoomOf,
 		Confine: func() error {
 			achieved, err := confine.Self(confine.Options{
 				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir}, Internet: network.Dialer != nil,

@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
+	"time"
 
+	"creel/internal/guest/api"
 	"creel/internal/guest/host"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -29,7 +33,8 @@ func newExec(env Env) *cobra.Command {
 		Use: "exec [flags] SANDBOX COMMAND [ARG...]", Short: "Run one more process in a running sandbox",
 		Long: "Run one more process in a running sandbox.\n\n" +
 			"The process ends with this command, by SIGHUP and, 5 s later, SIGKILL; what it has put into a\n" +
-			"session of its own (setsid) goes on.",
+			"session of its own (setsid) goes on. SIGTERM and SIGHUP are passed on to it; where it has not\n" +
+			"ended 10 s later, this command does.",
 		Example: "  creel exec -it web sh\n  creel exec -u nobody web id",
 		Args:    cobra.MinimumNArgs(2), ValidArgsFunction: completeFirst(completeSandboxes(env, true)),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -92,11 +97,48 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 			return x.Detach(ctx)
 		}
 		defer newWayOut(env, "the process is ended, and the task of the sandbox goes on").watch(ctx)()
-		return followExec(ctx, env, to, x, p, keys)
+		return followExec(ctx, env, to, x, p, keys, endGrace)
 	})
 }
 
-func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbox.Process, keys []byte) error {
+// endGrace is how long a process may take to end, with all that it has written,
+// after what ended its command was passed on to it.
+const endGrace = 10 * time.Second
+
+// toldToEnd gets the signal that told this command to end, grace after it. The
+// returned function ends that.
+func toldToEnd(grace time.Duration) (late <-chan syscall.Signal, stop func()) {
+	signals, out := make(chan os.Signal, 1), make(chan syscall.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		select {
+		case s := <-signals:
+			timer := time.NewTimer(grace)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+				out <- s.(syscall.Signal)
+			case <-ctx.Done():
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return out, func() {
+		signal.Stop(signals)
+		cancel()
+	}
+}
+
+// followExec returns when the process has ended or, where it does not, grace
+// after this command was told to end: whoever runs it waits for it.
+func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbox.Process, keys []byte, grace time.Duration) error {
+	late, stop := toldToEnd(grace)
+	defer stop()
+	type end struct {
+		exit api.ExecExit
+		err  error
+	}
 	restore, err := rawTerminal(env, p.TTY)
 	if err != nil {
 		return err
@@ -111,24 +153,26 @@ func followExec(ctx context.Context, env Env, to outputs, x *host.Exec, p sandbo
 		}()
 	}
 	defer forward(ctx, env, x, p.TTY, true)()
-	done := make(chan error, 1)
-	go func() { done <- carry(to, x.Stdout(), x.Stderr(), func() { x.Close() }) }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return err // the process lost its streams, and is no longer followed
+	done := make(chan end, 1)
+	go func() {
+		if err := carry(to, x.Stdout(), x.Stderr(), func() { x.Close() }); err != nil {
+			done <- end{err: err} // the process lost its streams, and is no longer followed
+			return
 		}
+		exit, err := x.Wait(ctx)
+		done <- end{exit, err}
+	}()
+	select {
+	case e := <-done:
+		if e.err == nil && e.exit.Code != 0 {
+			return &ExitError{Code: e.exit.Code}
+		}
+		return e.err
 	case <-left:
 		return x.Detach(ctx)
+	case s := <-late:
+		return &ExitError{Code: sandbox.ExitSignalBase + int(s), Err: fmt.Errorf("the process has not ended %s after %s, and is hung up on", grace, s)}
 	}
-	exit, err := x.Wait(ctx)
-	if err != nil {
-		return err
-	}
-	if exit.Code != 0 {
-		return &ExitError{Code: exit.Code}
-	}
-	return nil
 }
 
 // attachFlags say how a task is joined.

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	maxReserve = 1 << 30 // bytes that are kept free of a large file system
-	maxSpare   = 1 << 16 // files that it must still be able to hold
-)
+// MaxReserve is how many bytes are kept free of a large file system.
+const MaxReserve = 1 << 30
+
+const maxSpare = 1 << 16 // files that it must still be able to hold
 
 // Reserve is how much of a file system of this size, in bytes, Creel leaves
 // free: a twentieth of it, at most 1 GiB.
-func Reserve(size int64) int64 { return min(size/20, maxReserve) }
+func Reserve(size int64) int64 { return min(size/20, MaxReserve) }
 
 // Room is of a file system.
 type Room struct {

@@ -14,11 +14,16 @@ import (
 // the guest could have answered counts against it.
 type heartbeat struct {
 	period time.Duration
+	// patience is for a VMM that says nothing at all while this process, on the
+	// same host, is on time: it is stopped or hangs, and nobody else would end it.
+	patience time.Duration
 
 	last       time.Time // of the beat before, by the steady clock
 	heard      int64     // bytes from the guest until then
 	silent     int       // beats that counted without a byte
 	unanswered int       // beats that counted without an answer
+
+	mute time.Duration // since the VMM has said something, in periods that were on time
 }
 
 // The limits are generous: emulation on a busy machine is slow, and a run that
@@ -52,12 +57,18 @@ func (h *heartbeat) take(b beat) error {
 	// A beat that comes late is this process's own: it was stopped, or the host
 	// had no processor for it, and then hardly one for the VMM.
 	late := !h.last.IsZero() && b.now.Sub(h.last) > h.period*3/2
+	passed := b.now.Sub(h.last)
+	if h.last.IsZero() {
+		passed = h.period
+	}
 	spoke := b.heard != h.heard
 	h.last, h.heard = b.now, b.heard
 	switch {
 	case b.answered, b.vmm == vmmStopped:
-		h.silent, h.unanswered = 0, 0
-	case late, b.vmm == vmmSilent:
+		h.silent, h.unanswered, h.mute = 0, 0, 0
+	case late:
+	case b.vmm == vmmSilent:
+		h.mute += passed
 	case b.unwell == nil && (spoke || b.vmm == vmmBusy):
 		h.silent = 0
 		h.unanswered++
@@ -65,7 +76,12 @@ func (h *heartbeat) take(b beat) error {
 		h.silent++
 		h.unanswered++
 	}
+	if spoke || b.vmm != vmmSilent {
+		h.mute = 0
+	}
 	switch {
+	case h.mute >= h.patience:
+		return fmt.Errorf("the VMM does not answer: it said nothing for %s, stopped or hanging, and was killed; run the sandbox again", h.patience)
 	case h.silent >= beatsSilent && b.unwell != nil:
 		return fmt.Errorf("the guest's agent cannot work any more: %w", b.unwell)
 	case h.silent >= beatsSilent:
@@ -100,7 +116,7 @@ func (r *Run) listen(ctx context.Context, asking *sync.WaitGroup) error {
 	// An idle guest is seldom asked, as each answer is work for it; one that owes
 	// an answer is looked at more often.
 	calm, anxious := r.limit.beat, r.limit.beat*2/5
-	h := &heartbeat{period: calm}
+	h := &heartbeat{period: calm, patience: r.limit.mute}
 	answers, words := make(chan error, 1), make(chan vmmWord, 1)
 	asked, askedVMM := false, false
 	var cpu time.Duration // of the VMM; whoever asks it has this

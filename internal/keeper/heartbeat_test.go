@@ -26,7 +26,10 @@ func TestHeartbeat(t *testing.T) {
 		"answers at last":                     {beats: times(10, times(beatsSilent-1, "none")+"answer ")},
 		"is paused":                           {beats: times(100, "stopped")},
 		"is paused when it had missed some":   {beats: times(10, times(beatsSilent-1, "none")+"stopped ")},
-		"its VMM has no processor":            {beats: times(beatsSilent-1, "none") + times(100, "starved")},
+		"its VMM has no processor":            {beats: times(10, times(beatsSilent-1, "none")+times(19, "starved")+"answer ")},
+		"its VMM is stopped":                  {times(beatsSilent-1, "none") + times(20, "starved"), "the VMM does not answer"},
+		"its VMM is stopped while it is busy": {times(19, "starved") + "busy " + times(20, "starved"), "the VMM does not answer"},
+		"its VMM and its keeper are stopped":  {beats: times(19, "starved late-starved")},
 		"its host has no processor":           {beats: times(beatsSilent-1, "none") + times(100, "late")},
 		"stops on a host that is busy":        {times(20, "late starved none"), "has stopped"},
 		"stops after its keeper was stopped":  {"late " + times(beatsSilent, "none"), "has stopped"},
@@ -48,7 +51,7 @@ func TestHeartbeat(t *testing.T) {
 
 // judge takes beats by their words until the guest is given up.
 func judge(period time.Duration, beats []string) error {
-	h := &heartbeat{period: period}
+	h := &heartbeat{period: period, patience: 20 * period}
 	b := beat{now: time.Now()}
 	for _, word := range beats {
 		b.now = b.now.Add(period)
@@ -61,6 +64,9 @@ func judge(period time.Duration, beats []string) error {
 			b.heard++
 		case "late":
 			b.now = b.now.Add(period)
+		case "late-starved":
+			b.now = b.now.Add(period)
+			b.vmm = vmmSilent
 		case "starved":
 			b.vmm = vmmSilent
 		case "busy":
@@ -98,6 +104,16 @@ func TestGuestStopsWhileComingUp(t *testing.T) {
 		t.Error("it was ready")
 	}
 	want(t, r.final(c), 125, "the guest has stopped")
+}
+
+// A VMM that hangs ends its run, though it has not ended itself.
+func TestVMMHangs(t *testing.T) {
+	r, c := started(t, options{guest: silent(api.OpPing), args: []string{"deaf"}, limit: func(d *deadlines) {
+		quickBeat(d)
+		d.mute = 10 * d.beat
+	}})
+	r.driver.Machines()[0].Hang()
+	want(t, r.final(c), 125, "the VMM does not answer")
 }
 
 // A paused guest answers nothing, and lives.

@@ -22,7 +22,7 @@ func testLog(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.
 func impatient(d *deadlines) {
 	*d = deadlines{identity: 50 * time.Millisecond, start: 50 * time.Millisecond, lastWords: 5 * time.Millisecond,
 		goodbye: 50 * time.Millisecond, farewell: time.Second, kill: 20 * time.Millisecond,
-		timeout: 20 * time.Millisecond, timedOut: 20 * time.Millisecond, vmm: time.Second, beat: time.Minute}
+		timeout: 20 * time.Millisecond, last: 20 * time.Millisecond, vmm: time.Second, beat: time.Minute}
 }
 
 // silent swallows one operation.

@@ -65,8 +65,9 @@ type Deps struct {
 	Audit       audit.Recorder
 	Dir         *os.Root // the sandbox's directory
 	Network     Network
-	Memory      Memory       // of this process
-	Confine     func() error // locks this process in; nothing is opened by path after it
+	Memory      Memory                            // of this process
+	Room        func(disk *os.File) (Room, error) // nil: the host's disk is not watched
+	Confine     func() error                      // locks this process in; nothing is opened by path after it
 	Log         *slog.Logger
 }
 
@@ -79,16 +80,19 @@ type deadlines struct {
 	farewell  time.Duration // clients fetching the last output and messages, and hanging up
 	kill      time.Duration // from SIGKILL to the end of the machine
 	timeout   time.Duration // from a timeout's signal to SIGKILL
-	timedOut  time.Duration // from that SIGKILL to the end of the machine, and of usage and sync after it
+	last      time.Duration // from that SIGKILL, or that of a stop, to the end of the machine; after a timeout for usage and sync, too
 	vmm       time.Duration // for a command to the VMM
 	beat      time.Duration // between two signs of life of the guest
+	mute      time.Duration // of a VMM that does not say a word
+	look      time.Duration // between two looks at the host's disk, where there is much room
 }
 
 // usual is generous with the guest: emulation on a busy machine is slow.
 var usual = deadlines{
 	identity: 60 * time.Second, start: 60 * time.Second, lastWords: 2 * time.Second,
 	goodbye: 10 * time.Second, farewell: 5 * time.Second, kill: 10 * time.Second,
-	timeout: 4 * time.Second, timedOut: time.Second, vmm: 5 * time.Second, beat: 5 * time.Second,
+	timeout: 4 * time.Second, last: time.Second, vmm: 5 * time.Second, beat: 5 * time.Second,
+	mute: 60 * time.Second, look: time.Second,
 }
 
 // Run is one clone, one start of it.
@@ -180,6 +184,7 @@ func (r *Run) Do(ctx context.Context) error {
 	watch.Wait()
 	watch.Go(r.refreshStatus)
 	watch.Go(r.heedFaults)
+	watch.Go(r.keepReserve)
 	close(r.ready)
 	r.await(ctx)
 	watch.Wait()
@@ -370,6 +375,29 @@ func (r *Run) lost(err error) error {
 	}
 }
 
+// explained is err or, where the conversation with the guest has ended, why the
+// run has: that the other side has gone is no reason. It is for every error that
+// a client gets.
+func (r *Run) explained(err error) error {
+	select {
+	case <-r.ready: // else whoever brings the clone up says it
+	default:
+		return err
+	}
+	if _, said := errors.AsType[*api.Error](err); said || err == errNotRunning || r.guest == nil || r.guest.Err() == nil {
+		return err
+	}
+	// Whoever waits for the guest is about to learn it.
+	if r.overWithin(context.Background(), 2*r.limit.lastWords) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.failure != nil {
+			return r.failure
+		}
+	}
+	return err
+}
+
 // endedByGuest is the end of a machine by what the guest's kernel was told to
 // do. It was the task's end, too.
 type endedByGuest struct{ error }
@@ -434,7 +462,7 @@ func (r *Run) sayGoodbye() {
 	r.mu.Lock()
 	abrupt, kept, patience := r.abrupt, r.kept, r.limit.goodbye
 	if r.status.TimedOut {
-		patience = r.limit.timedOut
+		patience = r.limit.last
 	}
 	r.mu.Unlock()
 	if abrupt || r.guest == nil || r.guest.Err() != nil {

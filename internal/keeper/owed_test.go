@@ -136,7 +136,7 @@ func TestTimeoutDoesNotWaitForTheGuestsGoodbye(t *testing.T) {
 	r, c := begin(t, options{
 		guest: silent,
 		with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
-		limit: func(d *deadlines) { d.goodbye, d.timedOut = time.Hour, 50*time.Millisecond },
+		limit: func(d *deadlines) { d.goodbye, d.last = time.Hour, 50*time.Millisecond },
 	})
 	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)

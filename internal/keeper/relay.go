@@ -77,7 +77,7 @@ func (r *Run) serveExec(ctx context.Context, s *wire.Stream) error {
 	}
 	b.out.Wait()
 	if err != nil {
-		exit = api.ExecExit{Error: apiError(err)}
+		exit = api.ExecExit{Error: apiError(r.explained(err))}
 	}
 	return s.Send(ctx, exit)
 }

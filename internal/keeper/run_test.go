@@ -261,7 +261,7 @@ func TestTimeout(t *testing.T) {
 		r, c := started(t, options{args: []string{args},
 			with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
 			limit: func(d *deadlines) {
-				d.timeout, d.timedOut, d.kill = 30*time.Millisecond, 30*time.Millisecond, time.Hour
+				d.timeout, d.last, d.kill = 30*time.Millisecond, 30*time.Millisecond, time.Hour
 			},
 		})
 		status := r.final(c)

@@ -97,6 +97,7 @@ func (r *Run) handle(ctx context.Context, s *wire.Stream, drop func()) {
 		err = serve(ctx, s)
 	}
 	if err != nil {
+		err = r.explained(err)
 		s.Send(ctx, api.Reply{Error: apiError(err)}) // the client may have gone
 	}
 }
@@ -251,7 +252,7 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 	if req.Signal == 0 {
 		req.Signal = r.cfg.StopSignal
 	}
-	if err := r.stop(ctx, req.Signal, req.Grace, r.limit.kill); err != nil {
+	if err := r.stop(ctx, req.Signal, req.Grace, r.limit.last); err != nil {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})

@@ -70,7 +70,7 @@ func (r *Run) startTask() error {
 		return fmt.Errorf("the guest did not start the task within %s; try again when this machine is less busy", r.limit.start)
 	}
 	if err != nil {
-		return err
+		return r.explained(err)
 	}
 	r.mu.Lock()
 	if r.isOver() {
@@ -120,7 +120,7 @@ func (r *Run) enforceTimeout() {
 	r.mu.Lock()
 	r.status.TimedOut = true
 	r.mu.Unlock()
-	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.timeout, r.limit.timedOut); err != nil {
+	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.timeout, r.limit.last); err != nil {
 		r.deps.Log.Error("the timeout's signal could not be sent; the VM is ended instead", "err", err)
 		r.kill()
 	}

@@ -130,6 +130,31 @@ func TestHolderKilledIsReplaced(t *testing.T) {
 	}
 }
 
+// A holder that is stopped answers nobody: it is replaced, as a dead one is.
+func TestHolderThatHangsIsReplaced(t *testing.T) {
+	f, s := store(t)
+	m := built(t, f, s)
+	before := openParts(t, s, m)
+	defer before.Close()
+	pid := holderPID(t, f)
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	must(t, err)
+	defer unix.Close(pidfd)
+	t.Cleanup(func() { unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
+	must(t, unix.Kill(pid, unix.SIGSTOP))
+	c := s.client()
+	c.Patience = 2 * time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	after, err := c.Open(ctx, m.Digest)
+	must(t, err)
+	defer after.Close()
+	waitGone(t, pidfd)
+	if got, err := content.Memory(t.Context(), before.Memory, nil); err != nil || got != m.Memory.Digest {
+		t.Errorf("a clone of the stopped holder lost its memory: %v", err)
+	}
+}
+
 // A holder that is killed while it loads is started once more, and not again
 // and again.
 func TestHolderKilledWhileItLoads(t *testing.T) {

@@ -27,6 +27,9 @@ type Client struct {
 	// Command is the command line that becomes the holder of a template: it
 	// ends in Serve.
 	Command func(digest string) []string
+	// Patience is for a holder that does nothing while it is waited for; 0: the
+	// usual.
+	Patience time.Duration
 }
 
 // Parts are what a clone starts from. Memory and State are sealed copies, and
@@ -67,7 +70,7 @@ func (c *Client) Open(ctx context.Context, digest string) (*Parts, error) {
 			return nil, err
 		}
 		var parts *Parts
-		if parts, err = open(ctx, conn, digest); !absent(err) {
+		if parts, err = c.open(ctx, conn, digest); !absent(err) {
 			return parts, err
 		}
 	}
@@ -90,7 +93,7 @@ func (c *Client) Retire(ctx context.Context, digest string) error {
 		return err
 	}
 	defer conn.Close()
-	if _, err := ask(ctx, conn, request{Version: version, Op: opRetire, Digest: digest}); !absent(err) {
+	if _, err := c.ask(ctx, conn, request{Version: version, Op: opRetire, Digest: digest}); !absent(err) {
 		return err
 	}
 	return nil
@@ -100,7 +103,7 @@ func (c *Client) Retire(ctx context.Context, digest string) error {
 // has just ended.
 func absent(err error) bool {
 	for _, gone := range []error{
-		fs.ErrNotExist, unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE, io.EOF, errPeerGone,
+		fs.ErrNotExist, unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE, io.EOF, errPeerGone, errHung,
 	} {
 		if errors.Is(err, gone) {
 			return true
@@ -124,16 +127,18 @@ func dial(ctx context.Context, dir *os.File, digest string) (*net.UnixConn, erro
 }
 
 // ask sends a request and returns the descriptors of the answer.
-func ask(ctx context.Context, conn *net.UnixConn, r request) ([]*os.File, error) {
+func (c *Client) ask(ctx context.Context, conn *net.UnixConn, r request) ([]*os.File, error) {
+	ctx, answered := giveUp(ctx, peerPID(conn), c.patience())
+	defer answered()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := send(conn, r); err != nil {
-		return nil, errors.Join(ctx.Err(), err)
+		return nil, errors.Join(context.Cause(ctx), err)
 	}
 	var a reply
 	files, err := receive(conn, &a, 3)
 	if err != nil {
-		return nil, errors.Join(ctx.Err(), err)
+		return nil, errors.Join(context.Cause(ctx), err)
 	}
 	if a.Error == "" && a.Version != version {
 		a.Error = fmt.Sprintf("it speaks version %d, want %d", a.Version, version)
@@ -145,8 +150,8 @@ func ask(ctx context.Context, conn *net.UnixConn, r request) ([]*os.File, error)
 	return files, nil
 }
 
-func open(ctx context.Context, conn *net.UnixConn, digest string) (*Parts, error) {
-	files, err := ask(ctx, conn, request{Version: version, Op: opOpen, Digest: digest})
+func (c *Client) open(ctx context.Context, conn *net.UnixConn, digest string) (*Parts, error) {
+	files, err := c.ask(ctx, conn, request{Version: version, Op: opOpen, Digest: digest})
 	if err == nil && (len(files) != 3 || !content.Sealed(files[0]) || !content.Sealed(files[1])) {
 		err = errors.New("holder: it sent no sealed memory and state")
 	}
@@ -209,13 +214,15 @@ func (c *Client) spawn(ctx context.Context, digest string) error {
 	w.Close()
 	// It outlives this process, which only has to reap it if it does not.
 	go cmd.Wait()
+	ctx, ready := giveUp(ctx, cmd.Process.Pid, c.patience())
+	defer ready()
 	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	said, err := io.ReadAll(io.LimitReader(r, maxPacket))
 	switch {
 	case ctx.Err() != nil:
 		cmd.Process.Kill() // else it would race with the next one
-		return ctx.Err()
+		return context.Cause(ctx)
 	case err != nil:
 		return fmt.Errorf("wait for it: %w", err)
 	case string(said) == readyWord:

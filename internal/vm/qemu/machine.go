@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,10 @@ const (
 	minFileBytes = 64 << 20 // what a VMM may write to a file: at least a device state
 )
 
+// comesUpIn is how long a VMM may take until its guest runs, on a machine that is
+// busy.
+const comesUpIn = 2 * time.Minute
+
 // machine is a running VMM.
 type machine struct {
 	process *confine.Process
@@ -30,7 +35,9 @@ type machine struct {
 
 	control, share, network net.Conn
 
-	words   *lastWords
+	words    *lastWords
+	patience time.Duration // with a VMM that comes up
+
 	console *lastWords        // what the guest's kernel said
 	kills   *postmortem.Kills // nil where this kernel does not count
 	stack   *undo.Stack
@@ -63,7 +70,7 @@ var (
 // start runs one VMM to the point where its guest runs. What it opens is on
 // the stack, and goes when it fails.
 func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error) {
-	m := &machine{done: make(chan struct{}), shutdown: make(chan struct{}), disks: c.Disks, faults: make(chan vm.Fault, 1), stops: make(chan struct{}, 1)}
+	m := &machine{done: make(chan struct{}), shutdown: make(chan struct{}), disks: c.Disks, patience: comesUpIn, faults: make(chan vm.Fault, 1), stops: make(chan struct{}, 1)}
 	var stack undo.Stack
 	defer func() {
 		if err != nil {
@@ -146,6 +153,9 @@ func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error)
 }
 
 func (m *machine) bringUp(ctx context.Context, c vm.Config) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.patience, fmt.Errorf(
+		"the VMM does not answer: it was not ready within %s, stopped or hanging, and was killed; try again when this machine is less busy", m.patience))
+	defer cancel()
 	if err := m.qmp.run(ctx, nil, "qmp_capabilities", nil); err != nil {
 		return err
 	}
@@ -302,10 +312,10 @@ func (m *machine) Snapshot(ctx context.Context, state *os.File) error {
 }
 
 // Pause implements [vm.Pauser].
-func (m *machine) Pause(ctx context.Context) error { return m.qmp.run(ctx, nil, "stop", nil) }
+func (m *machine) Pause(ctx context.Context) error { return m.gone(m.qmp.run(ctx, nil, "stop", nil)) }
 
 // Resume implements [vm.Pauser].
-func (m *machine) Resume(ctx context.Context) error { return m.qmp.run(ctx, nil, "cont", nil) }
+func (m *machine) Resume(ctx context.Context) error { return m.gone(m.qmp.run(ctx, nil, "cont", nil)) }
 
 // withLastWords adds what the VMM said last. A VMM that has closed its socket
 // is about to end, so its words are waited for; one that lives is not.
@@ -314,6 +324,7 @@ func (m *machine) withLastWords(err error) error {
 		return err
 	}
 	if m.process != nil && errors.Is(err, errQMPClosed) {
+		err = m.gone(err)
 		err = errors.Join(err, m.process.Kill())
 		<-m.words.done
 	}
@@ -322,6 +333,26 @@ func (m *machine) withLastWords(err error) error {
 	}
 	return err
 }
+
+// gone says how the VMM has ended, for an error about its command socket. A
+// socket is closed as its process ends; one that it has closed itself, or that
+// makes no sense, tells of no end.
+func (m *machine) gone(err error) error {
+	if m.process == nil || !errors.Is(err, errQMPClosed) {
+		return err
+	}
+	timer := time.NewTimer(endsIn)
+	defer timer.Stop()
+	select {
+	case <-m.process.Done():
+		return fmt.Errorf("%s (%w)", postmortem.How("the VMM", m.process.State(), m.kills), err)
+	case <-timer.C:
+		return err
+	}
+}
+
+// endsIn is how long a VMM may take to end that has closed its command socket.
+const endsIn = 2 * time.Second
 
 // lastWords keeps the end of what a VMM writes to its standard error.
 type lastWords struct {

@@ -146,6 +146,9 @@ func (q *qmp) send(ctx context.Context, file *os.File, command string, arguments
 		rights = unix.UnixRights(int(file.Fd()))
 	}
 	if _, _, err := q.conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			err = errQMPClosed
+		}
 		return nil, fmt.Errorf("%s: %w", command, err)
 	}
 	select {
@@ -157,7 +160,7 @@ func (q *qmp) send(ctx context.Context, file *os.File, command string, arguments
 	case <-q.closed:
 		return nil, fmt.Errorf("%s: %w", command, errQMPClosed)
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%s: %w", command, ctx.Err())
+		return nil, fmt.Errorf("%s: %w", command, context.Cause(ctx))
 	}
 }
 
@@ -194,7 +197,7 @@ func (q *qmp) migrate(ctx context.Context, file *os.File, command string) error 
 		case <-q.closed:
 			return fmt.Errorf("%s: %w", command, errQMPClosed)
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %w", command, ctx.Err())
+			return fmt.Errorf("%s: %w", command, context.Cause(ctx))
 		}
 	}
 }

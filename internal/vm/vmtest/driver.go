@@ -73,6 +73,7 @@ type Machine struct {
 	done        chan struct{}
 	faults      chan vm.Fault
 	probes      atomic.Int64
+	hangs       atomic.Bool
 
 	mu     sync.Mutex
 	err    error
@@ -94,7 +95,8 @@ func (m *Machine) Network() net.Conn     { return m.host[2] }
 func (m *Machine) PID() int              { return 0 }
 func (m *Machine) Done() <-chan struct{} { return m.done }
 
-// GuestShare and GuestNetwork are the guest's ends.
+// GuestControl, GuestShare and GuestNetwork are the guest's ends.
+func (m *Machine) GuestControl() net.Conn { return m.guest[0] }
 func (m *Machine) GuestShare() net.Conn   { return m.guest[1] }
 func (m *Machine) GuestNetwork() net.Conn { return m.guest[2] }
 
@@ -169,10 +171,20 @@ func (m *Machine) setPaused(paused bool) error {
 }
 
 // Probe implements [vm.Prober].
-func (m *Machine) Probe(context.Context) (vm.Vitals, error) {
+func (m *Machine) Probe(ctx context.Context) (vm.Vitals, error) {
 	m.probes.Add(1)
+	if m.hangs.Load() {
+		select {
+		case <-ctx.Done():
+			return vm.Vitals{}, ctx.Err()
+		case <-m.done:
+		}
+	}
 	return vm.Vitals{Running: !m.Paused()}, m.alive()
 }
+
+// Hang makes Probe answer no more.
+func (m *Machine) Hang() { m.hangs.Store(true) }
 
 // Probes is how often Probe was called.
 func (m *Machine) Probes() int64 { return m.probes.Load() }
