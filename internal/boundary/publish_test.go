@@ -148,7 +148,7 @@ func TestPublishedPortsAreCharged(t *testing.T) {
 				r.await(t, "record budget", 1)
 				wantBroken(t, open) // the task's own
 				if network == "tcp" {
-					io.Copy(io.Discard, c) // it ends
+					io.Copy(io.Discard, c)                                // it ends
 					if another, err := net.Dial("tcp", tcp); err == nil { // else it was cut off before that was known
 						if got := answer(t, another, send, len(say)); got != "" {
 							t.Errorf("another connection got %q", got)
