@@ -149,11 +149,7 @@ func TestPublishedPortsAreCharged(t *testing.T) {
 				wantBroken(t, open) // the task's own
 				if network == "tcp" {
 					io.Copy(io.Discard, c)                                // it ends
-<<<<<<< .merge_file_23FkI4
-					if another, err := net.Dial("tcp", tcp); err == nil { // it may be reset already
-=======
 					if another, err := net.Dial("tcp", tcp); err == nil { // else it was cut off before that was known
->>>>>>> .merge_file_87tuh0
 						if got := answer(t, another, send, len(say)); got != "" {
 							t.Errorf("another connection got %q", got)
 						}

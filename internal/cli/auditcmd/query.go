@@ -36,8 +36,8 @@ func (f *filters) register(fs *pflag.FlagSet) {
 // kinds are those that the record has, for the shell.
 var kinds = []string{
 	"admitted", "alert", "budget", "cleanup", "closed", "confined", "connection", "copied", "copy", "denied", "disconnected", "disk-fault", "dropped",
-	"exec", "exit", "failed", "key", "lookup", "lost", "name", "opened", "policy", "pruned", "published", "recovered", "refused", "request", "response",
-	"secret", "secrets", "signal", "started", "step", "template", "unreadable",
+	"exec", "exit", "failed", "head", "key", "lookup", "lost", "name", "opened", "policy", "pruned", "published", "recovered", "refused", "request", "response",
+	"secret", "secrets", "signal", "started", "step", "template", "unreadable", "visits",
 }
 
 // resolve says where to look and for what.
