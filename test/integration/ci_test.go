@@ -29,9 +29,9 @@ func TestPipelineWithoutHomeOrTerminal(t *testing.T) {
 func TestPipelineWithoutHomeHasAState(t *testing.T) {
 	r := machines(t)
 	tmp := t.TempDir()
-	cmd := exec.Command(r.Creel, "ps", "-aq")
+	cmd := exec.Command(r.Creel, "audit", "key", "rotate") // reading commands make none
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + tmp}
-	if out, err := cmd.CombinedOutput(); err != nil || len(out) != 0 {
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if _, err := os.Stat(filepath.Join(tmp, fmt.Sprintf("creel-%d", os.Geteuid()), "version")); err != nil {
