@@ -29,12 +29,24 @@ func TestPipelineWithoutHomeOrTerminal(t *testing.T) {
 func TestPipelineWithoutHomeHasAState(t *testing.T) {
 	r := machines(t)
 	tmp := t.TempDir()
-	cmd := exec.Command(r.Creel, "audit", "key", "rotate") // reading commands make none
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + tmp}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	creel := func(args ...string) string {
+		cmd := exec.Command(r.Creel, args...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + tmp}
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("creel %s: %v", strings.Join(args, " "), err)
+		}
+		return string(out)
 	}
-	if _, err := os.Stat(filepath.Join(tmp, fmt.Sprintf("creel-%d", os.Geteuid()), "version")); err != nil {
+	version := filepath.Join(tmp, fmt.Sprintf("creel-%d", os.Geteuid()), "version")
+	if out := creel("ps", "-aq"); out != "" {
+		t.Errorf("ps shows %q", out)
+	}
+	if _, err := os.Stat(version); err == nil {
+		t.Error("looking made a state directory")
+	}
+	creel("audit", "key", "rotate")
+	if _, err := os.Stat(version); err != nil {
 		t.Error(err)
 	}
 }

@@ -3,6 +3,7 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -34,10 +35,22 @@ func TestRunningSandboxWithoutItsRecord(t *testing.T) {
 	if err != nil || len(manifests) == 0 {
 		t.Fatal(manifests, err)
 	}
-	for _, m := range manifests {
-		if err := os.Remove(m); err != nil {
+	aside := t.TempDir()
+	for i, m := range manifests {
+		if err := os.Rename(m, filepath.Join(aside, strconv.Itoa(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
 	r.Must(t, "run", "debian", "true")
+	made := 0
+	for i, m := range manifests { // those of other tests' images come back
+		if _, err := os.Stat(m); err == nil {
+			made++
+		} else if err := os.Rename(filepath.Join(aside, strconv.Itoa(i)), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if made == 0 {
+		t.Error("no template was made again")
+	}
 }

@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -118,8 +120,9 @@ func TestTimeoutsGraceIsShort(t *testing.T) {
 	}
 }
 
-// A host's disk that a task has filled is an error for that task, and neither
-// stops its VM nor others. Nothing is started on it, and an end makes room.
+// A host's disk that is full is an error for a task that writes, and neither
+// stops its VM nor others. Nothing is started on it. A task that would fill it is
+// ended before that.
 func TestFullHostDisk(t *testing.T) {
 	machines(t)
 	if os.Geteuid() != 0 {
@@ -148,10 +151,23 @@ func TestFullHostDisk(t *testing.T) {
 	other := r.Start(t, "run", "-q", "-i", "busybox", "sh", "-c", "echo ready; while read x; do echo $x; done")
 	other.Line()
 
-	// It is ended before it has filled the disk for everybody.
-	filler := r.Run(t, "run", "busybox", "dd", "if=/dev/zero", "of=/x", "bs=1M", "count=600", "conv=fsync")
-	if filler.Code != 125 || !strings.Contains(filler.Err, "the host's disk is") {
-		t.Errorf("the task that fills the disk: exit code %d: %s", filler.Code, filler.Err)
+	greedy := r.Run(t, "run", "busybox", "dd", "if=/dev/zero", "of=/x", "bs=1M", "count=600", "conv=fsync")
+	if greedy.Code != 125 || !strings.Contains(greedy.Err, "the host's disk is nearly full") {
+		t.Errorf("the task that would fill the disk: exit code %d: %s", greedy.Code, greedy.Err)
+	}
+
+	filler := r.Start(t, "run", "-i", "busybox", "sh", "-c",
+		"echo ready; read x; dd if=/dev/zero of=/x bs=1M count=50 conv=fsync 2>&1 | grep -i error; echo alive; read x; true")
+	filler.Line()
+	takeAll(t, filepath.Join(small, "taken"))
+	if _, err := filler.Stdin.Write([]byte("write\n")); err != nil {
+		t.Fatal(err)
+	}
+	if line := filler.Line(); !strings.Contains(line, "Input/output error") {
+		t.Errorf("the task was told %q", line)
+	}
+	if line := filler.Line(); line != "alive" {
+		t.Errorf("then it said %q", line)
 	}
 	if _, err := other.Stdin.Write([]byte("still here\n")); err != nil {
 		t.Fatal(err)
@@ -159,11 +175,39 @@ func TestFullHostDisk(t *testing.T) {
 	if line := other.Line(); line != "still here" {
 		t.Errorf("another sandbox said %q", line)
 	}
+	if got := r.Run(t, "run", "busybox", "true"); got.Code != 125 || !strings.Contains(got.Err, "no space left") && !strings.Contains(got.Err, "free some space") {
+		t.Errorf("one more sandbox: exit code %d: %s", got.Code, got.Err)
+	}
+	if err := os.Remove(filepath.Join(small, "taken")); err != nil {
+		t.Fatal(err)
+	}
+	filler.Stdin.Close()
+	if code := filler.Wait(); code != 125 || !strings.Contains(filler.Stderr.String(), "the host's disk is full") {
+		t.Errorf("the task ended with 0, and the run with %d: %s", code, filler.Stderr)
+	}
 	if got := r.Run(t, "run", "-q", "busybox", "echo", "again"); got.Out != "again\n" {
 		t.Errorf("after it: %+v", got)
 	}
 	other.Stdin.Close()
 	if code := other.Wait(); code != 0 {
 		t.Errorf("another sandbox ended with %d: %s", code, other.Stderr)
+	}
+}
+
+// takeAll makes a file that takes what is left of a file system.
+func takeAll(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for {
+		if _, err := f.Write(buf); errors.Is(err, unix.ENOSPC) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
