@@ -252,7 +252,7 @@ func (r *Run) serveStop(ctx context.Context, s *wire.Stream) error {
 	if req.Signal == 0 {
 		req.Signal = r.cfg.StopSignal
 	}
-	if err := r.stop(ctx, req.Signal, req.Grace, r.limit.last); err != nil {
+	if err := r.stop(ctx, req.Signal, req.Grace); err != nil {
 		return err
 	}
 	return s.Send(ctx, api.Reply{})

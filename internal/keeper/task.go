@@ -120,17 +120,17 @@ func (r *Run) enforceTimeout() {
 	r.mu.Lock()
 	r.status.TimedOut = true
 	r.mu.Unlock()
-	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.timeout, r.limit.last); err != nil {
+	if err := r.stop(ctx, r.cfg.StopSignal, r.limit.timeout); err != nil {
 		r.deps.Log.Error("the timeout's signal could not be sent; the VM is ended instead", "err", err)
 		r.kill()
 	}
 }
 
-// stop signals the task and, where it still runs after grace, kills it, and
-// the machine where it runs for last after that. A paused sandbox is let go on
-// first, or nothing would come of it. Neither a guest that takes no signals nor a client that
-// has stopped reading the output can hold up the end.
-func (r *Run) stop(ctx context.Context, signal int, grace, last time.Duration) error {
+// stop signals the task and, where it still runs after grace, kills it, and soon
+// after that the machine. A paused sandbox is let go on first, or nothing would
+// come of it. Neither a guest that takes no signals nor a client that has stopped
+// reading the output can hold up the end.
+func (r *Run) stop(ctx context.Context, signal int, grace time.Duration) error {
 	if err := r.resumeForEnd(ctx); err != nil {
 		r.deps.Log.Warn("a paused sandbox did not go on; its VM is ended instead", "err", err)
 		r.kill()
@@ -146,7 +146,7 @@ func (r *Run) stop(ctx context.Context, signal int, grace, last time.Duration) e
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		grace = last
+		grace = r.limit.last
 	}
 	r.kill()
 	return nil
