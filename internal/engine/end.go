@@ -15,6 +15,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/engine/remains"
 
 	"golang.org/x/sys/unix"
 )
@@ -158,18 +159,11 @@ func send(f *os.File, signal unix.Signal) error {
 }
 
 func awaitProcess(f *os.File, within time.Duration) error {
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}, int(within.Milliseconds()))
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return err
-		case n == 0:
-			return fmt.Errorf("a process did not end within %s of SIGKILL; the kernel holds it", within)
-		default:
-			return nil
-		}
+	ended, err := remains.Ends(f, within)
+	if err == nil && !ended {
+		err = fmt.Errorf("a process did not end within %s of SIGKILL; the kernel holds it", within)
 	}
+	return err
 }
 
 // descendants holds all that a process has started, and what those have.
@@ -209,31 +203,10 @@ func (e *Engine) endUser(uid int) (ended int, err error) {
 	if uid < uidBase || uid >= uidBase+uidCount {
 		return 0, nil // the user's own
 	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, err
-	}
-	of := fmt.Appendf(nil, "\nUid:\t%d\t", uid)
-	is := func(pid int) bool {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		return err == nil && bytes.Contains(status, of) && !bytes.Contains(status, []byte("\nState:\tZ"))
-	}
 	var errs []error
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !is(pid) {
-			continue
-		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // it has ended
-		}
-		f := os.NewFile(uintptr(fd), "process")
-		if is(pid) { // still: the number may have been another's
-			errs = append(errs, send(f, unix.SIGKILL), awaitProcess(f, killGrace))
-			ended++
-		}
-		f.Close()
-	}
-	return ended, errors.Join(errs...)
+	err = remains.EachProcess(uid, func(_ int, process *os.File) {
+		errs = append(errs, send(process, unix.SIGKILL), awaitProcess(process, killGrace))
+		ended++
+	})
+	return ended, errors.Join(append(errs, err)...)
 }

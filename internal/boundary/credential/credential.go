@@ -180,13 +180,11 @@ func (w *Wallet) marksFor(host string) *marked {
 }
 
 // harmless are the marks that may leave for host, sorted.
-func (w *Wallet) harmless(host string) (names []string) {
-	for name, h := range w.held {
-		if h.StandIn != "" && h.bound.Decide(policy.Request{Op: policy.Resolve, Host: host}).Allow {
-			names = append(names, standInMark+name)
-		}
+func (w *Wallet) harmless(host string) []string {
+	names := w.PlaceholdersFor(host)
+	for i, name := range names {
+		names[i] = standInMark + name
 	}
-	slices.Sort(names)
 	return names
 }
 

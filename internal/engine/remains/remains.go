@@ -29,38 +29,56 @@ func File(path string) ([]string, error) {
 // was killed a moment ago is given grace to end; one that only waits for its
 // parent to ask after it has ended.
 func Processes(uid int, grace time.Duration) (left []string, err error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	of := fmt.Appendf(nil, "\nUid:\t%d\t", uid)
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
+	err = EachProcess(uid, func(pid int, process *os.File) {
+		if ended, err := Ends(process, grace); err != nil || !ended {
+			left = append(left, "process "+strconv.Itoa(pid))
 		}
-		status, err := os.ReadFile(filepath.Join("/proc", e.Name(), "status"))
-		if err != nil || !bytes.Contains(status, of) || bytes.Contains(status, []byte("\nState:\tZ")) {
-			continue // not there any more, or not its
-		}
-		if !ends(pid, grace) {
-			left = append(left, "process "+e.Name())
-		}
-	}
-	return left, nil
+	})
+	return left, err
 }
 
-// ends waits for the end of a process.
-func ends(pid int, within time.Duration) bool {
-	fd, err := unix.PidfdOpen(pid, 0)
+// EachProcess calls do for each process of a user that has not ended, with a
+// descriptor that is it and no other that gets its number. The descriptor is
+// closed behind do.
+func EachProcess(uid int, do func(pid int, process *os.File)) error {
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return errors.Is(err, unix.ESRCH)
+		return err
 	}
-	defer unix.Close(fd)
+	of := fmt.Appendf(nil, "\nUid:\t%d\t", uid)
+	is := func(pid int) bool {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		return err == nil && bytes.Contains(status, of) && !bytes.Contains(status, []byte("\nState:\tZ"))
+	}
+	var errs []error
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || !is(pid) {
+			continue
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue // it has ended
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open process %d: %w", pid, err))
+			continue
+		}
+		process := os.NewFile(uintptr(fd), "process")
+		if is(pid) { // still: the number may have been another's
+			do(pid, process)
+		}
+		process.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// Ends waits for the end of the process that a descriptor is of.
+func Ends(process *os.File, within time.Duration) (bool, error) {
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(within.Milliseconds()))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process.Fd()), Events: unix.POLLIN}}, int(within.Milliseconds()))
 		if !errors.Is(err, unix.EINTR) {
-			return n == 1
+			return n == 1, err
 		}
 	}
 }
