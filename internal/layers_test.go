@@ -102,7 +102,8 @@ var arrows = map[string][]string{
 	"template": {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder",
 		"template/lock", "undo", "vm"},
 	"keeper": {"audit", "audit/event", "boundary", "boundary/canary", "boundary/credential", "confine", "diskroom", "guest/api", "guest/host",
-		"keeper/rundir", "keeper/socket", "policy/syntax", "policy/tier", "sandbox", "secret", "undo", "vm", "wire"},
+		"keeper/launch", "keeper/rundir", "keeper/socket", "policy/syntax", "policy/tier", "sandbox", "secret", "undo", "vm", "wire"},
+	"keeper/launch": {"audit", "keeper/socket", "sandbox", "secret", "vm"},
 	"keeper/rundir": {"sandbox"},
 	"keeper/socket": {"guest/api", "guest/host", "keeper/rundir", "sandbox", "secret", "wire"},
 
@@ -111,7 +112,7 @@ var arrows = map[string][]string{
 	"engine/process": {"image", "sandbox"},
 	"engine/names":   {},
 	"engine/remains": {},
-	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "engine/names", "engine/process", "engine/remains", "environ", "image", "keeper", "keeper/rundir", "keeper/socket",
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "engine/names", "engine/process", "engine/remains", "environ", "image", "keeper/launch", "keeper/rundir", "keeper/socket",
 		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
 	"doctor": {"environ", "kernel", "sandbox", "template", "vm/accel"},
@@ -125,7 +126,7 @@ var arrows = map[string][]string{
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command", "printable"},
 	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "environ", "guest/blob", "guest/host", "image",
-		"image/registry", "keeper", "keeper/socket", "kernel", "policy/tier", "printable", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
+		"image/registry", "keeper", "keeper/launch", "keeper/socket", "kernel", "policy/tier", "printable", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},
 	"cmd/creel": {"app"},
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	stdlog "log"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"creel/internal/confine"
 	"creel/internal/engine"
 	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/template"
 	"creel/internal/vm"
@@ -28,13 +28,13 @@ const vmmDir = "vmm" // what the VMM's private root is mounted on, in its own na
 
 // keeperMain is a keeper process, from start to end.
 func keeperMain(ctx context.Context) error {
-	launch, conn, err := keeper.ReadLaunch(keeper.Inherited)
+	launch, err := launch.Read(launch.Inherited)
 	if err != nil {
 		return err
 	}
 	log, end := keeperLog()
 	defer end()
-	return keep(ctx, launch, conn, nil, log)
+	return keep(ctx, launch, nil, log)
 }
 
 // keeperLog is what a keeper has to say. A process has one: it is bounded.
@@ -45,7 +45,7 @@ func keeperLog() (log *slog.Logger, end func()) {
 
 // keep is the keeper of one run, with a clone that waited for it or, where
 // that is nil, with one that it starts.
-func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *keeper.Waiting, log *slog.Logger) error {
+func keep(ctx context.Context, launch launch.Received, waiting *keeper.Waiting, log *slog.Logger) error {
 	defer launch.Lock.Close()
 	if err := adopt(launch.Environ); err != nil {
 		return err
@@ -102,7 +102,7 @@ func keep(ctx context.Context, launch keeper.Launch, conn net.Conn, waiting *kee
 		},
 	})
 	go run.Serve(listener, launch.OwnerUID)
-	run.ServeLauncher(conn)
+	run.ServeLauncher(launch.Conn)
 	err = run.Do(ctx)
 	listener.Close()
 	return err
@@ -122,8 +122,12 @@ func adopt(environ []string) error {
 
 // networkFor reads what the host says of its network, while it can be read. A
 // run without a policy has none, and its keeper cannot make one any more.
-func networkFor(launch keeper.Launch) (keeper.Network, error) {
-	n := keeper.Network{Ports: launch.Published, Listed: launch.Ports, Grants: launch.Grants}
+func networkFor(launch launch.Received) (keeper.Network, error) {
+	ports, err := keeper.Published(launch.Ports, launch.Files)
+	n := keeper.Network{Ports: ports, Listed: launch.Ports, Grants: launch.Grants}
+	if err != nil {
+		return n, err
+	}
 	if launch.Config.Spec.Policy == "" {
 		return n, nil
 	}

@@ -14,6 +14,7 @@ import (
 	"creel/internal/engine"
 	"creel/internal/environ"
 	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/standby"
 	"creel/internal/vm"
@@ -81,12 +82,7 @@ func standbyPool(cfg config.Config) *standby.Pool {
 
 // become makes this process the keeper that its taker wants.
 func become(ctx context.Context, files []*os.File, key standby.Key, waiting *keeper.Waiting, log *slog.Logger) error {
-	launch, conn, err := keeper.ReadLaunch(func(place int) *os.File {
-		if place >= len(files) {
-			return nil // closed, for all who use it
-		}
-		return files[place]
-	})
+	launch, err := launch.Read(launch.Files(files))
 	if err != nil {
 		return err
 	}
@@ -96,7 +92,7 @@ func become(ctx context.Context, files []*os.File, key standby.Key, waiting *kee
 	if err := os.Remove(filepath.Join(launch.SandboxDir, socket.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the waiting VM's socket: %w", err)
 	}
-	return keep(ctx, launch, conn, waiting, log)
+	return keep(ctx, launch, waiting, log)
 }
 
 // wait starts the clone that waits.

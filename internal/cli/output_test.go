@@ -13,7 +13,7 @@ import (
 
 	"creel/internal/engine"
 	"creel/internal/guest/blob"
-	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/sandbox"
 )
 
@@ -109,7 +109,7 @@ func TestHostileStatusIsSafeToShow(t *testing.T) {
 		}
 	}
 	dir := filepath.Join(state, "sandboxes", string(id))
-	record := engine.Record{Version: 1, Created: time.Now(), Config: keeper.Config{Spec: sandbox.Spec{
+	record := engine.Record{Version: 1, Created: time.Now(), Config: launch.Config{Spec: sandbox.Spec{
 		ID: id, Name: "web", Image: hostile, Keep: true, Labels: map[string]string{"a": hostile}}}}
 	record.Config.Process.Args = []string{hostile}
 	for _, status := range []sandbox.Status{

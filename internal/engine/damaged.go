@@ -12,7 +12,7 @@ import (
 	"strings"
 	"syscall"
 
-	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 
@@ -80,7 +80,7 @@ func (e *Engine) settled(id sandbox.ID) bool {
 // damaged is a sandbox whose record cannot be read, with all that is known
 // without it.
 func (e *Engine) damaged(id sandbox.ID, reason error) Found {
-	rec := Record{Version: recordVersion, UID: e.ownerOf(id), Config: keeper.Config{
+	rec := Record{Version: recordVersion, UID: e.ownerOf(id), Config: launch.Config{
 		Spec: sandbox.Spec{ID: id, Name: cmp.Or(e.namedBy(id), id.Short())},
 	}}
 	if info, err := os.Lstat(e.SandboxDir(id)); err == nil {

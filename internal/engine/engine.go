@@ -22,7 +22,7 @@ import (
 	"creel/internal/diskroom"
 	"creel/internal/engine/process"
 	"creel/internal/image"
-	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
@@ -242,7 +242,7 @@ func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(stri
 	return Record{
 		Version: recordVersion, Created: time.Now(), ImageID: img.ID, auditDir: auditName,
 		PolicyDigest: syntax.Digest(syntax.Canonical(spec.Policy)),
-		Config: keeper.Config{
+		Config: launch.Config{
 			Spec: spec, Process: task, StopSignal: stop,
 			Template: m.Digest, Shape: shape, Accel: m.Accel,
 		},

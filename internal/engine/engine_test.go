@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"creel/internal/audit"
-	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
@@ -142,7 +142,7 @@ func engineIn(dir string, l *ledger) *Engine {
 }
 
 func recordNamed(name string, keep bool) Record {
-	return Record{Version: recordVersion, auditDir: auditName, Config: keeper.Config{
+	return Record{Version: recordVersion, auditDir: auditName, Config: launch.Config{
 		Spec: sandbox.Spec{ID: sandbox.NewID(), Name: name, Keep: keep},
 	}}
 }

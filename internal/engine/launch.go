@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,10 +15,8 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/environ"
-	"creel/internal/keeper"
-	"creel/internal/keeper/socket"
+	"creel/internal/keeper/launch"
 	"creel/internal/postmortem"
-	"creel/internal/secret"
 	"creel/internal/standby"
 
 	"golang.org/x/sys/unix"
@@ -47,87 +44,53 @@ const unknownEnd = "its keeper was killed, or it crashed"
 // moment at which a sandbox that is starting looks abandoned.
 func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
-	launch := keeper.Launch{
-		Version: socket.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
+	order := launch.Order{Grants: n.grants, Lock: lock, Launch: launch.Launch{
+		StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
 		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key,
-		Ports: n.listed(), Config: rec.Config,
-	}
-	launch.Environ = environ.Own(e.opts.Settings)
+		Ports: n.listed(), Config: rec.Config, Environ: environ.Own(e.opts.Settings),
+	}}
 	if rec.Config.Spec.Policy != "" {
-		launch.Environ = environ.Edge(e.opts.Settings)
-	}
-	config, err := json.Marshal(launch)
-	if err != nil {
-		return nil, fmt.Errorf("encode keeper configuration: %w", err)
+		order.Launch.Environ = environ.Edge(e.opts.Settings)
 	}
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close()
+	order.Conn = theirs
 	kp := &keeperProcess{dir: dir, conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{}), how: unknownEnd}
-	files, err := n.files()
-	if err != nil {
+	if order.Ports, err = n.files(); err != nil {
 		ours.Close()
 		return nil, err
 	}
-	defer closeAll(files)
+	defer closeAll(order.Ports)
 	start := func(files []*os.File) error { return kp.start(e.opts.KeeperCommand, files) }
 	if rec.waited != nil {
 		start = func(files []*os.File) error { return kp.take(rec.waited, files) }
 	}
-	if err := kp.configure(ctx, start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
+	if err := kp.configure(ctx, order, start); err != nil {
 		ours.Close()
 		return nil, err
 	}
 	return kp, nil
 }
 
-// handed is what a keeper process begins with.
-type handed struct {
-	config []byte
-	grants []secret.Grant
-	files  []*os.File // its connection, its lock, and the sockets of its ports
-}
-
-// configure starts the keeper, with its files, and writes it what comes by pipe.
-// One that does not read is not waited for beyond ctx.
-func (kp *keeperProcess) configure(ctx context.Context, start func([]*os.File) error, h handed) error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("make pipe: %w", err)
-	}
-	defer r.Close()
-	defer w.Close()
-	secrets, values, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("make pipe: %w", err)
-	}
-	defer secrets.Close()
-	defer values.Close()
-	if err := start(append([]*os.File{r, h.files[0], h.files[1], secrets}, h.files[2:]...)); err != nil { // as keeper.Handed has them
+// configure has start make a keeper, and gives it the order. On error the keeper
+// is gone.
+func (kp *keeperProcess) configure(ctx context.Context, order launch.Order, start func([]*os.File) error) error {
+	started := false
+	err := order.Give(ctx, func(files []*os.File) error {
+		if err := start(files); err != nil {
+			return err
+		}
+		started = true
+		return noteKeeper(kp.dir, kp.process) // nothing begins that could not be ended
+	})
+	if err == nil || !started {
 		return err
 	}
-	secrets.Close()
-	if err := noteKeeper(kp.dir, kp.process); err != nil {
-		return errors.Join(err, kp.kill()) // nothing begins that could not be ended
-	}
-	r.Close() // a keeper that dies unconfigured breaks the pipe, and does not block it
-	defer context.AfterFunc(ctx, func() {
-		w.SetWriteDeadline(time.Unix(1, 0))
-		values.SetWriteDeadline(time.Unix(1, 0))
-	})()
-	_, err = w.Write(h.config)
-	w.Close()
-	if err == nil {
-		err = secret.WriteGrants(values, h.grants)
-	}
-	if err != nil {
-		err = errors.Join(context.Cause(ctx), err)
-		kp.kill()
-		return kp.explain(fmt.Errorf("configure keeper: %w", err))
-	}
-	return nil
+	kp.kill()
+	return kp.explain(err)
 }
 
 // start makes a new process the keeper.

@@ -18,7 +18,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/diskroom"
 	"creel/internal/engine/names"
-	"creel/internal/keeper"
+	"creel/internal/keeper/launch"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
 	"creel/internal/undo"
@@ -61,7 +61,7 @@ type Record struct {
 	Created time.Time     `json:"created"`
 	ImageID string        `json:"imageId"`
 	UID     int           `json:"uid"` // of keeper and VMM; 0: the user's own
-	Config  keeper.Config `json:"config"`
+	Config  launch.Config `json:"config"`
 
 	PolicyDigest string `json:"policyDigest"` // of the canonical text of the Spec's policy
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -196,7 +197,7 @@ func TestOnlyTheOwnerMayConnect(t *testing.T) {
 		t.Skip("root may always connect; run as a user")
 	}
 	dir := t.TempDir()
-	r := New(Config{}, Deps{Log: testLog(t)})
+	r := New(launch.Config{}, Deps{Log: testLog(t)})
 	l, err := socket.Listen(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -212,7 +213,7 @@ func TestOnlyTheOwnerMayConnect(t *testing.T) {
 }
 
 func TestFollowLogs(t *testing.T) {
-	r, c := begin(t, options{args: []string{"cat"}, with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
+	r, c := begin(t, options{args: []string{"cat"}, with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Keep = true }})
 	follower := r.dial()
 	got := make(chan string, 16)
 	var following sync.WaitGroup

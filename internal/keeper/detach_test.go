@@ -11,6 +11,7 @@ import (
 
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -156,7 +157,7 @@ func TestErrorsAreNamedOnce(t *testing.T) {
 // on_alert ends a task that is about to give something away, and not one that
 // asks for many names: of those none has left.
 func TestOnlyMarksEndATaskOnAlert(t *testing.T) {
-	r, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) {
+	r, c := started(t, options{with: func(_ *rig, cfg *launch.Config, _ *Deps) {
 		cfg.Spec.Policy = "version: 1\non_alert: end\nrules:\n  - {allow: a.test}\n"
 	}})
 	r.run.alerted(event.Alert{Alert: event.AlertNames, Name: "a.test"})

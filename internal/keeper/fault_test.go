@@ -10,6 +10,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/vm"
 	"creel/internal/wire"
@@ -98,7 +99,7 @@ func TestFaultAtTheEnd(t *testing.T) {
 		return false
 	}}
 	r, c := begin(t, options{args: []string{"exit", "0"}, guest: guest,
-		with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
+		with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Keep = true }})
 	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

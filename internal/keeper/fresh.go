@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"creel/internal/keeper/launch"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -53,7 +54,7 @@ func (r *Run) makeFresh(ctx context.Context) error {
 	return nil
 }
 
-func identity(cfg Config) api.Identity {
+func identity(cfg launch.Config) api.Identity {
 	random := make([]byte, seedBytes+16)
 	rand.Read(random)
 	spec := cfg.Spec

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"creel/internal/keeper/launch"
 	"errors"
 	"strings"
 	"testing"
@@ -86,7 +87,7 @@ func quickBeat(d *deadlines) { d.beat = 20 * time.Millisecond }
 // A guest that stops ends its run, which asks it nothing any more.
 func TestGuestStops(t *testing.T) {
 	r, c := started(t, options{guest: silent(api.OpPing), args: []string{"deaf"}, limit: quickBeat,
-		with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
+		with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Keep = true }})
 	want(t, r.final(c), 125, "the guest has stopped")
 	if r.guest.synced.Load() {
 		t.Error("the guest was asked to write out its disk")

@@ -3,6 +3,7 @@ package keeper
 import (
 	"bytes"
 	"context"
+	"creel/internal/keeper/launch"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -53,7 +54,7 @@ func TestGuestNeverAnswers(t *testing.T) {
 func TestGoodbyeThatIsNotAnsweredIsStillOnRecord(t *testing.T) {
 	for _, op := range []string{api.OpUsage, api.OpShutdown} {
 		r, c := begin(t, options{args: []string{"exit", "4"}, guest: silent(op), limit: impatient,
-			with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
+			with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Keep = true }})
 		if err := c.Start(t.Context()); err != nil {
 			t.Skipf("this machine is too busy: %v", err)
 		}
@@ -133,7 +134,7 @@ func TestGarbageAtAnyByte(t *testing.T) {
 		r, c := begin(t, options{args: []string{"echo", "some", "words"}, limit: func(d *deadlines) {
 			d.lastWords, d.identity, d.start = time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
 			d.goodbye = 100 * time.Millisecond
-		}, with: func(r *rig, _ *Config, _ *Deps) { r.driver.Guest = raw(n, n%2 == 1) }})
+		}, with: func(r *rig, _ *launch.Config, _ *Deps) { r.driver.Guest = raw(n, n%2 == 1) }})
 		c.Start(t.Context())
 		c.Kill(t.Context())
 		status := r.final(c)
@@ -178,7 +179,7 @@ func impatientEnd(d *deadlines) { d.kill, d.goodbye = 20*time.Millisecond, 100*t
 func TestGuestStopsReading(t *testing.T) {
 	stop := make(chan struct{})
 	r, c := begin(t, options{args: []string{"deaf"}, limit: impatientEnd,
-		with: func(r *rig, cfg *Config, _ *Deps) {
+		with: func(r *rig, cfg *launch.Config, _ *Deps) {
 			cfg.Spec.Timeout = 200 * time.Millisecond
 			cfg.Spec.Keep = true
 			r.driver.Guest = func(port net.Conn) { r.guest.serve(&stalling{Conn: port, stop: stop}) }

@@ -2,10 +2,9 @@
 // process that owns the VMM, the guest's control connection, the streams, the
 // exit status and the undo stack, and serves the run's versioned socket.
 //
-// The main types are [Config], what a launcher hands over; [Run], the run
-// itself; and [Client], what front doors talk to it with. The package must not
-// know Docker or the command line, and must not choose anything: what is
-// wanted arrives complete in the Config.
+// The main type is [Run]. The package must not know Docker or the command line,
+// and must not choose anything: what is wanted arrives complete in the
+// [launch.Config].
 package keeper
 
 import (
@@ -25,6 +24,7 @@ import (
 	"creel/internal/boundary/canary"
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
@@ -32,20 +32,6 @@ import (
 	"creel/internal/undo"
 	"creel/internal/vm"
 )
-
-// Config is what a launcher decides before the keeper starts.
-type Config struct {
-	Spec       sandbox.Spec    `json:"spec"`
-	Process    sandbox.Process `json:"process"`
-	StopSignal int             `json:"stopSignal"` // 1 to 64
-	Template   string          `json:"template"`   // digest
-	Shape      vm.Shape        `json:"shape"`
-	Accel      sandbox.Accel   `json:"accel"`
-
-	// Helper makes this a run without a task, for the files of a sandbox that
-	// has ended; its status stays what it was.
-	Helper bool `json:"helper,omitempty"`
-}
 
 // Parts are the pieces of a template that a clone is made from, and the
 // sandbox's own writable disk.
@@ -97,7 +83,7 @@ var usual = deadlines{
 
 // Run is one clone, one start of it.
 type Run struct {
-	cfg   Config
+	cfg   launch.Config
 	deps  Deps
 	limit deadlines
 	undo  undo.Stack
@@ -142,7 +128,7 @@ type Run struct {
 }
 
 // New makes a run that has not begun.
-func New(cfg Config, deps Deps) *Run {
+func New(cfg launch.Config, deps Deps) *Run {
 	stale := make(chan struct{}, 1)
 	room := &heeded{Recorder: deps.Audit, log: deps.Log, stale: stale}
 	deps.Audit = room

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"creel/internal/keeper/launch"
 	"math"
 	"runtime"
 	"testing"
@@ -10,7 +11,7 @@ import (
 func TestTooMuchMemoryEndsTheRun(t *testing.T) {
 	const most, ballast = 64 << 20, 96 << 20
 	runtime.GC()
-	limited := options{with: func(_ *rig, _ *Config, d *Deps) {
+	limited := options{with: func(_ *rig, _ *launch.Config, d *Deps) {
 		d.Memory = Memory{Goal: math.MaxInt64, Most: heldMemory() + most}
 	}}
 	r, c := started(t, limited)

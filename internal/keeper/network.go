@@ -3,7 +3,6 @@ package keeper
 import (
 	"context"
 	"fmt"
-	"io"
 	"path"
 	"strings"
 
@@ -219,7 +218,7 @@ func (r *Run) serveInForce(ctx context.Context, s *wire.Stream) error {
 // serveSecrets replaces and adds secrets. Stand-ins that the sandbox has stay
 // as they are.
 func (r *Run) serveSecrets(ctx context.Context, s *wire.Stream) error {
-	fresh, err := secret.ReadGrants(io.LimitReader(s.Reader(api.ChannelIn), maxLaunchBytes))
+	fresh, err := secret.ReadGrants(s.Reader(api.ChannelIn))
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"creel/internal/audit/event"
 	"creel/internal/audit/query"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/wire"
@@ -108,7 +109,7 @@ func exitOf(t *testing.T, r *rig) event.Exit {
 
 func TestTimeoutNeedsNoRecord(t *testing.T) {
 	r, c := begin(t, options{
-		with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+		with:  func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
 		limit: quickly,
 	})
 	if _, err := c.Ready(t.Context()); err != nil {
@@ -135,7 +136,7 @@ func TestTimeoutDoesNotWaitForTheGuestsGoodbye(t *testing.T) {
 	}}
 	r, c := begin(t, options{
 		guest: silent,
-		with:  func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+		with:  func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
 		limit: func(d *deadlines) { d.goodbye, d.last = time.Hour, 50*time.Millisecond },
 	})
 	if err := c.Start(t.Context()); err != nil {
@@ -160,7 +161,7 @@ func TestFullQuota(t *testing.T) {
 			ledger.MaxLog = audit.MinMaxLog
 			at := t.TempDir()
 			var log *audit.Log
-			r, c := started(t, options{args: way.args, limit: quickly, with: func(_ *rig, cfg *Config, d *Deps) {
+			r, c := started(t, options{args: way.args, limit: quickly, with: func(_ *rig, cfg *launch.Config, d *Deps) {
 				key, err := ledger.OpenSandbox(t.Context(), string(cfg.Spec.ID), at)
 				if err != nil {
 					t.Fatal(err)
@@ -261,7 +262,7 @@ func (q *quotaRecord) Note(failed func(error), _ ...audit.Event) {
 // A keeper says which policy is in force, whoever put it there.
 func TestPolicyInForce(t *testing.T) {
 	const before = "version: 1\nrules: [{allow: a.test}]\n"
-	_, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Policy = before }})
+	_, c := started(t, options{with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Policy = before }})
 	if got, err := c.Policy(t.Context()); err != nil || got != before {
 		t.Errorf("in force is %q, %v; it started with %q", got, err, before)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 )
@@ -74,7 +75,7 @@ func TestPausedEnds(t *testing.T) {
 
 // A timeout ends a paused sandbox, too.
 func TestPausedTimesOut(t *testing.T) {
-	r, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 2 * time.Second }})
+	r, c := started(t, options{with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Timeout = 2 * time.Second }})
 	if err := c.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestPausedTimesOut(t *testing.T) {
 // What needs nothing of the guest does not wait for it to go on: rights above
 // all can be taken away.
 func TestPausedTakesWhatNeedsNoGuest(t *testing.T) {
-	r, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) {
+	r, c := started(t, options{with: func(_ *rig, cfg *launch.Config, _ *Deps) {
 		cfg.Spec.Policy = "version: 1\non_alert: end\nrules:\n  - {allow: a.test}\n"
 	}})
 	if err := c.Pause(t.Context()); err != nil {
@@ -123,7 +124,7 @@ func (h hooked) Append(ctx context.Context, events ...audit.Event) error {
 
 // A pause that comes while an exec is put on record does not let it hang.
 func TestPausedBetweenAnExecAndItsRecord(t *testing.T) {
-	r, c := started(t, options{with: func(r *rig, _ *Config, d *Deps) {
+	r, c := started(t, options{with: func(r *rig, _ *launch.Config, d *Deps) {
 		d.Audit = hooked{d.Audit, func(kind audit.Kind) {
 			if kind == audit.KindExec {
 				r.run.setRunning(t.Context(), false, r.run.tellStep)

@@ -21,6 +21,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -218,7 +219,7 @@ type rig struct {
 // options of a rig; the zero value runs "wait" in the foreground.
 type options struct {
 	args  []string
-	with  func(*rig, *Config, *Deps)
+	with  func(*rig, *launch.Config, *Deps)
 	limit func(*deadlines)
 	guest *script
 	audit *recorder
@@ -245,7 +246,7 @@ func begin(t *testing.T, o options) (*rig, *socket.Client) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { dir.Close() })
-	cfg := Config{
+	cfg := launch.Config{
 		Spec:       sandbox.Spec{ID: sandbox.NewID(), Name: "otter"},
 		Process:    sandbox.Process{Args: o.args, Interactive: true},
 		StopSignal: int(unix.SIGTERM), Shape: vm.Shape{MemoryMiB: 256, VCPUs: 1}, Accel: sandbox.AccelTCG,

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/vm"
 )
@@ -80,7 +81,7 @@ func TestTaskThatFillsTheHostsDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		r, c := started(t, options{limit: func(d *deadlines) { d.look = 10 * time.Millisecond },
-			with: func(r *rig, _ *Config, deps *Deps) {
+			with: func(r *rig, _ *launch.Config, deps *Deps) {
 				deps.Room = h.room
 				deps.Parts = func(context.Context) (*Parts, error) {
 					r.parts.Add(1)

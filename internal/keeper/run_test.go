@@ -15,6 +15,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/guest/agent"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -63,7 +64,7 @@ var everything = socket.AttachRequest{Stdin: true, Stdout: true, Stderr: true, E
 func TestRunWithTheRealAgent(t *testing.T) {
 	r, c := begin(t, options{
 		args: []string{"/bin/sh", "-c", "cat; echo to-stderr >&2; exit 3"},
-		with: func(r *rig, _ *Config, _ *Deps) {
+		with: func(r *rig, _ *launch.Config, _ *Deps) {
 			real := agent.New(bench{}, "/")
 			r.driver.Guest = func(port net.Conn) { real.Serve(port) }
 		},
@@ -139,7 +140,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestKeptRunSyncsItsDiskAndKeepsItsOutput(t *testing.T) {
-	r, c := started(t, options{args: []string{"echo", "kept"}, with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
+	r, c := started(t, options{args: []string{"echo", "kept"}, with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Keep = true }})
 	want(t, r.final(c), 0)
 	if !r.guest.synced.Load() {
 		t.Error("the guest was not told to write out its disk")
@@ -259,7 +260,7 @@ func TestKillWhileComingUp(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	for _, args := range []string{"wait", "deaf"} {
 		r, c := started(t, options{args: []string{args},
-			with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
+			with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Timeout = 20 * time.Millisecond },
 			limit: func(d *deadlines) {
 				d.timeout, d.last, d.kill = 30*time.Millisecond, 30*time.Millisecond, time.Hour
 			},
@@ -311,7 +312,7 @@ func TestLauncherEndsBeforeStart(t *testing.T) {
 
 // A task that is kept does not need its launcher.
 func TestLauncherEndsAfterStart(t *testing.T) {
-	r, c := started(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Spec.Keep = true }})
+	r, c := started(t, options{with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Spec.Keep = true }})
 	other := r.dial()
 	_, output := attach(t, c, socket.AttachRequest{Stdout: true})
 	c.Close()
@@ -370,7 +371,7 @@ func TestDirectoryIsRemoved(t *testing.T) {
 }
 
 func TestHelperServesFilesAndRunsNothing(t *testing.T) {
-	r, c := begin(t, options{with: func(_ *rig, cfg *Config, _ *Deps) { cfg.Helper = true }})
+	r, c := begin(t, options{with: func(_ *rig, cfg *launch.Config, _ *Deps) { cfg.Helper = true }})
 	if _, err := c.Stat(t.Context(), "/x"); err != nil {
 		t.Error(err)
 	}
@@ -388,12 +389,12 @@ func TestHelperServesFilesAndRunsNothing(t *testing.T) {
 func TestEachStepFails(t *testing.T) {
 	fault := errors.New("no luck")
 	cases := map[string]options{
-		"parts": {with: func(_ *rig, _ *Config, d *Deps) {
+		"parts": {with: func(_ *rig, _ *launch.Config, d *Deps) {
 			d.Parts = func(context.Context) (*Parts, error) { return nil, fault }
 		}},
-		"confine": {with: func(_ *rig, _ *Config, d *Deps) { d.Confine = func() error { return fault } }},
-		"machine": {with: func(r *rig, _ *Config, _ *Deps) { r.driver.FailStart = func(vm.Config) error { return fault } }},
-		"log": {with: func(r *rig, c *Config, d *Deps) {
+		"confine": {with: func(_ *rig, _ *launch.Config, d *Deps) { d.Confine = func() error { return fault } }},
+		"machine": {with: func(r *rig, _ *launch.Config, _ *Deps) { r.driver.FailStart = func(vm.Config) error { return fault } }},
+		"log": {with: func(r *rig, c *launch.Config, d *Deps) {
 			c.Spec.Keep = true
 			os.Mkdir(r.dir+"/"+"task.log", 0o700)
 		}},

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"creel/internal/keeper/launch"
 	"errors"
 	"fmt"
 	"net"
@@ -40,7 +41,7 @@ func (w *Waiting) Prepare() {
 	port := &unheard{Conn: w.machine.Control(), heard: make(chan struct{})}
 	w.guest, w.listen, w.prepared = host.New(port), port.listen, make(chan error, 1)
 	go func() { // ends with the conversation
-		w.prepared <- w.guest.Prepare(context.Background(), identity(Config{Spec: sandbox.Spec{Hostname: "nobody"}}))
+		w.prepared <- w.guest.Prepare(context.Background(), identity(launch.Config{Spec: sandbox.Spec{Hostname: "nobody"}}))
 	}()
 }
 

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"creel/internal/keeper/launch"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -15,7 +16,7 @@ import (
 
 // waitsFor makes a rig's machine one that waited, and was prepared or not.
 func waitsFor(t *testing.T, guest *script, confine func(*Waiting) error) options {
-	return options{args: []string{"exit", "0"}, guest: guest, with: func(r *rig, _ *Config, d *Deps) {
+	return options{args: []string{"exit", "0"}, guest: guest, with: func(r *rig, _ *launch.Config, d *Deps) {
 		parts, _ := d.Parts(t.Context())
 		w, err := Restore(t.Context(), r.driver, vm.Config{}, parts)
 		if err != nil {
