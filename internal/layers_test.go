@@ -108,11 +108,11 @@ var arrows = map[string][]string{
 	"keeper/socket": {"guest/api", "guest/host", "keeper/rundir", "sandbox", "secret", "wire"},
 
 	// From the door to the keeper.
-	"standby":        {"keeper/socket", "sandbox", "scratch"},
+	"standby":        {"keeper/launch", "keeper/socket", "sandbox", "scratch"},
 	"engine/process": {"image", "sandbox"},
-	"engine/names":   {},
+	"engine/store":   {"keeper/launch", "keeper/rundir", "sandbox"},
 	"engine/remains": {},
-	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "engine/names", "engine/process", "engine/remains", "environ", "image", "keeper/launch", "keeper/rundir", "keeper/socket",
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "engine/process", "engine/remains", "engine/store", "environ", "image", "keeper/launch", "keeper/rundir", "keeper/socket",
 		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
 	"doctor": {"environ", "kernel", "sandbox", "template", "vm/accel"},
@@ -125,7 +125,7 @@ var arrows = map[string][]string{
 	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox", "secret"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command", "printable"},
-	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "environ", "guest/blob", "guest/host", "image",
+	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "engine/store", "environ", "guest/blob", "guest/host", "image",
 		"image/registry", "keeper", "keeper/launch", "keeper/socket", "kernel", "policy/tier", "printable", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},
 	"cmd/creel": {"app"},

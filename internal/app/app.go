@@ -20,6 +20,8 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
 	"creel/internal/cli"
 	"creel/internal/cli/hostcmd"
@@ -27,6 +29,7 @@ import (
 	"creel/internal/confine"
 	"creel/internal/doctor"
 	"creel/internal/engine"
+	"creel/internal/engine/store"
 	"creel/internal/guest/blob"
 	"creel/internal/guest/host"
 	"creel/internal/image"
@@ -36,13 +39,11 @@ import (
 	"creel/internal/printable"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
-	"creel/internal/secret/store"
+	secrets "creel/internal/secret/store"
 	"creel/internal/template"
 	"creel/internal/vm"
 	"creel/internal/vm/accel"
 	"creel/internal/vm/qemu"
-
-	"golang.org/x/sys/unix"
 )
 
 // First arguments of the processes that are re-execs of this program.
@@ -80,7 +81,7 @@ func open(logging cli.Logging, to io.Writer) (*cli.App, error) {
 	}
 	log := newLogger(cmp.Or(logging.Level, cfg.LogLevel), cmp.Or(logging.Format, cfg.LogFormat), to)
 	dir := cfg.StateDir
-	if err := engine.PrepareDir(dir); err != nil {
+	if err := store.Prepare(dir); err != nil {
 		return nil, err
 	}
 	images, err := image.Open(filepath.Join(dir, "images"))
@@ -97,15 +98,12 @@ func open(logging cli.Logging, to io.Writer) (*cli.App, error) {
 		return nil, err
 	}
 	accelerators := accelerators{dir}
-	eng, err := engine.New(engine.Options{
+	eng := engine.New(engine.Options{
 		Dir: dir, Images: images, Templates: templates, Ledger: ledger, AuditDir: auditDir(dir), Tiers: tiers,
 		Secrets: secretsOf(cfg), Accel: accelerators,
 		Scratch: makeScratch(dir), Standby: standbyPool(cfg),
 		KeeperCommand: []string{self, KeeperArg}, Settings: config.Variables(), Log: log,
 	})
-	if err != nil {
-		return nil, err
-	}
 	return &cli.App{
 		Engine: eng, Images: images, Templates: templates, KernelDir: kernelDir(dir),
 		Registry: registry.Options{Mirrors: cfg.Mirrors}, PruneAfter: cfg.PruneAfter,
@@ -139,7 +137,7 @@ func makeScratch(stateDir string) func(context.Context, string, int64, scratch.K
 
 // openSecrets opens the secrets alone: nothing else has to be in order to
 // change or check them.
-func openSecrets() (*store.Store, error) {
+func openSecrets() (*secrets.Store, error) {
 	cfg, _, err := config.Load(os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -147,14 +145,14 @@ func openSecrets() (*store.Store, error) {
 	if _, err := os.Lstat(cfg.StateDir); errors.Is(err, fs.ErrNotExist) {
 		return secretsOf(cfg), nil // only who sets one makes it
 	}
-	if err := engine.PrepareDir(cfg.StateDir); err != nil {
+	if err := store.Prepare(cfg.StateDir); err != nil {
 		return nil, err
 	}
 	return secretsOf(cfg), nil
 }
 
-func secretsOf(cfg config.Config) *store.Store {
-	return store.Open(store.Options{Dir: filepath.Join(cfg.StateDir, "secrets"), Identity: cfg.SecretsIdentity})
+func secretsOf(cfg config.Config) *secrets.Store {
+	return secrets.Open(secrets.Options{Dir: filepath.Join(cfg.StateDir, "secrets"), Identity: cfg.SecretsIdentity})
 }
 
 // readTiers reads the operator's tiers, where there are any, else those that
@@ -237,7 +235,7 @@ func frontDoor(version string, streams cli.Streams) cli.Env {
 			cfg, _, err := config.Load(os.LookupEnv)
 			return auditDir(cfg.StateDir), err
 		},
-		Secrets: func(context.Context) (*store.Store, error) { return openSecrets() },
+		Secrets: func(context.Context) (*secrets.Store, error) { return openSecrets() },
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"creel/internal/boundary/egress"
 	"creel/internal/config"
 	"creel/internal/confine"
-	"creel/internal/engine"
 	"creel/internal/keeper"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
@@ -28,13 +27,13 @@ const vmmDir = "vmm" // what the VMM's private root is mounted on, in its own na
 
 // keeperMain is a keeper process, from start to end.
 func keeperMain(ctx context.Context) error {
-	launch, err := launch.Read(launch.Inherited)
+	l, err := launch.Read(launch.Inherited)
 	if err != nil {
 		return err
 	}
 	log, end := keeperLog()
 	defer end()
-	return keep(ctx, launch, nil, log)
+	return keep(ctx, l, nil, log)
 }
 
 // keeperLog is what a keeper has to say. A process has one: it is bounded.
@@ -45,17 +44,17 @@ func keeperLog() (log *slog.Logger, end func()) {
 
 // keep is the keeper of one run, with a clone that waited for it or, where
 // that is nil, with one that it starts.
-func keep(ctx context.Context, launch launch.Received, waiting *keeper.Waiting, log *slog.Logger) error {
-	defer launch.Lock.Close()
-	if err := adopt(launch.Environ); err != nil {
+func keep(ctx context.Context, l launch.Received, waiting *keeper.Waiting, log *slog.Logger) error {
+	defer l.Lock.Close()
+	if err := adopt(l.Environ); err != nil {
 		return err
 	}
 	stdlog.SetOutput(io.Discard) // net/http tells it what a hostile upstream sends, as often as that likes
-	dir, err := os.OpenRoot(launch.Dir)
+	dir, err := os.OpenRoot(l.Dir)
 	if err != nil {
 		return fmt.Errorf("open sandbox directory: %w", err)
 	}
-	records, err := audit.OpenLog(filepath.Join(launch.SandboxDir, launch.AuditDir), launch.AuditKey)
+	records, err := audit.OpenLog(filepath.Join(l.SandboxDir, l.AuditDir), l.AuditKey)
 	if err != nil {
 		return err
 	}
@@ -64,45 +63,45 @@ func keep(ctx context.Context, launch launch.Received, waiting *keeper.Waiting, 
 	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(filepath.Join(launch.SandboxDir, vmmDir), 0o700); err != nil && !os.IsExist(err) {
+	if err := os.Mkdir(filepath.Join(l.SandboxDir, vmmDir), 0o700); err != nil && !os.IsExist(err) {
 		return fmt.Errorf("make the VMM's directory: %w", err)
 	}
-	listener, err := socket.Listen(launch.Dir)
+	listener, err := socket.Listen(l.Dir)
 	if err != nil {
 		return err
 	}
-	network, err := networkFor(launch)
+	network, err := networkFor(l)
 	if err != nil {
 		return err
 	}
-	run := keeper.New(launch.Config, keeper.Deps{
+	run := keeper.New(l.Config, keeper.Deps{
 		Driver: driver,
 		Confinement: vm.Confinement{
-			Level: launch.Config.Spec.Confinement, UID: launch.UID, GID: launch.UID,
-			Dir: filepath.Join(launch.SandboxDir, vmmDir),
+			Level: l.Config.Spec.Confinement, UID: l.UID, GID: l.UID,
+			Dir: filepath.Join(l.SandboxDir, vmmDir),
 		},
 		Parts: func(ctx context.Context) (*keeper.Parts, error) {
-			parts, _, err := openParts(ctx, launch.StateDir, launch.Config.Template, launch.SandboxDir, log)
+			parts, _, err := openParts(ctx, l.StateDir, l.Config.Template, l.SandboxDir, log)
 			return parts, err
 		},
 		Waiting: waiting,
 		Audit:   records, Dir: dir, Log: log, Network: network, Memory: keeper.UsualMemory, Room: keeper.RoomOf,
 		Confine: func() error {
 			achieved, err := confine.Self(confine.Options{
-				UID: launch.UID, GID: launch.UID, WritePaths: []string{launch.Dir}, Internet: network.Dialer != nil,
+				UID: l.UID, GID: l.UID, WritePaths: []string{l.Dir}, Internet: network.Dialer != nil,
 				DataBytes: uint64(keeper.UsualMemory.Data),
 			})
 			if err != nil {
 				return err
 			}
 			return records.Append(ctx, audit.Event{
-				Kind: event.KindConfined, Sandbox: string(launch.Config.Spec.ID),
-				Data: event.Confined{VMM: string(launch.Config.Spec.Confinement), Keeper: achieved},
+				Kind: event.KindConfined, Sandbox: string(l.Config.Spec.ID),
+				Data: event.Confined{VMM: string(l.Config.Spec.Confinement), Keeper: achieved},
 			})
 		},
 	})
-	go run.Serve(listener, launch.OwnerUID)
-	run.ServeLauncher(launch.Conn)
+	go run.Serve(listener, l.OwnerUID)
+	run.ServeLauncher(l.Conn)
 	err = run.Do(ctx)
 	listener.Close()
 	return err
@@ -122,13 +121,13 @@ func adopt(environ []string) error {
 
 // networkFor reads what the host says of its network, while it can be read. A
 // run without a policy has none, and its keeper cannot make one any more.
-func networkFor(launch launch.Received) (keeper.Network, error) {
-	ports, err := keeper.Published(launch.Ports, launch.Files)
-	n := keeper.Network{Ports: ports, Listed: launch.Ports, Grants: launch.Grants}
+func networkFor(l launch.Received) (keeper.Network, error) {
+	ports, err := keeper.Published(l.Ports, l.Files)
+	n := keeper.Network{Ports: ports, Listed: l.Ports, Grants: l.Grants}
 	if err != nil {
 		return n, err
 	}
-	if launch.Config.Spec.Policy == "" {
+	if l.Config.Spec.Policy == "" {
 		return n, nil
 	}
 	settings, _, err := config.Load(os.LookupEnv)
@@ -171,7 +170,7 @@ func openParts(ctx context.Context, stateDir, digest, sandboxDir string, log *sl
 	if err != nil {
 		return nil, m, err
 	}
-	disk, err := os.OpenFile(filepath.Join(sandboxDir, engine.ScratchName), os.O_RDWR, 0)
+	disk, err := os.OpenFile(filepath.Join(sandboxDir, launch.DiskName), os.O_RDWR, 0)
 	if err != nil {
 		parts.Close()
 		return nil, m, fmt.Errorf("open the writable disk: %w", err)

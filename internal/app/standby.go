@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/config"
 	"creel/internal/engine"
 	"creel/internal/environ"
@@ -19,8 +21,6 @@ import (
 	"creel/internal/standby"
 	"creel/internal/vm"
 	"creel/internal/vm/qemu"
-
-	"golang.org/x/sys/unix"
 )
 
 // standbyMain is a process whose VM waits for a task, from start to end: it
@@ -38,12 +38,9 @@ func standbyMain(ctx context.Context, text string) error {
 	}
 	// Not all that a front door opens: the ledger's key must not be in a process
 	// that becomes a keeper.
-	eng, err := engine.New(engine.Options{
+	eng := engine.New(engine.Options{
 		Dir: cfg.StateDir, Standby: standbyPool(cfg), Scratch: makeScratch(cfg.StateDir), Log: log,
 	})
-	if err != nil {
-		return err
-	}
 	place, err := eng.MakeStandby(ctx, key)
 	if errors.Is(err, standby.ErrEnough) {
 		return nil
@@ -52,7 +49,7 @@ func standbyMain(ctx context.Context, text string) error {
 		return err
 	}
 	defer place.Close() // only now: it holds the lock of the sandbox that this becomes
-	if err := logTo(filepath.Join(place.Dir, engine.LogName)); err != nil {
+	if err := logTo(filepath.Join(place.Dir, launch.LogName)); err != nil {
 		return err
 	}
 	waiting, err := wait(ctx, cfg.StateDir, key, place, log)
@@ -73,26 +70,28 @@ func standbyMain(ctx context.Context, text string) error {
 	return become(ctx, files, key, waiting, log)
 }
 
+const standbyName = "standby" // in the state directory
+
 func standbyPool(cfg config.Config) *standby.Pool {
 	return &standby.Pool{
-		Dir: filepath.Join(cfg.StateDir, engine.StandbyName), Size: cfg.Standby, Command: []string{self, StandbyArg},
+		Dir: filepath.Join(cfg.StateDir, standbyName), Size: cfg.Standby, Command: []string{self, StandbyArg},
 		Environ: environ.Own(config.Variables()),
 	}
 }
 
 // become makes this process the keeper that its taker wants.
 func become(ctx context.Context, files []*os.File, key standby.Key, waiting *keeper.Waiting, log *slog.Logger) error {
-	launch, err := launch.Read(launch.Files(files))
+	l, err := launch.Read(launch.Files(files))
 	if err != nil {
 		return err
 	}
-	if launch.Config.Template != key.Template || launch.Config.Spec.Confinement != key.Confinement {
+	if l.Config.Template != key.Template || l.Config.Spec.Confinement != key.Confinement {
 		return errors.New("the waiting VM is not what its taker wants")
 	}
-	if err := os.Remove(filepath.Join(launch.SandboxDir, socket.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(filepath.Join(l.SandboxDir, socket.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the waiting VM's socket: %w", err)
 	}
-	return keep(ctx, launch, waiting, log)
+	return keep(ctx, l, waiting, log)
 }
 
 // wait starts the clone that waits.

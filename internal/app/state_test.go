@@ -11,13 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/cli"
-	"creel/internal/engine"
+	"creel/internal/engine/store"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/sandbox"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -74,7 +74,7 @@ func newState(t *testing.T) state {
 	must(t, os.MkdirAll(filepath.Join(s.dir, "standby", "SOMETHING"), 0o700))
 	must(t, os.MkdirAll(filepath.Join(s.dir, "templates"), 0o700))
 	spec := sandbox.Spec{ID: s.id, Name: "otter", Image: "tiny", Keep: true, Tier: "trusted"}
-	record, err := json.Marshal(engine.Record{Version: 1, Created: time.Now(), Config: launch.Config{Spec: spec}})
+	record, err := json.Marshal(store.NewRecord(launch.Config{Spec: spec}))
 	must(t, err)
 	entry, err := json.Marshal(rundir.Entry{Time: time.Now(), Stream: 1, Data: []byte("written\n")})
 	must(t, err)

@@ -9,13 +9,14 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+
 	"creel/internal/engine"
 	"creel/internal/engine/process"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
-
-	"github.com/spf13/cobra"
 )
 
 // each runs do for every sandbox named, prints the name of each it was done
@@ -155,7 +156,7 @@ func newRemove(env Env) *cobra.Command {
 				return app.Engine.Remove(ctx, f, force)
 			})
 			if force { // as Docker: what is not there need not be removed
-				err = except(err, engine.ErrNotFound)
+				err = except(err, errdefs.ErrNotFound)
 			}
 			return err
 		},

@@ -9,11 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+
 	"creel/internal/cli/command"
 	"creel/internal/engine"
 	"creel/internal/sandbox"
-
-	"github.com/distribution/reference"
 )
 
 // filterKeys are those of `creel ps --filter`. The sandboxes that before and
@@ -50,7 +51,7 @@ func resolved(s command.Filters, all []engine.Found) (command.Filters, error) {
 				return f.Record.Config.Spec.Name == ref || strings.HasPrefix(string(f.Record.Config.Spec.ID), ref)
 			})
 			if i < 0 {
-				return nil, fmt.Errorf("--filter %s=%s: %w; `creel ps -a` lists them", key, ref, engine.ErrNotFound)
+				return nil, fmt.Errorf("--filter %s=%s: %w; `creel ps -a` lists them", key, ref, errdefs.ErrNotFound)
 			}
 			out[key] = append(out[key], moment(all[i].Record.Created))
 		}

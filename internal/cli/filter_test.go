@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"creel/internal/engine"
 	"creel/internal/sandbox"
 )
@@ -52,7 +54,7 @@ func TestFilters(t *testing.T) {
 		}
 	}
 	match, _ := filterKeys.Parse([]string{"since=nobody"})
-	if _, err := resolved(match, all); !errors.Is(err, engine.ErrNotFound) {
+	if _, err := resolved(match, all); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Error(err)
 	}
 	for _, bad := range []string{"status=well", "exited=-1", "exited=x", "colour=red", "name"} {
@@ -64,14 +66,14 @@ func TestFilters(t *testing.T) {
 
 func TestExceptLeavesOutOneKind(t *testing.T) {
 	other := errors.New("in use")
-	err := except(errors.Join(engine.ErrNotFound, other), engine.ErrNotFound)
-	if !errors.Is(err, other) || errors.Is(err, engine.ErrNotFound) {
+	err := except(errors.Join(errdefs.ErrNotFound, other), errdefs.ErrNotFound)
+	if !errors.Is(err, other) || errors.Is(err, errdefs.ErrNotFound) {
 		t.Error(err)
 	}
-	if err := except(errors.Join(engine.ErrNotFound), engine.ErrNotFound); err != nil {
+	if err := except(errors.Join(errdefs.ErrNotFound), errdefs.ErrNotFound); err != nil {
 		t.Error(err)
 	}
-	if except(nil, engine.ErrNotFound) != nil || except(other, engine.ErrNotFound) != other {
+	if except(nil, errdefs.ErrNotFound) != nil || except(other, errdefs.ErrNotFound) != other {
 		t.Error("what is not joined is changed")
 	}
 }

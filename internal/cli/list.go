@@ -8,13 +8,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
 	"creel/internal/cli/command"
 	"creel/internal/engine"
 	"creel/internal/printable"
 	"creel/internal/sandbox"
-
-	"github.com/docker/go-units"
-	"github.com/spf13/cobra"
 )
 
 // psRow is what `creel ps --format` templates see, with Docker's field names.
@@ -181,7 +182,7 @@ func newInspect(env Env) *cobra.Command {
 			var all []any
 			for _, ref := range args {
 				f, err := app.Engine.FindAny(c.Context(), ref)
-				if !errors.Is(err, engine.ErrNotFound) {
+				if !errors.Is(err, errdefs.ErrNotFound) {
 					if err != nil {
 						return err
 					}

@@ -8,10 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 	"unicode"
 
-	"creel/internal/engine"
+	"creel/internal/engine/store"
 	"creel/internal/guest/blob"
 	"creel/internal/keeper/launch"
 	"creel/internal/sandbox"
@@ -109,8 +108,8 @@ func TestHostileStatusIsSafeToShow(t *testing.T) {
 		}
 	}
 	dir := filepath.Join(state, "sandboxes", string(id))
-	record := engine.Record{Version: 1, Created: time.Now(), Config: launch.Config{Spec: sandbox.Spec{
-		ID: id, Name: "web", Image: hostile, Keep: true, Labels: map[string]string{"a": hostile}}}}
+	record := store.NewRecord(launch.Config{Spec: sandbox.Spec{
+		ID: id, Name: "web", Image: hostile, Keep: true, Labels: map[string]string{"a": hostile}}})
 	record.Config.Process.Args = []string{hostile}
 	for _, status := range []sandbox.Status{
 		{ID: id, State: sandbox.StateExited, Error: hostile, Ports: []sandbox.Port{{HostIP: hostile, HostPort: 1, GuestPort: 1, Proto: hostile}},

@@ -15,13 +15,10 @@ import (
 // ended.
 func TestRefillThatFailsIsAWarning(t *testing.T) {
 	dir := t.TempDir()
-	e, err := engine.New(engine.Options{
+	e := engine.New(engine.Options{
 		Dir: dir, Standby: &standby.Pool{Dir: filepath.Join(dir, "standby"), Size: 1, Command: []string{filepath.Join(dir, "nothing")}},
 		Log: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	said, err := os.Create(filepath.Join(dir, "said"))
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/engine/store"
 	"creel/internal/policy"
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
@@ -142,7 +143,7 @@ func wishFor(spec *sandbox.Spec, p *policy.Policy) tier.Wish {
 }
 
 // recordTemplate puts what the run will be cloned from on record.
-func (e *Engine) recordTemplate(ctx context.Context, rec Record) error {
+func (e *Engine) recordTemplate(ctx context.Context, rec store.Record) error {
 	err := e.opts.Ledger.Append(ctx, audit.Event{
 		Kind: audit.KindTemplate, Sandbox: string(rec.Config.Spec.ID),
 		Data: event.Template{Image: rec.ImageID, Template: rec.Config.Template, Accel: string(rec.Config.Accel)},

@@ -12,18 +12,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/audit/query"
 	"creel/internal/diskroom"
+	"creel/internal/engine/store"
 	"creel/internal/image"
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/secret"
 	"creel/internal/standby"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // noImages ends a Create at the first thing that it does once it is admitted.
@@ -50,13 +51,10 @@ func admitting(t *testing.T) (e *Engine, dir string, asked *bool) {
 	}
 	t.Cleanup(func() { ledger.Close() })
 	asked = new(bool)
-	e, err = New(Options{
+	e = New(Options{
 		Dir: dir, Ledger: ledger, AuditDir: filepath.Join(dir, "audit"), Tiers: tier.Default(), Images: noImages{asked},
 		Standby: &standby.Pool{}, Log: slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return e, dir, asked
 }
 
@@ -208,7 +206,7 @@ func TestWithoutARecordNothingHappens(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "disk full") || *asked {
 		t.Errorf("%v, image asked for: %v", err, *asked)
 	}
-	if left, _ := os.ReadDir(filepath.Join(dir, sandboxesName)); len(left) > 0 {
+	if left, _ := os.ReadDir(filepath.Join(dir, "sandboxes")); len(left) > 0 {
 		t.Errorf("there is %v", left)
 	}
 }
@@ -218,7 +216,7 @@ func TestTheTierHoldsForOneMoreProcess(t *testing.T) {
 	for name, refused := range map[string]bool{tier.Untrusted: true, tier.Restricted: true, tier.Trusted: false} {
 		e, _, _ := admitting(t)
 		var said string
-		f := Found{Record: Record{}}
+		f := Found{Record: store.Record{}}
 		f.Record.Config.Spec = modest(name)
 		err := e.AdmitExec(t.Context(), f, []string{"A=b", "TOKEN=" + token}, func(s string) { said += s })
 		got := records(t, e)

@@ -3,9 +3,9 @@ package engine
 import (
 	"fmt"
 
-	"creel/internal/diskroom"
-
 	"github.com/docker/go-units"
+
+	"creel/internal/diskroom"
 )
 
 // diskFault is why the host's disk has no room for one more sandbox, or "".

@@ -13,17 +13,14 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/engine/remains"
-
-	"golang.org/x/sys/unix"
+	"creel/internal/engine/store"
+	"creel/internal/keeper/launch"
 )
-
-// processName is the file that says which process is a sandbox's keeper. Who
-// launches it writes it, outside of what the keeper can write: what a keeper
-// says of itself is not believed.
-const processName = "keeper.json"
 
 // answersIn is how long a keeper may take to end its run when it is told to,
 // before it is ended from outside.
@@ -90,11 +87,13 @@ func (p instance) open() (*os.File, error) {
 	return nil, errGone
 }
 
-// noteKeeper writes down which process is the keeper of the sandbox in dir.
+// noteKeeper writes down which process is the keeper of the sandbox in dir: who
+// launches it does, outside of what the keeper can write. What a keeper says of
+// itself is not believed.
 func noteKeeper(dir string, p instance) error {
 	data, err := json.Marshal(p)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, processName), data, 0o600) // a reboot makes it worthless
+		err = os.WriteFile(filepath.Join(dir, store.ProcessName), data, 0o600) // a reboot makes it worthless
 	}
 	if err != nil {
 		return fmt.Errorf("note the keeper's process: %w", err)
@@ -104,9 +103,9 @@ func noteKeeper(dir string, p instance) error {
 
 // endKeeper ends a sandbox's keeper from outside, and all that it has started.
 // The caller tries the sandbox's lock to see whether that was all.
-func (e *Engine) endKeeper(ctx context.Context, rec Record) error {
+func (e *Engine) endKeeper(ctx context.Context, rec store.Record) error {
 	id := rec.Config.Spec.ID
-	family, err := endFamily(e.SandboxDir(id))
+	family, err := endFamily(e.store.Dir(id))
 	others, left := e.endUser(rec.UID)
 	if err = errors.Join(err, left); family+others == 0 {
 		return err // nobody was there
@@ -122,13 +121,13 @@ func (e *Engine) endKeeper(ctx context.Context, rec Record) error {
 // holder is among that, the next run starts another. It returns how many were
 // sent a signal.
 func endFamily(dir string) (ended int, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, processName))
+	data, err := os.ReadFile(filepath.Join(dir, store.ProcessName))
 	if err != nil {
-		return 0, fmt.Errorf("find the keeper's process: %w; find it by its open file %s, and end it", err, filepath.Join(dir, lockName))
+		return 0, fmt.Errorf("find the keeper's process: %w; find it by its open file %s, and end it", err, filepath.Join(dir, launch.LockName))
 	}
 	var keeper instance
 	if err := json.Unmarshal(data, &keeper); err != nil {
-		return 0, fmt.Errorf("read %s: %w", processName, err)
+		return 0, fmt.Errorf("read %s: %w", store.ProcessName, err)
 	}
 	main, err := keeper.open()
 	if errors.Is(err, errGone) {
@@ -200,7 +199,7 @@ func descendants(of int) (out []*os.File) {
 // endUser ends every process of a user whom only one sandbox has, and returns
 // how many there were.
 func (e *Engine) endUser(uid int) (ended int, err error) {
-	if uid < uidBase || uid >= uidBase+uidCount {
+	if !store.OwnUser(uid) {
 		return 0, nil // the user's own
 	}
 	var errs []error

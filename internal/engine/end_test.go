@@ -15,13 +15,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
+	"creel/internal/engine/store"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/undo"
-
-	"golang.org/x/sys/unix"
 )
 
 // deafEnv makes the test binary a keeper that was taken over, in that directory:
@@ -57,12 +58,12 @@ func beDeaf(dir string) {
 // deafKeeper starts one for a sandbox that is then found to be in state.
 func deafKeeper(t *testing.T, e *Engine, state sandbox.State, innocent int) (f Found, keeper *exec.Cmd, child int) {
 	t.Helper()
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := e.KeeperDir(rec.Config.Spec.ID)
+	run := e.store.KeeperDir(rec.Config.Spec.ID)
 	keeper = exec.Command(os.Args[0])
 	keeper.Env = append(os.Environ(), deafEnv+"="+run)
 	keeper.ExtraFiles = []*os.File{lock}
@@ -77,7 +78,7 @@ func deafKeeper(t *testing.T, e *Engine, state sandbox.State, innocent int) (f F
 	lock.Close()
 	who, err := identify(keeper.Process.Pid)
 	if err == nil {
-		err = noteKeeper(e.SandboxDir(rec.Config.Spec.ID), who)
+		err = noteKeeper(e.store.Dir(rec.Config.Spec.ID), who)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +149,7 @@ func TestRemoveEndsAKeeperFromOutside(t *testing.T) {
 			if !lives(other.Process.Pid) {
 				t.Error("another process was ended")
 			}
-			if e.exists(f.Record.Config.Spec.ID) {
+			if e.store.Exists(f.Record.Config.Spec.ID) {
 				t.Error("the sandbox is left")
 			}
 		})
@@ -161,7 +162,7 @@ func TestARecycledNumberEndsNobody(t *testing.T) {
 	e.patience, e.leaves = 100*time.Millisecond, 200*time.Millisecond
 	other := innocent(t)
 	f, keeper, _ := deafKeeper(t, e, sandbox.StateRunning, other.Process.Pid)
-	dir := e.SandboxDir(f.Record.Config.Spec.ID)
+	dir := e.store.Dir(f.Record.Config.Spec.ID)
 	real, err := identify(keeper.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
@@ -184,14 +185,14 @@ func TestARecycledNumberEndsNobody(t *testing.T) {
 			t.Fatalf("%s: a process was ended", name)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, processName), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, store.ProcessName), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.Remove(t.Context(), f, true); err == nil {
 		t.Error("removed while its keeper holds it")
 	}
 	data, err := json.Marshal(real)
-	if err := errors.Join(err, os.WriteFile(filepath.Join(dir, processName), data, 0o600)); err != nil {
+	if err := errors.Join(err, os.WriteFile(filepath.Join(dir, store.ProcessName), data, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.Remove(t.Context(), f, true); err != nil {

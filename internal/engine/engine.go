@@ -18,22 +18,20 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"creel/internal/audit"
 	"creel/internal/diskroom"
-	"creel/internal/engine/process"
+	"creel/internal/engine/store"
 	"creel/internal/image"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
-	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/standby"
 	"creel/internal/template"
 	"creel/internal/undo"
-	"creel/internal/vm"
-
-	"golang.org/x/mod/sumdb/note"
 )
 
 // Images finds images and makes root filesystems of them.
@@ -88,9 +86,9 @@ type Options struct {
 // Engine makes sandboxes. It is safe for use by several goroutines, and its
 // directory by several processes.
 type Engine struct {
-	opts Options
-	root bool // this process may drop to users of its choice
-	room func(dir string) (diskroom.Room, error)
+	opts  Options
+	store *store.Store
+	room  func(dir string) (diskroom.Room, error)
 
 	patience time.Duration // with a keeper that is told to end its run
 	leaves   time.Duration // that a keeper may take to go once its task has ended
@@ -102,22 +100,30 @@ type Engine struct {
 // Sandbox is one that this process has started: its keeper's client, and the
 // duty to release it.
 type Sandbox struct {
-	Record Record
+	plan
 	Client *socket.Client
 
 	engine *Engine
 	keeper *keeperProcess
 }
 
+// New makes an engine of a prepared state directory.
+func New(o Options) *Engine {
+	return &Engine{opts: o, store: store.Open(o.Dir), room: diskroom.Of, patience: answersIn, leaves: keeperLeaves}
+}
+
+// KeeperDir is what the keeper of a sandbox writes. What it holds is not trusted.
+func (e *Engine) KeeperDir(id sandbox.ID) string { return e.store.KeeperDir(id) }
+
 // Create makes a sandbox whose clone is ready to run its task. Progress gets a
 // line for each thing that takes a while. Fetch is called once the Spec is
 // admitted, before its image is looked for; nil: the image has to be here. On
 // error nothing is left of it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(string), fetch func(context.Context) error) (*Sandbox, error) {
-	e.tidy(ctx, slog.LevelWarn)
+	e.tidy(ctx)
 	madeUp := spec.Name == ""
 	if madeUp {
-		spec.Name = e.freeName()
+		spec.Name = e.store.MakeUpName()
 	}
 	if err := e.admit(ctx, &spec, progress); err != nil {
 		return nil, err
@@ -136,18 +142,18 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 			return nil, err
 		}
 	}
-	rec, err := e.plan(ctx, spec, progress)
+	p, err := e.planFor(ctx, spec, progress)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.recordTemplate(ctx, rec); err != nil {
+	if err := e.recordTemplate(ctx, p.Record); err != nil {
 		return nil, err
 	}
-	rec.madeUpName = madeUp
-	sb, err := e.make(ctx, rec, n, e.takeStandby)
-	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil && !e.exists(spec.ID) {
+	p.madeUpName = madeUp
+	sb, err := e.make(ctx, p, n, e.takeStandby)
+	if unfit, ok := errors.AsType[*unfitError](err); ok && ctx.Err() == nil && !e.store.Exists(spec.ID) {
 		progress("warning: a VM that waited could not be used, so that another is started: " + unfit.Error())
-		sb, err = e.make(ctx, rec, n, nobodyWaits)
+		sb, err = e.make(ctx, p, n, nobodyWaits)
 	}
 	return sb, err
 }
@@ -155,26 +161,26 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 // make makes the sandbox of a record and brings it up, with a VM from waiting
 // where that has one. On error nothing is left of it, or the error says what is
 // and why; an [unfitError] is about the VM that waited.
-func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWaiting) (_ *Sandbox, err error) {
+func (e *Engine) make(ctx context.Context, p plan, n network, waiting takeWaiting) (_ *Sandbox, err error) {
 	var lock *os.File
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
 	defer func() { err = errors.Join(err, steps.Unwind()) }()
-	if lock, err = e.reserve(&rec, &steps, waiting); err != nil {
+	if lock, err = e.reserve(&p, &steps, waiting); err != nil {
 		return nil, err
 	}
-	dir := e.SandboxDir(rec.Config.Spec.ID)
-	spec := rec.Config.Spec
-	key, err := e.opts.Ledger.OpenSandbox(ctx, string(rec.Config.Spec.ID), filepath.Join(dir, rec.auditDir))
+	dir := e.store.Dir(p.ID())
+	spec := p.Config.Spec
+	key, err := e.opts.Ledger.OpenSandbox(ctx, string(spec.ID), filepath.Join(dir, p.auditDir))
 	if err != nil {
 		return nil, fmt.Errorf("open the sandbox's audit log: %w", err)
 	}
-	if rec.waited == nil {
-		if err := e.opts.Scratch(ctx, filepath.Join(dir, ScratchName), spec.Resources.DiskBytes, diskKind(spec)); err != nil {
+	if p.waited == nil {
+		if err := e.opts.Scratch(ctx, filepath.Join(dir, launch.DiskName), spec.Resources.DiskBytes, diskKind(spec)); err != nil {
 			return nil, fmt.Errorf("make the writable disk: %w", err)
 		}
 	}
-	sb, err := e.bringUpSoon(ctx, rec, key, lock, n)
+	sb, err := e.bringUpSoon(ctx, p, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
@@ -184,13 +190,13 @@ func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWa
 
 // bringUpSoon is bringUp, with a bound for a VM that waited: it is up already,
 // and where it does not answer another does.
-func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
-	if rec.waited == nil {
-		return e.bringUp(ctx, rec, key, lock, n)
+func (e *Engine) bringUpSoon(ctx context.Context, p plan, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+	if p.waited == nil {
+		return e.bringUp(ctx, p, key, lock, n)
 	}
 	soon, cancel := context.WithTimeoutCause(ctx, standbyAnswers, fmt.Errorf("it did not answer within %s", standbyAnswers))
 	defer cancel()
-	sb, err := e.bringUp(soon, rec, key, lock, n)
+	sb, err := e.bringUp(soon, p, key, lock, n)
 	if err != nil {
 		return nil, &unfitError{err}
 	}
@@ -199,12 +205,12 @@ func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxK
 
 // bringUp starts the keeper and waits until its clone is ready. On error the
 // keeper is gone.
-func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
-	kp, err := e.launch(ctx, rec, key, lock, n)
+func (e *Engine) bringUp(ctx context.Context, p plan, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+	kp, err := e.launch(ctx, p, key, lock, n)
 	if err != nil {
 		return nil, err
 	}
-	client, err := socket.NewClient(ctx, kp.conn, rec.Config.Spec.ID)
+	client, err := socket.NewClient(ctx, kp.conn, p.ID())
 	if err == nil {
 		if _, err = client.Ready(ctx); err != nil && client.Err() != nil && ctx.Err() == nil {
 			return nil, errors.Join(kp.lost(err), kp.kill())
@@ -214,39 +220,7 @@ func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, 
 		err = kp.explain(err)
 		return nil, errors.Join(err, kp.kill())
 	}
-	return &Sandbox{Record: rec, Client: client, engine: e, keeper: kp}, nil
-}
-
-// plan decides everything about a run that is decided before it starts.
-func (e *Engine) plan(ctx context.Context, spec sandbox.Spec, progress func(string)) (Record, error) {
-	img, err := e.opts.Images.Resolve(ctx, spec.Image)
-	if err != nil {
-		return Record{}, err
-	}
-	task, err := process.For(spec, img.Config)
-	if err != nil {
-		return Record{}, err
-	}
-	stop, err := process.StopSignal(img.Config.StopSignal)
-	if err != nil {
-		return Record{}, fmt.Errorf("image %s: %w", spec.Image, err)
-	}
-	shape, err := vm.ShapeFor(spec.Resources.MemoryBytes, spec.Resources.CPUs)
-	if err != nil {
-		return Record{}, err
-	}
-	m, err := e.Template(ctx, img, TemplateWish{shape, spec.Accel, spec.Confinement}, progress)
-	if err != nil {
-		return Record{}, err
-	}
-	return Record{
-		Version: recordVersion, Created: time.Now(), ImageID: img.ID, auditDir: auditName,
-		PolicyDigest: syntax.Digest(syntax.Canonical(spec.Policy)),
-		Config: launch.Config{
-			Spec: spec, Process: task, StopSignal: stop,
-			Template: m.Digest, Shape: shape, Accel: m.Accel,
-		},
-	}, nil
+	return &Sandbox{plan: p, Client: client, engine: e, keeper: kp}, nil
 }
 
 // Lost says of an error of Client what has become of the keeper, where the
@@ -267,7 +241,7 @@ func (s *Sandbox) Detach(ctx context.Context) error {
 	if err := s.Client.Detach(ctx, keep); err != nil || !keep {
 		return err
 	}
-	return s.engine.changeRecord(s.Record.Config.Spec.ID, func(rec *Record) error {
+	return s.engine.store.Change(s.ID(), func(rec *store.Record) error {
 		rec.Config.Spec.Keep = true
 		return nil
 	})
@@ -278,16 +252,15 @@ func (s *Sandbox) Detach(ctx context.Context) error {
 func (s *Sandbox) Release(ctx context.Context) error {
 	s.Client.Close()
 	gone := s.keeper.wait(ctx)
-	rec := s.Record
-	if rec.Config.Helper {
-		return errors.Join(gone, s.engine.endHelper(ctx, rec))
+	if s.Config.Helper {
+		return errors.Join(gone, s.engine.endHelper(ctx, s.plan))
 	}
-	if rec.Config.Spec.Keep {
-		return errors.Join(gone, s.engine.settle(ctx, rec))
+	if s.Config.Spec.Keep {
+		return errors.Join(gone, s.engine.settle(ctx, s.Record))
 	}
-	f, err := s.engine.look(rec.Config.Spec.ID)
+	f, err := s.engine.look(s.ID())
 	if err != nil {
-		return errors.Join(gone, s.engine.remove(ctx, rec.Config.Spec.ID)) // another process was faster
+		return errors.Join(gone, s.engine.remove(ctx, s.ID())) // another process was faster
 	}
 	return errors.Join(gone, s.engine.removeAny(ctx, f))
 }

@@ -15,15 +15,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
+	"creel/internal/engine/store"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
 	"creel/internal/undo"
-
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
 
 // holdEnv makes the test binary reserve a sandbox, say so, and hold it.
@@ -35,7 +37,7 @@ func TestMain(m *testing.M) {
 	}
 	if spec := os.Getenv(holdEnv); spec != "" {
 		dir, name, _ := strings.Cut(spec, "|")
-		rec := recordNamed(strings.TrimPrefix(name, "keep:"), strings.HasPrefix(name, "keep:"))
+		rec := planNamed(strings.TrimPrefix(name, "keep:"), strings.HasPrefix(name, "keep:"))
 		lock, err := engineIn(dir, &ledger{}).reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			fmt.Println("refused")
@@ -134,17 +136,14 @@ func engineIn(dir string, l *ledger) *Engine {
 	if l.Ledger, err = audit.OpenLedger(at); err != nil {
 		panic(err)
 	}
-	e, err := New(Options{Dir: dir, Ledger: l, AuditDir: at, Standby: &standby.Pool{}, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		panic(err)
-	}
-	return e
+	return New(Options{Dir: dir, Ledger: l, AuditDir: at, Standby: &standby.Pool{}, Log: slog.New(slog.DiscardHandler)})
 }
 
-func recordNamed(name string, keep bool) Record {
-	return Record{Version: recordVersion, auditDir: auditName, Config: launch.Config{
-		Spec: sandbox.Spec{ID: sandbox.NewID(), Name: name, Keep: keep},
-	}}
+func namePath(e *Engine, name string) string { return filepath.Join(e.opts.Dir, "names", name) }
+
+func planNamed(name string, keep bool) plan {
+	rec := store.NewRecord(launch.Config{Spec: sandbox.Spec{ID: sandbox.NewID(), Name: name, Keep: keep}})
+	return plan{Record: rec, auditDir: store.AuditName}
 }
 
 // hold starts a process that reserves name; it answers with what it said.
@@ -195,13 +194,13 @@ func TestNamesAndUsersAcrossProcesses(t *testing.T) {
 	e := engineIn(dir, &ledger{})
 	uids := map[int]bool{}
 	for n := range 20 {
-		rec := recordNamed(fmt.Sprintf("n%d", n), false)
+		rec := planNamed(fmt.Sprintf("n%d", n), false)
 		lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer lock.Close()
-		if e.root && (uids[rec.UID] || rec.UID < uidBase) {
+		if os.Geteuid() == 0 && (uids[rec.UID] || !store.OwnUser(rec.UID)) {
 			t.Errorf("user %d was handed out twice, or is no sandbox's", rec.UID)
 		}
 		uids[rec.UID] = true
@@ -234,7 +233,7 @@ func TestReconcileAfterKill(t *testing.T) {
 				if len(after) != 0 || !cmp.Equal(l.kinds[:1], []string{"lost"}) {
 					t.Errorf("left %d, on record %v", len(after), l.kinds)
 				}
-				if entries, _ := os.ReadDir(filepath.Join(dir, namesName)); len(entries) != 0 {
+				if entries, _ := os.ReadDir(filepath.Join(dir, "names")); len(entries) != 0 {
 					t.Error("the name is left")
 				}
 				return
@@ -250,7 +249,7 @@ func TestReconcileAfterKill(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := e.takeName("pike", sandbox.NewID()); err == nil || strings.Contains(err.Error(), "--name") {
+			if err := e.store.TakeName("pike", sandbox.NewID()); err == nil || strings.Contains(err.Error(), "--name") {
 				t.Errorf("a name that is taken: %v", err) // rename has no such flag
 			}
 			f, err := e.Find(t.Context(), string(after[0].Record.Config.Spec.ID[:8]))
@@ -260,7 +259,7 @@ func TestReconcileAfterKill(t *testing.T) {
 			if err := e.Remove(t.Context(), f, false); err != nil {
 				t.Error(err)
 			}
-			if _, err := e.Find(t.Context(), "pike"); !errors.Is(err, ErrNotFound) {
+			if _, err := e.Find(t.Context(), "pike"); !errors.Is(err, errdefs.ErrNotFound) {
 				t.Errorf("after removal: %v", err)
 			}
 		})
@@ -273,21 +272,21 @@ func TestReconcileHalfMadeSandboxes(t *testing.T) {
 	e := engineIn(dir, &ledger{})
 	bare, locked := sandbox.NewID(), sandbox.NewID()
 	for _, id := range []sandbox.ID{bare, locked} {
-		if err := os.Mkdir(e.SandboxDir(id), 0o700); err != nil {
+		if err := os.Mkdir(e.store.Dir(id), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	os.WriteFile(filepath.Join(e.SandboxDir(locked), lockName), nil, 0o600)
-	os.WriteFile(e.namePath("torn"), nil, 0o600) // killed between making and writing it
-	os.WriteFile(e.namePath("stale"), []byte(sandbox.NewID()), 0o600)
+	os.WriteFile(filepath.Join(e.store.Dir(locked), launch.LockName), nil, 0o600)
+	os.WriteFile(namePath(e, "torn"), nil, 0o600) // killed between making and writing it
+	os.WriteFile(namePath(e, "stale"), []byte(sandbox.NewID()), 0o600)
 	if err := e.Reconcile(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if entries, _ := os.ReadDir(filepath.Join(dir, sandboxesName)); len(entries) != 0 {
+	if entries, _ := os.ReadDir(filepath.Join(dir, "sandboxes")); len(entries) != 0 {
 		t.Errorf("%d directories are left", len(entries))
 	}
 	for _, name := range []string{"torn", "stale"} {
-		rec := recordNamed(name, false)
+		rec := planNamed(name, false)
 		var steps undo.Stack
 		lock, err := e.reserve(&rec, &steps, nobodyWaits)
 		if err != nil {
@@ -305,8 +304,8 @@ func TestReconcileHalfMadeSandboxes(t *testing.T) {
 // and keeps nobody from the others.
 func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	newer, garbage, fine := recordNamed("newer", true), recordNamed("garbage", true), recordNamed("fine", true)
-	for _, rec := range []*Record{&newer, &garbage, &fine} {
+	newer, garbage, fine := planNamed("newer", true), planNamed("garbage", true), planNamed("fine", true)
+	for _, rec := range []*plan{&newer, &garbage, &fine} {
 		lock, err := e.reserve(rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)
@@ -314,11 +313,11 @@ func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 		defer lock.Close()
 	}
 	newer.Version++
-	if err := e.writeRecord(newer); err != nil {
+	if err := e.store.Write(newer.Record); err != nil {
 		t.Fatal(err)
 	}
 	id := garbage.Config.Spec.ID
-	if err := os.WriteFile(filepath.Join(e.SandboxDir(id), recordName), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(e.store.Dir(id), "record.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	found, err := e.List(t.Context())
@@ -330,8 +329,8 @@ func TestRecordsThatCannotBeReadAreLeftAlone(t *testing.T) {
 			t.Errorf("%s: damage %q", name, f.Damage)
 		}
 	}
-	for _, rec := range []Record{newer, garbage} {
-		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
+	for _, rec := range []plan{newer, garbage} {
+		if _, err := os.Stat(e.store.Dir(rec.Config.Spec.ID)); err != nil {
 			t.Errorf("%s is gone: %v", rec.Config.Spec.Name, err)
 		}
 	}
@@ -349,12 +348,12 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := engineIn(t.TempDir(), &ledger{})
-			rec := recordNamed("otter", true)
+			rec := planNamed("otter", true)
 			lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 			if err != nil {
 				t.Fatal(err)
 			}
-			run := e.KeeperDir(rec.Config.Spec.ID)
+			run := e.store.KeeperDir(rec.Config.Spec.ID)
 			for _, file := range []string{"status.json", "status.json.new", socket.Name} {
 				if err := lay(filepath.Join(run, file)); err != nil {
 					t.Fatal(err)
@@ -365,7 +364,7 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 			if err != nil || found.Record.Config.Spec.Name != "otter" || found.Status.Name != "otter" || found.Running() {
 				t.Errorf("found %+v, %v", found, err)
 			}
-			if _, err := os.Stat(filepath.Join(e.SandboxDir(rec.Config.Spec.ID), settledName)); err != nil {
+			if _, err := os.Stat(filepath.Join(e.store.Dir(rec.Config.Spec.ID), "settled")); err != nil {
 				t.Errorf("it is not settled: %v", err)
 			}
 			if err := e.Remove(t.Context(), found, false); err != nil {
@@ -378,61 +377,32 @@ func TestWhatAKeeperLeavesIsNotTrusted(t *testing.T) {
 	}
 }
 
-func TestPrepareDir(t *testing.T) {
-	dir := t.TempDir()
-	state := filepath.Join(dir, "state")
-	for range 2 {
-		if err := PrepareDir(state); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(state, versionName), []byte(stateVersion), 0o600); err != nil { // echo -n
-		t.Fatal(err)
-	}
-	if err := PrepareDir(state); err != nil {
-		t.Errorf("without its newline: %v", err)
-	}
-	link := filepath.Join(dir, "link")
-	os.Symlink(state, link)
-	open := filepath.Join(dir, "open")
-	os.Mkdir(open, 0o700)
-	os.Chmod(open, 0o777)
-	newer := filepath.Join(dir, "newer")
-	os.Mkdir(newer, 0o700)
-	os.WriteFile(filepath.Join(newer, versionName), []byte("2\n"), 0o600)
-	for path, word := range map[string]string{link: "not yours alone", open: "not yours alone", newer: "newer creel"} {
-		if err := PrepareDir(path); err == nil || !strings.Contains(err.Error(), word) {
-			t.Errorf("%s: %v", filepath.Base(path), err)
-		}
-	}
-}
-
 // What a command leaves of names that was killed between two steps is removed by
 // the next one, and nothing else is.
 func TestAbandonedNamesAreRemoved(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer lock.Close()
-	other := recordNamed("starting", false)
-	if err := os.Mkdir(e.SandboxDir(other.Config.Spec.ID), 0o700); err != nil {
+	other := planNamed("starting", false)
+	if err := os.Mkdir(e.store.Dir(other.Config.Spec.ID), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for name, id := range map[string]string{
 		"gone": string(sandbox.NewID()), "gone.1234": string(sandbox.NewID()), "empty.1234": "",
 		"renamed": string(rec.Config.Spec.ID), "starting": string(other.Config.Spec.ID),
 	} {
-		if err := os.WriteFile(e.namePath(name), []byte(id), 0o600); err != nil {
+		if err := os.WriteFile(namePath(e, name), []byte(id), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := e.Reconcile(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	left, err := os.ReadDir(filepath.Join(e.opts.Dir, namesName))
+	left, err := os.ReadDir(filepath.Join(e.opts.Dir, "names"))
 	if err != nil || len(left) != 1 || left[0].Name() != "otter" {
 		t.Errorf("left are %v, %v", left, err)
 	}
@@ -442,7 +412,7 @@ func TestAbandonedNamesAreRemoved(t *testing.T) {
 // answers yet.
 func TestConnectToOneThatStarts(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", false)
+	rec := planNamed("otter", false)
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
@@ -461,12 +431,12 @@ func TestConnectToOneThatStarts(t *testing.T) {
 // that waits for it.
 func TestRemoveWaitsForAKeeperThatLeaves(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := Found{Record: rec, Status: sandbox.Status{State: sandbox.StateExited}}
+	ended := Found{Record: rec.Record, Status: sandbox.Status{State: sandbox.StateExited}}
 	removed := make(chan error, 1)
 	go func() { removed <- e.Remove(t.Context(), ended, false) }()
 	select {

@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
+
+	"github.com/containerd/errdefs"
 
 	"creel/internal/audit"
 	"creel/internal/undo"
@@ -16,29 +17,29 @@ import (
 // disk that a guest has written. Release ends the helper and leaves the
 // sandbox as it is.
 func (e *Engine) Files(ctx context.Context, f Found) (_ *Sandbox, err error) {
-	rec := f.Record
-	id := rec.Config.Spec.ID
-	dir := e.SandboxDir(id)
-	lock, err := e.claimSoon(ctx, id)
+	p := plan{Record: f.Record}
+	id := p.ID()
+	dir := e.store.Dir(id)
+	lock, err := e.store.ClaimSoon(ctx, id, e.leaves)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	if lock == nil {
-		return nil, fmt.Errorf("sandbox %s is in use by another command; try again when it has ended", rec.Config.Spec.Name)
+		return nil, errorf(errdefs.ErrUnavailable, "sandbox %s is in use by another command; try again when it has ended", p.Config.Spec.Name)
 	}
-	rec.Config.Helper = true
-	rec.Config.Spec.Timeout = 0
-	rec.Config.Spec.Policy, rec.Config.Spec.Ports, rec.Config.Spec.Canaries = "", nil, false // no task, no network
-	rec.auditDir = freeAuditDir(dir)
+	p.Config.Helper = true
+	p.Config.Spec.Timeout = 0
+	p.Config.Spec.Policy, p.Config.Spec.Ports, p.Config.Spec.Canaries = "", nil, false // no task, no network
+	p.auditDir = e.store.HelperLog(id)
 	var steps undo.Stack
 	defer func() { err = errors.Join(err, steps.Unwind()) }()
-	steps.Push("audit log", func() error { return e.endHelper(context.WithoutCancel(ctx), rec) }) // it may be open where opening it fails
-	key, err := e.opts.Ledger.OpenSandbox(ctx, string(id), filepath.Join(dir, rec.auditDir))
+	steps.Push("audit log", func() error { return e.endHelper(context.WithoutCancel(ctx), p) }) // it may be open where opening it fails
+	key, err := e.opts.Ledger.OpenSandbox(ctx, string(id), filepath.Join(dir, p.auditDir))
 	if err != nil {
 		return nil, fmt.Errorf("open the helper's audit log: %w", err)
 	}
-	sb, err := e.bringUp(ctx, rec, key, lock, network{})
+	sb, err := e.bringUp(ctx, p, key, lock, network{})
 	if err != nil {
 		return nil, err
 	}
@@ -48,22 +49,12 @@ func (e *Engine) Files(ctx context.Context, f Found) (_ *Sandbox, err error) {
 
 // endHelper closes the log of a helper run, or else sets it aside; where it can
 // do neither, the log stays with the sandbox until that is removed.
-func (e *Engine) endHelper(ctx context.Context, rec Record) error {
-	id := string(rec.Config.Spec.ID)
-	dir := filepath.Join(e.SandboxDir(rec.Config.Spec.ID), rec.auditDir)
+func (e *Engine) endHelper(ctx context.Context, p plan) error {
+	id := string(p.Config.Spec.ID)
+	dir := filepath.Join(e.store.Dir(p.Config.Spec.ID), p.auditDir)
 	closed := e.opts.Ledger.CloseSandbox(ctx, id, dir)
 	if closed == nil || errors.Is(closed, audit.ErrUnsound) {
 		return closed
 	}
 	return errors.Join(fmt.Errorf("the helper's audit log is kept until its closing can be recorded: %w", closed), e.opts.Ledger.SetAside(id, dir))
-}
-
-// freeAuditDir names the log of one more helper run: each run has its own.
-func freeAuditDir(dir string) string {
-	for n := 1; ; n++ {
-		name := fmt.Sprintf("%s.%d", auditName, n)
-		if _, err := os.Lstat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) {
-			return name
-		}
-	}
 }

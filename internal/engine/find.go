@@ -6,23 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
+	"github.com/containerd/errdefs"
+
+	"creel/internal/engine/store"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 )
 
-// ErrNotFound is in the chain of errors about sandboxes that do not exist.
-var ErrNotFound = errors.New("no such sandbox")
-
 // Found is a sandbox as any process sees it.
 type Found struct {
-	Record Record
+	Record store.Record
 	Status sandbox.Status
 	// Damage says why the record cannot be read, of which little more than the
 	// ID is known then; "": it can be read.
@@ -37,14 +35,14 @@ func (f Found) Running() bool {
 // List returns every sandbox, newest first, after it has reconciled what
 // killed processes left. One whose record cannot be read is there too.
 func (e *Engine) List(ctx context.Context) ([]Found, error) {
-	e.tidy(ctx, slog.LevelWarn)
+	e.tidy(ctx)
 	return e.Peek()
 }
 
 // Peek is [Engine.List] of what is there now: nothing is reconciled, and
 // nothing waited for. A sandbox in it may be one whose keeper has gone.
 func (e *Engine) Peek() ([]Found, error) {
-	ids, err := e.ids()
+	ids, err := e.store.IDs()
 	if err != nil {
 		return nil, err
 	}
@@ -60,14 +58,14 @@ func (e *Engine) Peek() ([]Found, error) {
 
 // look finds one sandbox. The error is [fs.ErrNotExist] or nil.
 func (e *Engine) look(id sandbox.ID) (Found, error) {
-	rec, err := e.readRecord(id)
+	rec, err := e.store.Read(id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Found{}, err // half made, or removed meanwhile
 	}
 	if err != nil {
 		return e.damaged(id, err), nil
 	}
-	status, err := e.status(rec)
+	status, err := e.store.Status(rec)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Found{}, err // removed since
 	}
@@ -75,33 +73,10 @@ func (e *Engine) look(id sandbox.ID) (Found, error) {
 		status.State, status.ExitCode, status.Error = sandbox.StateLost, sandbox.ExitCreel, err.Error()
 	}
 	f := Found{Record: rec, Status: status}
-	if f.Running() && e.readOnly() != nil && !e.lookedAfter(id) { // nobody could put it on record
+	if f.Running() && e.store.ReadOnly() != nil && !e.store.LookedAfter(id) { // nobody could put it on record
 		f.Status.State, f.Status.ExitCode, f.Status.Error = sandbox.StateLost, sandbox.ExitCreel, "its keeper has gone"
 	}
 	return f, nil
-}
-
-// status reads what the keeper last said; before its first word the sandbox is
-// created.
-func (e *Engine) status(rec Record) (sandbox.Status, error) {
-	status, err := rundir.ReadStatus(e.KeeperDir(rec.Config.Spec.ID))
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(e.SandboxDir(rec.Config.Spec.ID)); err != nil {
-			return status, err
-		}
-		if e.settled(rec.Config.Spec.ID) {
-			return sandbox.Status{
-				ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateLost, ExitCode: sandbox.ExitCreel,
-				CreatedAt: rec.Created, TemplateDigest: rec.Config.Template, Error: "it has ended, and what its keeper said of that is gone",
-			}, nil
-		}
-		return sandbox.Status{
-			ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, State: sandbox.StateCreated, CreatedAt: rec.Created,
-			TemplateDigest: rec.Config.Template,
-		}, nil
-	}
-	status.ID, status.Name = rec.Config.Spec.ID, rec.Config.Spec.Name // it may have been renamed
-	return status, err
 }
 
 // Find resolves a name, an ID or the beginning of one that no other has. A
@@ -116,126 +91,47 @@ func (e *Engine) Find(ctx context.Context, ref string) (Found, error) {
 
 // FindAny is Find for a command that needs no more than the ID.
 func (e *Engine) FindAny(ctx context.Context, ref string) (Found, error) {
-	e.tidy(ctx, slog.LevelInfo)
-	all, err := e.Peek()
+	fit, err := e.store.Lookup(ref)
 	if err != nil {
 		return Found{}, err
 	}
-	var hits []Found
-	for _, f := range all {
-		id := string(f.Record.Config.Spec.ID)
-		if f.Record.Config.Spec.Name == ref || id == ref {
+	if len(fit) > 1 {
+		return Found{}, errorf(errdefs.ErrInvalidArgument, "%q begins the IDs of %d sandboxes; give more digits", ref, len(fit))
+	}
+	for _, id := range fit {
+		e.tidyOne(ctx, id)
+		if f, err := e.look(id); err == nil {
 			return f, nil
-		}
-		if ref != "" && strings.HasPrefix(id, ref) {
-			hits = append(hits, f)
-		}
+		} // else it has gone
 	}
-	switch len(hits) {
-	case 1:
-		return hits[0], nil
-	case 0:
-		return Found{}, fmt.Errorf("%w: %s; `creel ps -a` lists them", ErrNotFound, ref)
-	default:
-		return Found{}, fmt.Errorf("%q begins the IDs of %d sandboxes; give more digits", ref, len(hits))
-	}
+	return Found{}, errorf(errdefs.ErrNotFound, "no such sandbox: %s; `creel ps -a` lists them", ref)
 }
 
 // Connect returns a client of a running sandbox's keeper.
 func (e *Engine) Connect(ctx context.Context, f Found) (*socket.Client, error) {
 	spec := f.Record.Config.Spec
 	if !f.Running() {
-		return nil, fmt.Errorf("sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
+		return nil, errorf(errdefs.ErrFailedPrecondition, "sandbox %s is not running; `creel logs %[1]s` shows what it wrote", spec.Name)
 	}
-	client, err := socket.Dial(ctx, e.KeeperDir(spec.ID), spec.ID)
+	client, err := socket.Dial(ctx, e.store.KeeperDir(spec.ID), spec.ID)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("sandbox %s is still starting, or ended just now; try again", spec.Name)
+		return nil, errorf(errdefs.ErrUnavailable, "sandbox %s is still starting, or ended just now; try again", spec.Name)
 	}
 	return client, err
-}
-
-// Remove deletes a sandbox. One that runs is refused, or with force killed; so is
-// one that a keeper holds on to which says that its task has ended.
-func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
-	spec := f.Record.Config.Spec
-	if f.Running() && !force {
-		return fmt.Errorf("sandbox %s is running; stop it first, or use rm -f", spec.Name)
-	}
-	if f.Damage != "" && !force {
-		return f.errDamaged()
-	}
-	var asked error
-	if f.Running() {
-		asked = e.askToEnd(ctx, f)
-	}
-	var lock *os.File
-	var err error
-	if asked == nil {
-		lock, err = e.claimSoon(ctx, spec.ID)
-	}
-	if err == nil && lock == nil && force && e.exists(spec.ID) {
-		ended := e.endKeeper(ctx, f.Record)
-		if lock, err = e.claimSoon(ctx, spec.ID); err == nil && lock == nil {
-			err = errors.Join(asked, ended)
-		}
-	}
-	switch {
-	case force && err != nil && !e.lookedAfter(spec.ID):
-		e.opts.Log.Warn("the sandbox's lock cannot be taken, and nobody has it", "err", err)
-		return e.removeAny(ctx, f)
-	case err != nil:
-		return fmt.Errorf("end sandbox %s: %w", spec.Name, err)
-	case lock != nil:
-		defer lock.Close()
-		return e.removeAny(ctx, f)
-	case !e.exists(spec.ID):
-		return nil // removed by its launcher
-	}
-	return fmt.Errorf("sandbox %s is in use by another command; try again when that has ended", spec.Name)
-}
-
-func (e *Engine) removeAny(ctx context.Context, f Found) error {
-	if f.Damage != "" {
-		return e.removeDamaged(ctx, f)
-	}
-	return e.remove(ctx, f.Record.Config.Spec.ID)
-}
-
-func (e *Engine) exists(id sandbox.ID) bool {
-	_, err := os.Lstat(e.SandboxDir(id))
-	return !errors.Is(err, fs.ErrNotExist)
-}
-
-// askToEnd has a keeper end its run, and waits until nothing of it remains, as
-// far as the keeper says. It does not wait long: the keeper may have been taken
-// over.
-func (e *Engine) askToEnd(ctx context.Context, f Found) error {
-	ctx, cancel := context.WithTimeout(ctx, e.patience)
-	defer cancel()
-	client, err := e.Connect(ctx, f)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	if err := client.Kill(ctx); err != nil {
-		return err
-	}
-	_, err = client.Wait(ctx)
-	return err
 }
 
 // Rename gives a sandbox another name, which must be free.
 func (e *Engine) Rename(f Found, name string) error {
 	if !sandbox.ValidName(name) {
-		return fmt.Errorf("name %q: want letters, digits, '_', '.' and '-', the first a letter or digit", name)
+		return errorf(errdefs.ErrInvalidArgument, "name %q: want letters, digits, '_', '.' and '-', the first a letter or digit", name)
 	}
 	id, old := f.Record.Config.Spec.ID, ""
-	err := e.changeRecord(id, func(rec *Record) error {
+	err := e.store.Change(id, func(rec *store.Record) error {
 		if name == rec.Config.Spec.Name {
 			return nil
 		}
-		if err := e.takeName(name, id); err != nil {
-			if _, taken := errors.AsType[*nameTaken](err); taken {
+		if err := e.store.TakeName(name, id); err != nil {
+			if _, taken := errors.AsType[*store.NameTaken](err); taken {
 				err = fmt.Errorf("%w; choose another name, or rename that one first", err)
 			}
 			return err
@@ -250,18 +146,16 @@ func (e *Engine) Rename(f Found, name string) error {
 	if err != nil {
 		unused = name // it was taken in vain
 	}
-	return errors.Join(err, e.locked(func() error { return e.freeNameOf(id, unused) }))
+	return errors.Join(err, e.store.Locked(func() error { return e.store.FreeName(id, unused) }))
 }
 
 // settle closes a kept sandbox whose keeper has gone, by whoever finds it first:
 // its logs' final roots go on the ledger, and a run that was lost is said to be.
-func (e *Engine) settle(ctx context.Context, rec Record) error {
-	dir := e.SandboxDir(rec.Config.Spec.ID)
-	marker := filepath.Join(dir, settledName)
-	if _, err := os.Stat(marker); err == nil {
+func (e *Engine) settle(ctx context.Context, rec store.Record) error {
+	if e.store.Settled(rec.ID()) {
 		return nil
 	}
-	status, err := e.status(rec)
+	status, err := e.store.Status(rec)
 	if err != nil {
 		status = sandbox.Status{ID: rec.Config.Spec.ID, Name: rec.Config.Spec.Name, CreatedAt: rec.Created, Error: err.Error()}
 	}
@@ -269,19 +163,19 @@ func (e *Engine) settle(ctx context.Context, rec Record) error {
 		status.State = sandbox.StateLost
 		status.ExitCode = sandbox.ExitCreel
 		status.Error = cmp.Or(status.Error, unknownEnd)
-		if err := rundir.WriteStatus(e.KeeperDir(rec.Config.Spec.ID), status); err != nil {
+		if err := rundir.WriteStatus(e.store.KeeperDir(rec.Config.Spec.ID), status); err != nil {
 			return err
 		}
 	}
 	if err := e.closeLogs(ctx, rec.Config.Spec.ID); err != nil {
 		return err
 	}
-	socket := filepath.Join(e.KeeperDir(rec.Config.Spec.ID), socket.Name) // a killed keeper leaves it
-	if err := os.RemoveAll(socket); err != nil {                          // or something else in its place
+	socket := filepath.Join(e.store.KeeperDir(rec.Config.Spec.ID), socket.Name) // a killed keeper leaves it
+	if err := os.RemoveAll(socket); err != nil {                                // or something else in its place
 		return fmt.Errorf("remove the keeper's socket: %w", err)
 	}
 	if err := e.proveGone(ctx, rec, true); err != nil {
 		return err
 	}
-	return os.WriteFile(marker, nil, 0o600)
+	return e.store.Settle(rec.ID())
 }

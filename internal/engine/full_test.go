@@ -8,24 +8,26 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
+	"creel/internal/engine/store"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/sandbox"
 	"creel/internal/undo"
-
-	"golang.org/x/sys/unix"
 )
 
 // endedRun is a kept sandbox with a log of n records whose keeper has gone.
 func endedRun(t *testing.T, e *Engine, l *ledger, n int) (Found, string) {
 	t.Helper()
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := rec.Config.Spec.ID
-	dir := filepath.Join(e.SandboxDir(id), auditName)
+	dir := filepath.Join(e.store.Dir(id), store.AuditName)
 	key, err := l.OpenSandbox(t.Context(), string(id), dir)
 	if err != nil {
 		t.Fatal(err)
@@ -39,11 +41,11 @@ func endedRun(t *testing.T, e *Engine, l *ledger, n int) (Found, string) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(log.Close(), rundir.WriteStatus(e.KeeperDir(id), sandbox.Status{State: sandbox.StateExited})); err != nil {
+	if err := errors.Join(log.Close(), rundir.WriteStatus(e.store.KeeperDir(id), sandbox.Status{State: sandbox.StateExited})); err != nil {
 		t.Fatal(err)
 	}
 	lock.Close()
-	return Found{Record: rec, Status: sandbox.Status{State: sandbox.StateExited}}, dir
+	return Found{Record: rec.Record, Status: sandbox.Status{State: sandbox.StateExited}}, dir
 }
 
 // wantWhole fails where the verifier finds a fault, or another number of logs
@@ -74,7 +76,7 @@ func TestRemovalWithoutRecordKeepsTheLog(t *testing.T) {
 	if err := e.Remove(t.Context(), f, true); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "is kept until its closing can be recorded") {
 		t.Errorf("error %v", err)
 	}
-	if e.exists(f.Record.Config.Spec.ID) {
+	if e.store.Exists(f.Record.Config.Spec.ID) {
 		t.Error("the sandbox is left")
 	}
 	wantWhole(t, e, l, 1, 0)
@@ -127,7 +129,7 @@ func TestReconcileOnAFullDisk(t *testing.T) {
 	if err := e.Reconcile(t.Context()); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("error %v", err)
 	}
-	if left, err := os.ReadDir(filepath.Join(dir, sandboxesName)); err != nil || len(left) != 0 {
+	if left, err := os.ReadDir(filepath.Join(dir, "sandboxes")); err != nil || len(left) != 0 {
 		t.Errorf("left are %v, %v", left, err)
 	}
 }
@@ -148,7 +150,7 @@ func TestRemovalOnAFullDisk(t *testing.T) {
 			f, _ := endedRun(t, e, l, 200)
 			ballast := filepath.Join(dir, "ballast")
 			if frees {
-				ballast = filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), ScratchName)
+				ballast = filepath.Join(e.store.Dir(f.Record.Config.Spec.ID), launch.DiskName)
 			}
 			b, err := os.Create(ballast)
 			for err == nil {
@@ -159,7 +161,7 @@ func TestRemovalOnAFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = e.Remove(t.Context(), f, true)
-			if e.exists(f.Record.Config.Spec.ID) {
+			if e.store.Exists(f.Record.Config.Spec.ID) {
 				t.Errorf("the sandbox is left: %v", err)
 			}
 			if frees {
@@ -193,7 +195,7 @@ func TestWhatIsSaidOfLeftovers(t *testing.T) {
 	e.opts.Log = slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	endedRun(t, e, l, 1)
 	for _, name := range []string{"pike", "perch"} {
-		rec := recordNamed(name, true)
+		rec := planNamed(name, true)
 		lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 		if err != nil {
 			t.Fatal(err)

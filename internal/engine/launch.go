@@ -13,13 +13,13 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
 	"creel/internal/environ"
 	"creel/internal/keeper/launch"
 	"creel/internal/postmortem"
 	"creel/internal/standby"
-
-	"golang.org/x/sys/unix"
 )
 
 // keeperProcess is a keeper that this process has started, or that waited.
@@ -42,14 +42,14 @@ const unknownEnd = "its keeper was killed, or it crashed"
 // connection that no path names. A keeper that is started inherits the lock that
 // the launcher holds, and one that waited has it already, so that there is no
 // moment at which a sandbox that is starting looks abandoned.
-func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
-	dir := e.SandboxDir(rec.Config.Spec.ID)
+func (e *Engine) launch(ctx context.Context, p plan, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
+	dir := e.store.Dir(p.Config.Spec.ID)
 	order := launch.Order{Grants: n.grants, Lock: lock, Launch: launch.Launch{
-		StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
-		UID: rec.UID, OwnerUID: os.Getuid(), AuditDir: rec.auditDir, AuditKey: key,
-		Ports: n.listed(), Config: rec.Config, Environ: environ.Own(e.opts.Settings),
+		StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.store.KeeperDir(p.Config.Spec.ID),
+		UID: p.UID, OwnerUID: os.Getuid(), AuditDir: p.auditDir, AuditKey: key,
+		Ports: n.listed(), Config: p.Config, Environ: environ.Own(e.opts.Settings),
 	}}
-	if rec.Config.Spec.Policy != "" {
+	if p.Config.Spec.Policy != "" {
 		order.Launch.Environ = environ.Edge(e.opts.Settings)
 	}
 	ours, theirs, err := socketPair()
@@ -58,15 +58,15 @@ func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, l
 	}
 	defer theirs.Close()
 	order.Conn = theirs
-	kp := &keeperProcess{dir: dir, conn: ours, logPath: filepath.Join(dir, LogName), done: make(chan struct{}), how: unknownEnd}
+	kp := &keeperProcess{dir: dir, conn: ours, logPath: filepath.Join(dir, launch.LogName), done: make(chan struct{}), how: unknownEnd}
 	if order.Ports, err = n.files(); err != nil {
 		ours.Close()
 		return nil, err
 	}
 	defer closeAll(order.Ports)
 	start := func(files []*os.File) error { return kp.start(e.opts.KeeperCommand, files) }
-	if rec.waited != nil {
-		start = func(files []*os.File) error { return kp.take(rec.waited, files) }
+	if p.waited != nil {
+		start = func(files []*os.File) error { return kp.take(p.waited, files) }
 	}
 	if err := kp.configure(ctx, order, start); err != nil {
 		ours.Close()

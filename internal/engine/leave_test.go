@@ -12,21 +12,23 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/engine/store"
 	"creel/internal/guest/api"
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/undo"
 	"creel/internal/wire"
-
-	"golang.org/x/sys/unix"
 )
 
 // reserved is a sandbox whose lock is held until the returned file is closed.
-func reserved(t *testing.T, e *Engine, rec Record) *os.File {
+func reserved(t *testing.T, e *Engine, rec plan) *os.File {
 	t.Helper()
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
@@ -40,23 +42,23 @@ func reserved(t *testing.T, e *Engine, rec Record) *os.File {
 // had read before.
 func TestARecordIsChangedAsItIs(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", false)
+	rec := planNamed("otter", false)
 	reserved(t, e, rec)
 	id := rec.Config.Spec.ID
 	found, err := e.Find(t.Context(), "otter")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Sandbox{Record: found.Record, Client: keeperThat(t, id, nil), engine: e}
+	s := &Sandbox{plan: plan{Record: found.Record}, Client: keeperThat(t, id, nil), engine: e}
 	s.Record.Config.Spec.KeepDetached = true
 	if err := errors.Join(e.Rename(found, "pike"), s.Detach(t.Context()), e.notePolicy(id, "version: 1\n")); err != nil {
 		t.Fatal(err)
 	}
-	now, err := e.record(id)
+	now, err := e.store.Read(id)
 	if spec := now.Config.Spec; err != nil || spec.Name != "pike" || !spec.Keep || spec.Policy != "version: 1\n" {
 		t.Errorf("the record has %+v, %v", spec, err)
 	}
-	if left, err := os.ReadDir(filepath.Join(e.opts.Dir, namesName)); err != nil || len(left) != 1 || left[0].Name() != "pike" {
+	if left, err := os.ReadDir(filepath.Join(e.opts.Dir, "names")); err != nil || len(left) != 1 || left[0].Name() != "pike" {
 		t.Errorf("names: %v, %v", left, err)
 	}
 }
@@ -94,14 +96,14 @@ func TestDetachAsksTheKeeperFirst(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := engineIn(t.TempDir(), &ledger{})
-			rec := recordNamed("otter", false)
+			rec := planNamed("otter", false)
 			rec.Config.Spec.KeepDetached = c.keep
 			reserved(t, e, rec)
-			s := &Sandbox{Record: rec, Client: keeperThat(t, rec.Config.Spec.ID, c.refuses), engine: e}
+			s := &Sandbox{plan: rec, Client: keeperThat(t, rec.Config.Spec.ID, c.refuses), engine: e}
 			if err := s.Detach(t.Context()); (err != nil) != (c.refuses != nil) {
 				t.Errorf("error %v", err)
 			}
-			if now, err := e.record(rec.Config.Spec.ID); err != nil || now.Config.Spec.Keep != c.want {
+			if now, err := e.store.Read(rec.Config.Spec.ID); err != nil || now.Config.Spec.Keep != c.want {
 				t.Errorf("keep is %v, %v", now.Config.Spec.Keep, err)
 			}
 		})
@@ -125,16 +127,16 @@ func TestARunThatEndedIsNotLost(t *testing.T) {
 	for state, lost := range map[sandbox.State]int{sandbox.StateExited: 0, sandbox.StateRunning: 1} {
 		l := &ledger{}
 		e := engineIn(t.TempDir(), l)
-		rec := recordNamed("otter", false)
+		rec := planNamed("otter", false)
 		lock := reserved(t, e, rec)
-		if err := rundir.WriteStatus(e.KeeperDir(rec.Config.Spec.ID), sandbox.Status{State: state}); err != nil {
+		if err := rundir.WriteStatus(e.store.KeeperDir(rec.Config.Spec.ID), sandbox.Status{State: state}); err != nil {
 			t.Fatal(err)
 		}
 		lock.Close()
 		if err := e.Reconcile(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if e.exists(rec.Config.Spec.ID) || l.count(event.KindLost) != lost || l.count(audit.KindCleanup) != 1 {
+		if e.store.Exists(rec.Config.Spec.ID) || l.count(event.KindLost) != lost || l.count(audit.KindCleanup) != 1 {
 			t.Errorf("%s: on the ledger is %v", state, l.kinds)
 		}
 	}
@@ -144,11 +146,11 @@ func TestARunThatEndedIsNotLost(t *testing.T) {
 func TestLostIsSaidOnce(t *testing.T) {
 	l := &ledger{}
 	e := engineIn(t.TempDir(), l)
-	rec := recordNamed("otter", false)
+	rec := planNamed("otter", false)
 	reserved(t, e, rec).Close()
 	unclosed := filepath.Join(e.opts.AuditDir, "unclosed")
 	id := rec.Config.Spec.ID
-	if _, err := l.OpenSandbox(t.Context(), string(id), filepath.Join(e.SandboxDir(id), auditName)); err != nil {
+	if _, err := l.OpenSandbox(t.Context(), string(id), filepath.Join(e.store.Dir(id), store.AuditName)); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(os.RemoveAll(unclosed), os.WriteFile(unclosed, nil, 0o600)); err != nil {
@@ -156,7 +158,7 @@ func TestLostIsSaidOnce(t *testing.T) {
 	}
 	l.open = errors.New("cannot be closed")
 	for range 3 {
-		if err := e.Reconcile(t.Context()); err == nil || !e.exists(rec.Config.Spec.ID) {
+		if err := e.Reconcile(t.Context()); err == nil || !e.store.Exists(rec.Config.Spec.ID) {
 			t.Fatalf("it was removed: %v", err)
 		}
 	}
@@ -164,7 +166,7 @@ func TestLostIsSaidOnce(t *testing.T) {
 	if err := os.Remove(unclosed); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Reconcile(t.Context()); e.exists(rec.Config.Spec.ID) {
+	if err := e.Reconcile(t.Context()); e.store.Exists(rec.Config.Spec.ID) {
 		t.Errorf("it is left: %v", err)
 	}
 	if n := l.count(event.KindLost); n != 1 {
@@ -176,7 +178,7 @@ func TestLostIsSaidOnce(t *testing.T) {
 func TestLostIsSaidOnceThereIsRoom(t *testing.T) {
 	l := &ledger{}
 	e := engineIn(t.TempDir(), l)
-	rec := recordNamed("otter", false)
+	rec := planNamed("otter", false)
 	reserved(t, e, rec)
 	l.fill(unix.ENOSPC)
 	err := e.removeLost(t.Context(), rec.Config.Spec.ID, "a test", func() error { l.fill(nil); return nil })
@@ -191,7 +193,7 @@ func TestEndUser(t *testing.T) {
 		t.Skip("only root can be another user")
 	}
 	e := engineIn(t.TempDir(), &ledger{})
-	const uid = uidBase + 4711
+	const uid = 0x70000000 + 4711
 	start := func(uid uint32) (*exec.Cmd, chan error) {
 		cmd := exec.Command("/bin/cat") // until its input ends
 		in, err := cmd.StdinPipe()
@@ -223,7 +225,7 @@ func TestEndUser(t *testing.T) {
 	if !lives(other.Process.Pid) {
 		t.Error("another user's process was ended")
 	}
-	for _, own := range []int{0, os.Geteuid(), uidBase - 1, uidBase + uidCount} {
+	for _, own := range []int{0, os.Geteuid(), 0x70000000 - 1, 0x70000000 + 1<<27} {
 		if n, err := e.endUser(own); n != 0 || err != nil {
 			t.Errorf("user %d: ended %d, %v", own, n, err)
 		}
@@ -234,15 +236,15 @@ func TestEndUser(t *testing.T) {
 func TestNobodyEndedIsNoSignal(t *testing.T) {
 	l := &ledger{}
 	e := engineIn(t.TempDir(), l)
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	reserved(t, e, rec)
 	gone := innocent(t)
 	who, err := identify(gone.Process.Pid)
-	if err := errors.Join(err, gone.Process.Kill(), noteKeeper(e.SandboxDir(rec.Config.Spec.ID), who)); err != nil {
+	if err := errors.Join(err, gone.Process.Kill(), noteKeeper(e.store.Dir(rec.Config.Spec.ID), who)); err != nil {
 		t.Fatal(err)
 	}
 	gone.Wait()
-	if err := e.endKeeper(t.Context(), rec); err != nil || l.count(audit.KindSignal) != 0 {
+	if err := e.endKeeper(t.Context(), rec.Record); err != nil || l.count(audit.KindSignal) != 0 {
 		t.Errorf("on the ledger is %v, %v", l.kinds, err)
 	}
 }
@@ -252,10 +254,10 @@ func TestNobodyEndedIsNoSignal(t *testing.T) {
 func TestRemoveWithoutALock(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
 	e.leaves = 100 * time.Millisecond
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	reserved(t, e, rec).Close()
-	f := Found{Record: rec, Status: sandbox.Status{State: sandbox.StateExited}}
-	lock := filepath.Join(e.SandboxDir(rec.Config.Spec.ID), lockName)
+	f := Found{Record: rec.Record, Status: sandbox.Status{State: sandbox.StateExited}}
+	lock := filepath.Join(e.store.Dir(rec.Config.Spec.ID), launch.LockName)
 	if err := errors.Join(os.Remove(lock), os.Mkdir(lock, 0o700)); err != nil {
 		t.Fatal(err)
 	}
@@ -269,11 +271,11 @@ func TestRemoveWithoutALock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Remove(t.Context(), f, true); err == nil || !e.exists(rec.Config.Spec.ID) {
+	if err := e.Remove(t.Context(), f, true); err == nil || !e.store.Exists(rec.Config.Spec.ID) {
 		t.Errorf("it was removed while somebody holds it: %v", err)
 	}
 	held.Close()
-	if err := e.Remove(t.Context(), f, true); err != nil || e.exists(rec.Config.Spec.ID) {
+	if err := e.Remove(t.Context(), f, true); err != nil || e.store.Exists(rec.Config.Spec.ID) {
 		t.Errorf("with force: %v", err)
 	}
 }

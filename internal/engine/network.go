@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"strings"
 
 	"creel/internal/audit"
+	"creel/internal/engine/store"
 	"creel/internal/policy"
 	"creel/internal/policy/syntax"
 	"creel/internal/policy/tier"
@@ -269,7 +269,7 @@ func (e *Engine) pushPolicy(ctx context.Context, f Found, grants []secret.Grant,
 
 // notePolicy writes down which policy is in force.
 func (e *Engine) notePolicy(id sandbox.ID, text string) error {
-	return e.changeRecord(id, func(rec *Record) error {
+	return e.store.Change(id, func(rec *store.Record) error {
 		rec.Config.Spec.Policy = text
 		rec.PolicyDigest = syntax.Digest(syntax.Canonical(text))
 		return nil
@@ -279,7 +279,7 @@ func (e *Engine) notePolicy(id sandbox.ID, text string) error {
 // PushSecrets gives new values to every running sandbox whose policy names one
 // of the secrets, and returns how many there are.
 func (e *Engine) PushSecrets(ctx context.Context, names []string) (sandboxes int, err error) {
-	e.tidy(ctx, slog.LevelInfo)
+	e.tidy(ctx)
 	all, err := e.Peek()
 	if err != nil {
 		return 0, err

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/rundir"
@@ -20,8 +22,6 @@ import (
 	"creel/internal/sandbox"
 	"creel/internal/undo"
 	"creel/internal/wire"
-
-	"golang.org/x/sys/unix"
 )
 
 // keeperOf answers as a keeper of a sandbox would, and notes what it is asked.
@@ -59,7 +59,7 @@ func (k *keeperOf) serve(ctx context.Context, s *wire.Stream) {
 // startKeeper makes a running sandbox of a spec, with a keeper in this process.
 func startKeeper(t *testing.T, e *Engine, spec sandbox.Spec) (*keeperOf, Found) {
 	t.Helper()
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	spec.ID, spec.Name, spec.Keep = rec.Config.Spec.ID, "otter", true
 	rec.Config.Spec = spec
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
@@ -67,7 +67,7 @@ func startKeeper(t *testing.T, e *Engine, spec sandbox.Spec) (*keeperOf, Found) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { lock.Close() })
-	dir := e.KeeperDir(spec.ID)
+	dir := e.store.KeeperDir(spec.ID)
 	l, err := socket.Listen(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +128,7 @@ func TestPolicyIsHeldAgainstWhatIsInForce(t *testing.T) {
 	spec := modest("trusted")
 	spec.Policy, spec.Tier = both, "untrusted" // allows none of it any more
 	k, f := startKeeper(t, e, spec)
-	record := filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), recordName)
+	record := filepath.Join(e.store.Dir(f.Record.Config.Spec.ID), "record.json")
 	if err := os.Rename(record, record+".away"); err != nil { // a directory in its place cannot be replaced
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"creel/internal/audit"
 	"creel/internal/audit/event"
 	"creel/internal/engine/remains"
+	"creel/internal/engine/store"
 	"creel/internal/keeper/socket"
 )
 
@@ -16,9 +17,9 @@ const killGrace = 5 * time.Second
 
 // proveGone looks for what could be left of a run that has ended, and puts
 // what it finds on record. Of a kept sandbox the directory is meant to stay.
-func (e *Engine) proveGone(ctx context.Context, rec Record, kept bool) error {
+func (e *Engine) proveGone(ctx context.Context, rec store.Record, kept bool) error {
 	id := rec.Config.Spec.ID
-	dir := e.SandboxDir(id)
+	dir := e.store.Dir(id)
 	found := event.Cleanup{}
 	look := func(what string, left []string, err error) {
 		if err != nil {
@@ -35,7 +36,7 @@ func (e *Engine) proveGone(ctx context.Context, rec Record, kept bool) error {
 	look("mounts", left, err)
 	if kept {
 		found.Kept = []string{"record", "logs", "disk"}
-		left, err = remains.File(filepath.Join(e.KeeperDir(id), socket.Name))
+		left, err = remains.File(filepath.Join(e.store.KeeperDir(id), socket.Name))
 		look("socket", left, err)
 	} else {
 		left, err = remains.File(dir)

@@ -17,11 +17,11 @@ import (
 // What is left is found, and is on record.
 func TestProofFindsWhatIsLeft(t *testing.T) {
 	e, _, _ := admitting(t)
-	rec := recordNamed("web", false)
-	dir := e.SandboxDir(rec.Config.Spec.ID)
+	rec := planNamed("web", false)
+	dir := e.store.Dir(rec.Config.Spec.ID)
 	want := `"checked":["mounts","directory"]`
 	if os.Geteuid() == 0 {
-		rec.UID = uidBase + os.Getpid() // nobody else's
+		rec.UID = 0x70000000 + os.Getpid() // nobody else's
 		cmd := exec.Command("sleep", "600")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(rec.UID), Gid: uint32(rec.UID)}}
 		if err := cmd.Start(); err != nil {
@@ -50,7 +50,7 @@ func TestProofFindsWhatIsLeft(t *testing.T) {
 		} else {
 			want += `,"left":["` + filepath.Base(dir) + `"]`
 		}
-		if err := e.proveGone(t.Context(), rec, false); err != nil {
+		if err := e.proveGone(t.Context(), rec.Record, false); err != nil {
 			t.Fatal(err)
 		}
 		last := ""

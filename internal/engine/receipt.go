@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+
+	"github.com/containerd/errdefs"
 
 	"creel/internal/audit"
 	"creel/internal/audit/chain"
@@ -57,7 +57,7 @@ func (e *Engine) receiptID(ctx context.Context, ref string) (string, error) {
 	if err == nil {
 		return string(f.Record.Config.Spec.ID), e.awaitEnd(ctx, f)
 	}
-	if !errors.Is(err, ErrNotFound) {
+	if !errors.Is(err, errdefs.ErrNotFound) {
 		return "", err
 	}
 	return summary.Named(ctx, e.opts.AuditDir, ref)
@@ -66,12 +66,10 @@ func (e *Engine) receiptID(ctx context.Context, ref string) (string, error) {
 // awaitEnd closes the record of a kept sandbox whose task has ended: its keeper
 // tells its clients before it goes, and it is waited for.
 func (e *Engine) awaitEnd(ctx context.Context, f Found) error {
-	dir := e.SandboxDir(f.Record.Config.Spec.ID)
-	_, err := os.Stat(filepath.Join(dir, settledName))
-	if err == nil || f.Running() || !f.Record.Config.Spec.Keep {
+	if e.store.Settled(f.Record.ID()) || f.Running() || !f.Record.Config.Spec.Keep {
 		return nil
 	}
-	lock, err := lockFile(filepath.Join(dir, lockName))
+	lock, err := e.store.Held(f.Record.ID())
 	if err != nil {
 		return err
 	}

@@ -11,51 +11,37 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/engine/store"
 	"creel/internal/sandbox"
-
-	"golang.org/x/sys/unix"
 )
+
+const lostName = "lost" // in a sandbox's directory: that it was lost is on the ledger
 
 // Reconcile removes what killed processes left: sandboxes whose keeper has
 // gone without anybody to release them. The keeper's lock tells, which the
 // kernel gives back on any death; process numbers, which are used again, are
 // not asked.
 func (e *Engine) Reconcile(ctx context.Context) error {
-	ids, err := e.ids()
+	ids, err := e.store.IDs()
 	errs := []error{err, e.sweepStandby(), e.opts.Ledger.CloseAside(ctx)}
 	for _, id := range ids {
 		if err := e.reconcileOne(ctx, id); err != nil {
 			errs = append(errs, fmt.Errorf("sandbox %s: %w", id.Short(), err))
 		}
 	}
-	return errors.Join(append(errs, e.sweepNames())...)
-}
-
-// sweepNames removes abandoned names, which stand in nobody's way.
-func (e *Engine) sweepNames() error {
-	if files, err := e.abandonedNames(); err != nil || len(files) == 0 {
-		return err
-	}
-	return e.locked(func() error {
-		files, err := e.abandonedNames()
-		errs := []error{err}
-		for _, file := range files {
-			errs = append(errs, os.RemoveAll(file))
-		}
-		return errors.Join(errs...)
-	})
+	return errors.Join(append(errs, e.store.SweepNames())...)
 }
 
 func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
-	if e.settled(id) {
+	if e.store.Settled(id) {
 		return nil // ended and kept; its lock is left to those who use its files
 	}
-	lock, err := e.claim(id)
+	lock, err := e.store.Claim(id)
 	if err != nil || lock == nil {
 		return err
 	}
 	defer lock.Close()
-	rec, err := e.readRecord(id)
+	rec, err := e.store.Read(id)
 	if err == nil && rec.Config.Spec.Keep {
 		return e.settle(ctx, rec)
 	}
@@ -69,8 +55,8 @@ func (e *Engine) reconcileOne(ctx context.Context, id sandbox.ID) error {
 }
 
 // ended reports whether the keeper has said that the run ended in order.
-func (e *Engine) ended(rec Record) bool {
-	status, err := e.status(rec)
+func (e *Engine) ended(rec store.Record) bool {
+	status, err := e.store.Status(rec)
 	return err == nil && status.State == sandbox.StateExited
 }
 
@@ -78,7 +64,7 @@ func (e *Engine) ended(rec Record) bool {
 // where that cannot be done, that it was: the removal may have made room for
 // it. It says so once, however often the removal fails.
 func (e *Engine) removeLost(ctx context.Context, id sandbox.ID, reason string, takeAway func() error) error {
-	marker := filepath.Join(e.SandboxDir(id), lostName)
+	marker := filepath.Join(e.store.Dir(id), lostName)
 	about := audit.Event{Kind: event.KindLost, Sandbox: string(id), Data: event.Lost{Reason: reason}}
 	var unrecorded error
 	if _, err := os.Lstat(marker); err != nil {
@@ -93,78 +79,27 @@ func (e *Engine) removeLost(ctx context.Context, id sandbox.ID, reason string, t
 	return errors.Join(unrecorded, err)
 }
 
-// claim takes the lock of a sandbox that nobody looks after; nil says that
-// somebody does, or that it is gone. Its launcher makes the directory and takes
-// the lock while it holds the store's lock, so a directory without one, or
-// with one that nobody holds, seen under that lock, has a dead maker.
-func (e *Engine) claim(id sandbox.ID) (*os.File, error) {
-	store, err := e.lockStore()
-	if err != nil {
-		return nil, err
-	}
-	defer store.Close()
-	f, err := os.OpenFile(filepath.Join(e.SandboxDir(id), lockName), os.O_CREATE|os.O_RDWR, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open keeper lock: %w; `creel rm -f %s` removes the sandbox", err, id.Short())
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return f, nil
-	}
-	f.Close()
-	if err == unix.EWOULDBLOCK {
-		return nil, nil
-	}
-	return nil, fmt.Errorf("try keeper lock: %w", err)
-}
-
 // keeperLeaves is how long a keeper may take to go once its task has ended.
 const keeperLeaves = 10 * time.Second
 
-// claimSoon is claim for a sandbox whose task has ended: its keeper tells its
-// clients before it goes.
-func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*os.File, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.leaves)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		lock, err := e.claim(id)
-		if err != nil || lock != nil {
-			return lock, err
-		}
-		if _, err := os.Stat(e.SandboxDir(id)); err != nil {
-			return nil, nil // removed meanwhile
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, nil
-		}
-	}
-}
-
 // Leftovers counts the sandboxes that the next [Engine.Reconcile] would act on.
 func (e *Engine) Leftovers() (int, error) {
-	if err := e.readOnly(); err != nil {
+	if err := e.store.ReadOnly(); err != nil {
 		return 0, fmt.Errorf("not counted, since the state directory cannot be written: %w", err)
 	}
-	ids, err := e.ids()
+	ids, err := e.store.IDs()
 	if err != nil {
 		return 0, err
 	}
 	n := 0
 	for _, id := range ids {
-		if e.settled(id) {
+		if e.store.Settled(id) {
 			continue // ended and kept
 		}
-		if _, err := e.readRecord(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if _, err := e.store.Read(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			continue // it is damaged, and stays
 		}
-		if lock, err := e.claim(id); err == nil && lock != nil {
+		if lock, err := e.store.Claim(id); err == nil && lock != nil {
 			lock.Close()
 			n++
 		}
@@ -174,7 +109,7 @@ func (e *Engine) Leftovers() (int, error) {
 
 // Damaged lists the sandboxes whose record cannot be read.
 func (e *Engine) Damaged() (all []Found, err error) {
-	ids, err := e.ids()
+	ids, err := e.store.IDs()
 	for _, id := range ids {
 		if f, err := e.look(id); err == nil && f.Damage != "" {
 			all = append(all, f)

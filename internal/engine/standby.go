@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"creel/internal/engine/store"
+	"creel/internal/keeper/launch"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/standby"
@@ -15,7 +17,7 @@ import (
 
 // standbyKey says which waiting VM a run can use, and which is worth having
 // after it.
-func standbyKey(rec Record) (standby.Key, error) {
+func standbyKey(rec store.Record) (standby.Key, error) {
 	program, err := standby.Program()
 	spec := rec.Config.Spec
 	return standby.Key{
@@ -47,13 +49,13 @@ type unfitError struct{ error }
 func (u *unfitError) Unwrap() error { return u.error }
 
 // takeWaiting is where a run may get a VM that waited.
-type takeWaiting func(Record) *standby.Taken
+type takeWaiting func(store.Record) *standby.Taken
 
-func nobodyWaits(Record) *standby.Taken { return nil }
+func nobodyWaits(store.Record) *standby.Taken { return nil }
 
 // takeStandby takes a VM that waits for such a run, if there is one that can be
 // used, and moves it to the sandbox's directory. The store is locked.
-func (e *Engine) takeStandby(rec Record) *standby.Taken {
+func (e *Engine) takeStandby(rec store.Record) *standby.Taken {
 	if e.opts.Standby.Size == 0 || len(rec.Config.Spec.Ports) > maxHandedPorts {
 		return nil
 	}
@@ -64,7 +66,7 @@ func (e *Engine) takeStandby(rec Record) *standby.Taken {
 	return taken
 }
 
-func (e *Engine) tryStandby(rec Record) (*standby.Taken, error) {
+func (e *Engine) tryStandby(rec store.Record) (*standby.Taken, error) {
 	key, err := standbyKey(rec)
 	if err != nil {
 		return nil, err
@@ -73,7 +75,7 @@ func (e *Engine) tryStandby(rec Record) (*standby.Taken, error) {
 	if err != nil || taken == nil {
 		return nil, err
 	}
-	dir := e.SandboxDir(rec.Config.Spec.ID)
+	dir := e.store.Dir(rec.Config.Spec.ID)
 	if err := taken.Move(dir); err != nil {
 		return nil, errors.Join(err, taken.End(), os.RemoveAll(dir))
 	}
@@ -102,8 +104,8 @@ func (e *Engine) MakeStandby(ctx context.Context, key standby.Key) (*standby.Pla
 		return nil, err
 	}
 	err = errors.Join(
-		e.makeKeeperDir(filepath.Join(place.Dir, keeperDirName), place.UID),
-		e.opts.Scratch(ctx, filepath.Join(place.Dir, ScratchName), key.DiskBytes, key.Disk),
+		store.MakeKeeperDir(place.Dir, place.UID),
+		e.opts.Scratch(ctx, filepath.Join(place.Dir, launch.DiskName), key.DiskBytes, key.Disk),
 	)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for a waiting VM: %w", err), os.RemoveAll(place.Dir))
@@ -112,16 +114,20 @@ func (e *Engine) MakeStandby(ctx context.Context, key standby.Key) (*standby.Pla
 }
 
 func (e *Engine) makePlace(key standby.Key) (*standby.Place, error) {
-	store, err := e.lockStore()
+	lock, err := e.store.Lock()
 	if err != nil {
 		return nil, err
 	}
-	defer store.Close()
-	uid, err := e.freeUID()
+	defer lock.Close()
+	waiting, err := e.opts.Standby.UIDs()
 	if err != nil {
 		return nil, err
 	}
-	return e.opts.Standby.Make(key, uid, e.lockStore)
+	uid, err := e.store.FreeUID(waiting)
+	if err != nil {
+		return nil, err
+	}
+	return e.opts.Standby.Make(key, uid, e.store.Lock)
 }
 
 // sweepStandby removes what killed waiting processes left, and ends those that
@@ -130,10 +136,10 @@ func (e *Engine) sweepStandby() error {
 	if e.opts.Standby.Empty() {
 		return nil
 	}
-	return e.locked(func() error { return e.opts.Standby.Sweep(e.opts.Standby.Size) })
+	return e.store.Locked(func() error { return e.opts.Standby.Sweep(e.opts.Standby.Size) })
 }
 
 // EndStandby ends the VMs that wait as clones of a template.
 func (e *Engine) EndStandby(template string) error {
-	return e.locked(func() error { return e.opts.Standby.End(template) })
+	return e.store.Locked(func() error { return e.opts.Standby.End(template) })
 }

@@ -10,13 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
+	"creel/internal/engine/store"
 	"creel/internal/keeper/rundir"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/undo"
-
-	"golang.org/x/sys/unix"
 )
 
 // noScratch is a disk that cannot be made: fail is called first.
@@ -49,12 +50,12 @@ func TestUndoneLaunchKeepsItsLog(t *testing.T) {
 			if !aside {
 				unblock = blockAside(t, e)
 			}
-			rec := recordNamed("otter", false)
+			rec := planNamed("otter", false)
 			_, err := e.make(t.Context(), rec, network{}, nobodyWaits)
 			if err == nil || !strings.Contains(err.Error(), "make the writable disk") || !strings.Contains(err.Error(), "is kept") {
 				t.Errorf("error %v", err)
 			}
-			if e.exists(rec.Config.Spec.ID) == aside {
+			if e.store.Exists(rec.Config.Spec.ID) == aside {
 				t.Errorf("the directory is there: %v", !aside)
 			}
 			unblock()
@@ -68,7 +69,7 @@ func TestUndoneLaunchKeepsItsLog(t *testing.T) {
 				t.Error(err)
 			}
 			wantWhole(t, e, l, 0, 1)
-			if e.exists(rec.Config.Spec.ID) {
+			if e.store.Exists(rec.Config.Spec.ID) {
 				t.Error("the directory is left")
 			}
 		})
@@ -89,7 +90,7 @@ func TestUndoneLaunchClosesWhatFailedBehindTheRecord(t *testing.T) {
 	}
 	l.opening = func() { os.Remove(head); os.Mkdir(head, 0o700) } // it is noted last
 	l.opened = func() { os.Remove(head); os.WriteFile(head, before, 0o600) }
-	if _, err := e.make(t.Context(), recordNamed("otter", false), network{}, nobodyWaits); err == nil {
+	if _, err := e.make(t.Context(), planNamed("otter", false), network{}, nobodyWaits); err == nil {
 		t.Fatal("it was made")
 	}
 	wantWhole(t, e, l, 0, 1)
@@ -112,7 +113,7 @@ func TestUndoneHelperKeepsItsLog(t *testing.T) {
 	l.fill(nil)
 	// Another's log is where the first was, and is no part of it.
 	l.opened = nil
-	dir := filepath.Join(e.SandboxDir(f.Record.Config.Spec.ID), auditName+".1")
+	dir := filepath.Join(e.store.Dir(f.Record.Config.Spec.ID), store.AuditName+".1")
 	if _, err := l.OpenSandbox(t.Context(), string(f.Record.Config.Spec.ID), dir); err != nil {
 		t.Fatal(err)
 	}
@@ -134,10 +135,10 @@ func TestRunningSandboxWithoutItsRecord(t *testing.T) {
 	e.patience, e.leaves = 100*time.Millisecond, 200*time.Millisecond
 	f, keeper, child := deafKeeper(t, e, sandbox.StateRunning, innocent(t).Process.Pid)
 	id := f.Record.Config.Spec.ID
-	if _, err := l.OpenSandbox(t.Context(), string(id), filepath.Join(e.SandboxDir(id), auditName)); err != nil {
+	if _, err := l.OpenSandbox(t.Context(), string(id), filepath.Join(e.store.Dir(id), store.AuditName)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(filepath.Join(e.SandboxDir(id), recordName)); err != nil {
+	if err := os.Remove(filepath.Join(e.store.Dir(id), "record.json")); err != nil {
 		t.Fatal(err)
 	}
 	found, err := e.FindAny(t.Context(), "otter")
@@ -159,7 +160,7 @@ func TestRunningSandboxWithoutItsRecord(t *testing.T) {
 	if lives(child) || lives(keeper.Process.Pid) {
 		t.Error("its processes live")
 	}
-	if e.exists(id) {
+	if e.store.Exists(id) {
 		t.Error("it is left")
 	}
 	wantWhole(t, e, l, 0, 1)
@@ -172,7 +173,7 @@ func TestEndedSandboxWithoutItsRecordKeepsItsLog(t *testing.T) {
 	e := engineIn(t.TempDir(), l)
 	f, _ := endedRun(t, e, l, 3)
 	id := f.Record.Config.Spec.ID
-	if err := os.Remove(filepath.Join(e.SandboxDir(id), recordName)); err != nil {
+	if err := os.Remove(filepath.Join(e.store.Dir(id), "record.json")); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -197,8 +198,8 @@ func TestEndedSandboxWithoutItsRecordKeepsItsLog(t *testing.T) {
 // A launcher that is just making a sandbox is not disturbed.
 func TestSandboxThatIsBeingMadeIsNotDamaged(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", false)
-	lock, err := e.makeDir(&rec, e.SandboxDir(rec.Config.Spec.ID))
+	rec := planNamed("otter", false)
+	lock, err := e.store.MakeDir(&rec.Record, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +207,7 @@ func TestSandboxThatIsBeingMadeIsNotDamaged(t *testing.T) {
 	if all, err := e.List(t.Context()); err != nil || len(all) != 0 {
 		t.Errorf("listed %+v, %v", all, err)
 	}
-	if !e.exists(rec.Config.Spec.ID) {
+	if !e.store.Exists(rec.Config.Spec.ID) {
 		t.Error("its directory was removed")
 	}
 }
@@ -214,14 +215,14 @@ func TestSandboxThatIsBeingMadeIsNotDamaged(t *testing.T) {
 // A removal that is killed at any point leaves nothing that looks damaged.
 func TestRemovalTakesTheRecordBehindWhatNeedsIt(t *testing.T) {
 	e := engineIn(t.TempDir(), &ledger{})
-	rec := recordNamed("otter", true)
+	rec := planNamed("otter", true)
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer lock.Close()
-	dir := e.SandboxDir(rec.Config.Spec.ID)
-	for _, stuck := range []string{auditName, auditName + ".1", processName, settledName} { // cannot be removed
+	dir := e.store.Dir(rec.Config.Spec.ID)
+	for _, stuck := range []string{store.AuditName, store.AuditName + ".1", store.ProcessName, "settled"} { // cannot be removed
 		stuck = filepath.Join(dir, stuck)
 		if err := os.Mkdir(stuck, 0o700); err != nil {
 			t.Fatal(err)
@@ -229,19 +230,19 @@ func TestRemovalTakesTheRecordBehindWhatNeedsIt(t *testing.T) {
 		if err := unix.Mount("tmpfs", stuck, "tmpfs", 0, ""); err != nil {
 			t.Skipf("nothing can be mounted: %v", err)
 		}
-		err := removeDir(dir)
+		err := e.store.RemoveDir(rec.ID())
 		unix.Unmount(stuck, unix.MNT_DETACH)
 		if err == nil {
 			t.Fatal("it was removed")
 		}
-		if _, err := e.readRecord(rec.Config.Spec.ID); err != nil {
+		if _, err := e.store.Read(rec.Config.Spec.ID); err != nil {
 			t.Errorf("the record goes before %s: %v", filepath.Base(stuck), err)
 		}
 		if err := os.Remove(stuck); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := removeDir(dir); err != nil || e.exists(rec.Config.Spec.ID) {
+	if err := e.store.RemoveDir(rec.ID()); err != nil || e.store.Exists(rec.Config.Spec.ID) {
 		t.Errorf("it is left: %v", err)
 	}
 }
@@ -254,7 +255,7 @@ func TestEndedSandboxWithoutItsStatus(t *testing.T) {
 	if err := e.settle(t.Context(), f.Record); err != nil {
 		t.Fatal(err)
 	}
-	run := e.KeeperDir(f.Record.Config.Spec.ID)
+	run := e.store.KeeperDir(f.Record.Config.Spec.ID)
 	if _, err := rundir.ReadStatus(run); err != nil {
 		t.Fatal(err)
 	}

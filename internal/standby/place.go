@@ -11,9 +11,10 @@ import (
 	"path/filepath"
 	"time"
 
-	"creel/internal/keeper/socket"
-
 	"golang.org/x/sys/unix"
+
+	"creel/internal/keeper/launch"
+	"creel/internal/keeper/socket"
 )
 
 // Place is where this process's VM waits.
@@ -45,7 +46,7 @@ func (p *Pool) Make(key Key, uid int, store func() (*os.File, error)) (*Place, e
 		err = os.WriteFile(filepath.Join(place.Dir, keyName), text, 0o600)
 	}
 	if err == nil {
-		place.lock, err = os.OpenFile(filepath.Join(place.Dir, LockName), os.O_CREATE|os.O_RDWR, 0o600)
+		place.lock, err = os.OpenFile(filepath.Join(place.Dir, launch.LockName), os.O_CREATE|os.O_RDWR, 0o600)
 	}
 	if err == nil {
 		err = unix.Flock(int(place.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)

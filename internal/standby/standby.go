@@ -20,18 +20,15 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
+	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
-
-	"golang.org/x/sys/unix"
 )
 
-// Names in the directory of each; it becomes the sandbox's.
-const (
-	keyName  = "standby.json"
-	LockName = "keeper.lock"
-)
+const keyName = "standby.json" // in the directory of each, which becomes the sandbox's
 
 // Key says what a waiting VM is good for.
 type Key struct {
@@ -245,7 +242,7 @@ func (p *Pool) End(template string) error {
 
 // alive asks the lock, which the kernel gives back on any death.
 func alive(dir string) bool {
-	f, err := os.OpenFile(filepath.Join(dir, LockName), os.O_RDWR, 0)
+	f, err := os.OpenFile(filepath.Join(dir, launch.LockName), os.O_RDWR, 0)
 	if err != nil {
 		return false
 	}

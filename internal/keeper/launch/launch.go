@@ -15,13 +15,21 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/audit"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
 	"creel/internal/secret"
 	"creel/internal/vm"
+)
 
-	"golang.org/x/sys/unix"
+// Names in a sandbox's directory that both sides know; docs/format/state.md has
+// them all.
+const (
+	LockName = "keeper.lock" // held by who looks after the sandbox
+	LogName  = "keeper.log"
+	DiskName = "scratch.img"
 )
 
 // Config is what a launcher decides before the keeper starts.

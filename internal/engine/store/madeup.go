@@ -1,29 +1,29 @@
-// Package names makes up names for sandboxes that were given none. The package
-// must not know which are taken.
-package names
+package store
 
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 )
 
 var (
-	first = []string{
+	adjectives = []string{
 		"amber", "brisk", "calm", "clever", "dapper", "eager", "fair", "gentle", "hardy", "keen", "lively", "mellow",
 		"nimble", "patient", "plucky", "quiet", "ready", "sober", "steady", "sunny", "tidy", "vivid", "wary", "witty",
 	}
-	last = []string{
+	animals = []string{
 		"bass", "bream", "carp", "char", "cod", "crab", "dace", "eel", "gar", "goby", "heron", "krill",
 		"ling", "loach", "otter", "perch", "pike", "prawn", "roach", "ruffe", "salmon", "shad", "tench", "trout",
 	}
 )
 
-// New makes up a name that is not taken, as far as taken knows.
-func New(taken func(name string) bool) string {
+// MakeUpName is a name that was not taken a moment ago; [Store.TakeName] decides.
+func (s *Store) MakeUpName() string {
+	taken := func(name string) bool { _, err := os.Stat(s.namePath(name)); return err == nil }
 	pick := func(words []string) string { return words[rand.IntN(len(words))] }
-	name := pick(first) + "-" + pick(last)
+	name := pick(adjectives) + "-" + pick(animals)
 	for taken(name) {
-		name = fmt.Sprintf("%s-%s-%d", pick(first), pick(last), rand.IntN(10000))
+		name = fmt.Sprintf("%s-%s-%d", pick(adjectives), pick(animals), rand.IntN(10000))
 	}
 	return name
 }
