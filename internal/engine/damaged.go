@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"creel/internal/durable"
 	"creel/internal/keeper"
 	"creel/internal/policy/tier"
 	"creel/internal/sandbox"
@@ -128,12 +129,7 @@ func (e *Engine) ownerOf(id sandbox.ID) int {
 // lookedAfter reports whether somebody holds a sandbox's lock, without changing
 // anything.
 func (e *Engine) lookedAfter(id sandbox.ID) bool {
-	f, err := os.OpenFile(filepath.Join(e.SandboxDir(id), lockName), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+	return durable.Held(filepath.Join(e.SandboxDir(id), lockName))
 }
 
 // removeDamaged deletes a sandbox whose record cannot be read, and frees every

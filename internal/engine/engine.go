@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -20,6 +19,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/diskroom"
+	"creel/internal/durable"
 	"creel/internal/engine/process"
 	"creel/internal/image"
 	"creel/internal/keeper"
@@ -156,7 +156,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 // where that has one. On error nothing is left of it, or the error says what is
 // and why; an [unfitError] is about the VM that waited.
 func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWaiting) (_ *Sandbox, err error) {
-	var lock *os.File
+	var lock *durable.Lock
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
 	defer func() { err = errors.Join(err, steps.Unwind()) }()
@@ -184,7 +184,7 @@ func (e *Engine) make(ctx context.Context, rec Record, n network, waiting takeWa
 
 // bringUpSoon is bringUp, with a bound for a VM that waited: it is up already,
 // and where it does not answer another does.
-func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxKey, lock *durable.Lock, n network) (*Sandbox, error) {
 	if rec.waited == nil {
 		return e.bringUp(ctx, rec, key, lock, n)
 	}
@@ -199,7 +199,7 @@ func (e *Engine) bringUpSoon(ctx context.Context, rec Record, key audit.SandboxK
 
 // bringUp starts the keeper and waits until its clone is ready. On error the
 // keeper is gone.
-func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+func (e *Engine) bringUp(ctx context.Context, rec Record, key audit.SandboxKey, lock *durable.Lock, n network) (*Sandbox, error) {
 	kp, err := e.launch(ctx, rec, key, lock, n)
 	if err != nil {
 		return nil, err

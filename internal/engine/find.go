@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"creel/internal/durable"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
@@ -168,7 +169,7 @@ func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 	if f.Running() {
 		asked = e.askToEnd(ctx, f)
 	}
-	var lock *os.File
+	var lock *durable.Lock
 	var err error
 	if asked == nil {
 		lock, err = e.claimSoon(ctx, spec.ID)

@@ -15,20 +15,20 @@ import (
 	"time"
 
 	"creel/internal/audit"
+	"creel/internal/durable"
 	"creel/internal/environ"
 	"creel/internal/keeper"
 	"creel/internal/keeper/socket"
 	"creel/internal/postmortem"
+	"creel/internal/procs"
 	"creel/internal/secret"
 	"creel/internal/standby"
-
-	"golang.org/x/sys/unix"
 )
 
 // keeperProcess is a keeper that this process has started, or that waited.
 type keeperProcess struct {
 	dir     string // the sandbox's
-	process instance
+	process procs.Instance
 	end     func() error // kills it
 	conn    net.Conn     // the launcher's connection to it
 	logPath string
@@ -45,7 +45,7 @@ const unknownEnd = "its keeper was killed, or it crashed"
 // connection that no path names. A keeper that is started inherits the lock that
 // the launcher holds, and one that waited has it already, so that there is no
 // moment at which a sandbox that is starting looks abandoned.
-func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
+func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, lock *durable.Lock, n network) (*keeperProcess, error) {
 	dir := e.SandboxDir(rec.Config.Spec.ID)
 	launch := keeper.Launch{
 		Version: socket.Version, StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.KeeperDir(rec.Config.Spec.ID),
@@ -60,7 +60,7 @@ func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, l
 	if err != nil {
 		return nil, fmt.Errorf("encode keeper configuration: %w", err)
 	}
-	ours, theirs, err := socketPair()
+	ours, theirs, err := procs.Pair()
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (e *Engine) launch(ctx context.Context, rec Record, key audit.SandboxKey, l
 	if rec.waited != nil {
 		start = func(files []*os.File) error { return kp.take(rec.waited, files) }
 	}
-	if err := kp.configure(ctx, start, handed{config, n.grants, append([]*os.File{theirs, lock}, files...)}); err != nil {
+	if err := kp.configure(ctx, start, handed{config, n.grants, append([]*os.File{theirs, lock.File}, files...)}); err != nil {
 		ours.Close()
 		return nil, err
 	}
@@ -146,7 +146,7 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 		return fmt.Errorf("start keeper: %w", err)
 	}
 	kp.end = cmd.Process.Kill
-	kp.process, err = identify(cmd.Process.Pid) // it keeps its number until it is waited for
+	kp.process, err = procs.Identify(cmd.Process.Pid) // it keeps its number until it is waited for
 	kills, uncounted := postmortem.OpenKills()
 	if uncounted != nil {
 		kills = nil // this kernel does not count them
@@ -166,7 +166,7 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 // take makes a process that waited the keeper.
 func (kp *keeperProcess) take(t *standby.Taken, files []*os.File) error {
 	var err error
-	if kp.process, err = identify(t.PID); err != nil || t.Ended() { // its number may be another's by now
+	if kp.process, err = procs.Identify(t.PID); err != nil || t.Ended() { // its number may be another's by now
 		return errors.Join(errors.New("the waiting VM has ended"), err)
 	}
 	if err := t.Hand(files); err != nil {
@@ -175,22 +175,6 @@ func (kp *keeperProcess) take(t *standby.Taken, files []*os.File) error {
 	kp.end = t.Kill
 	go func() { t.Wait(); t.Close(); close(kp.done) }()
 	return nil
-}
-
-func socketPair() (net.Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	ours := os.NewFile(uintptr(fds[0]), "keeper")
-	defer ours.Close()
-	theirs := os.NewFile(uintptr(fds[1]), "launcher")
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, fmt.Errorf("use socket pair: %w", err)
-	}
-	return conn, theirs, nil
 }
 
 // kill ends the keeper, and with it its VMM, and waits until it has gone.

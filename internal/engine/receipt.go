@@ -11,6 +11,7 @@ import (
 	"creel/internal/audit/chain"
 	"creel/internal/audit/receipt"
 	"creel/internal/audit/summary"
+	"creel/internal/durable"
 )
 
 // Receipt makes the signed receipt of a run that has ended, also of one of
@@ -71,7 +72,7 @@ func (e *Engine) awaitEnd(ctx context.Context, f Found) error {
 	if err == nil || f.Running() || !f.Record.Config.Spec.Keep {
 		return nil
 	}
-	lock, err := lockFile(filepath.Join(dir, lockName))
+	lock, err := durable.Acquire(ctx, filepath.Join(dir, lockName))
 	if err != nil {
 		return err
 	}

@@ -11,9 +11,8 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/durable"
 	"creel/internal/sandbox"
-
-	"golang.org/x/sys/unix"
 )
 
 // Reconcile removes what killed processes left: sandboxes whose keeper has
@@ -97,28 +96,20 @@ func (e *Engine) removeLost(ctx context.Context, id sandbox.ID, reason string, t
 // somebody does, or that it is gone. Its launcher makes the directory and takes
 // the lock while it holds the store's lock, so a directory without one, or
 // with one that nobody holds, seen under that lock, has a dead maker.
-func (e *Engine) claim(id sandbox.ID) (*os.File, error) {
+func (e *Engine) claim(id sandbox.ID) (*durable.Lock, error) {
 	store, err := e.lockStore()
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	f, err := os.OpenFile(filepath.Join(e.SandboxDir(id), lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := durable.TryAcquire(filepath.Join(e.SandboxDir(id), lockName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open keeper lock: %w; `creel rm -f %s` removes the sandbox", err, id.Short())
+		return nil, fmt.Errorf("try keeper lock: %w; `creel rm -f %s` removes the sandbox", err, id.Short())
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return f, nil
-	}
-	f.Close()
-	if err == unix.EWOULDBLOCK {
-		return nil, nil
-	}
-	return nil, fmt.Errorf("try keeper lock: %w", err)
+	return lock, nil
 }
 
 // keeperLeaves is how long a keeper may take to go once its task has ended.
@@ -126,7 +117,7 @@ const keeperLeaves = 10 * time.Second
 
 // claimSoon is claim for a sandbox whose task has ended: its keeper tells its
 // clients before it goes.
-func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*os.File, error) {
+func (e *Engine) claimSoon(ctx context.Context, id sandbox.ID) (*durable.Lock, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.leaves)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)

@@ -17,13 +17,12 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/diskroom"
+	"creel/internal/durable"
 	"creel/internal/engine/names"
 	"creel/internal/keeper"
 	"creel/internal/sandbox"
 	"creel/internal/standby"
 	"creel/internal/undo"
-
-	"golang.org/x/sys/unix"
 )
 
 // Names in the state directory and in each sandbox's; docs/format/state.md has
@@ -108,7 +107,7 @@ func checkOwner(dir string) error {
 func checkVersion(path string) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := replaceFile(path, []byte(stateVersion+"\n")); !errors.Is(err, syscall.EROFS) {
+		if err := durable.Swap(path, []byte(stateVersion+"\n")); !errors.Is(err, syscall.EROFS) {
 			return err
 		}
 		return nil // there is nothing that could be changed by mistake
@@ -145,7 +144,7 @@ func (e *Engine) namePath(name string) string {
 // reserve takes the name, a user and a directory, and writes the record. From
 // then on the sandbox exists for every other process. The file returned holds
 // the keeper's lock, which says that somebody looks after the sandbox.
-func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*os.File, error) {
+func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*durable.Lock, error) {
 	store, err := e.lockStore()
 	if err != nil {
 		return nil, err
@@ -169,11 +168,11 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*
 	steps.Push("sandbox", func() error { return e.discard(*rec) })
 	rec.waited = waiting(*rec)
 	dir := e.SandboxDir(id)
-	var lock *os.File
+	var lock *durable.Lock
 	if rec.waited != nil {
 		steps.Push("waiting VM", rec.waited.End)
 		rec.UID = rec.waited.UID
-		lock, err = os.Open(filepath.Join(dir, lockName)) // its process holds it
+		lock, err = durable.OpenExisting(filepath.Join(dir, lockName)) // its process holds it
 	} else {
 		lock, err = e.makeDir(rec, dir)
 	}
@@ -189,7 +188,7 @@ func (e *Engine) reserve(rec *Record, steps *undo.Stack, waiting takeWaiting) (*
 
 // makeDir makes a sandbox's directory, for a user that no other has, and takes
 // its lock. The store is locked.
-func (e *Engine) makeDir(rec *Record, dir string) (lock *os.File, err error) {
+func (e *Engine) makeDir(rec *Record, dir string) (lock *durable.Lock, err error) {
 	if rec.UID, err = e.freeUID(); err != nil {
 		return nil, err
 	}
@@ -199,7 +198,7 @@ func (e *Engine) makeDir(rec *Record, dir string) (lock *os.File, err error) {
 	if err := e.makeKeeperDir(filepath.Join(dir, keeperDirName), rec.UID); err != nil {
 		return nil, err
 	}
-	return lockFile(filepath.Join(dir, lockName))
+	return durable.Acquire(context.Background(), filepath.Join(dir, lockName))
 }
 
 func (e *Engine) makeKeeperDir(dir string, uid int) error {
@@ -221,7 +220,7 @@ func (e *Engine) writeRecord(rec Record) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	if err := replaceFile(filepath.Join(e.SandboxDir(rec.Config.Spec.ID), recordName), data); err != nil {
+	if err := durable.Swap(filepath.Join(e.SandboxDir(rec.Config.Spec.ID), recordName), data); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return nil
@@ -242,21 +241,6 @@ func (e *Engine) changeRecord(id sandbox.ID, change func(*Record) error) error {
 	})
 }
 
-// replaceFile leaves the old content or the new one, whenever this process or
-// the machine ends.
-func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already where it was renamed
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
-}
-
 // takeName makes the name's file, which holds the ID. A name whose sandbox is
 // gone, because its maker was killed, is free. The store is locked.
 func (e *Engine) takeName(name string, id sandbox.ID) error {
@@ -268,7 +252,7 @@ func (e *Engine) takeName(name string, id sandbox.ID) error {
 	if taken {
 		return &nameTaken{name, owner}
 	}
-	if err := replaceFile(path, []byte(id)); err != nil {
+	if err := durable.Swap(path, []byte(id)); err != nil {
 		return fmt.Errorf("reserve name %q: %w", name, err)
 	}
 	return nil
@@ -518,8 +502,8 @@ func removeDir(dir string) error {
 }
 
 // lockStore holds up every other process that makes or removes a sandbox.
-func (e *Engine) lockStore() (*os.File, error) {
-	return lockFile(filepath.Join(e.opts.Dir, storeLockName))
+func (e *Engine) lockStore() (*durable.Lock, error) {
+	return durable.Acquire(context.Background(), filepath.Join(e.opts.Dir, storeLockName))
 }
 
 // locked calls do with the store locked.
@@ -530,27 +514,4 @@ func (e *Engine) locked(do func() error) error {
 	}
 	defer store.Close()
 	return do()
-}
-
-// lockFile takes an exclusive lock, which lasts until the last descriptor of
-// the file is closed, by Close or by the end of the processes that have it.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if errors.Is(err, syscall.EISDIR) {
-		err = fmt.Errorf("%w; `rm -r %s` mends it", err, path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
-	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
 }
