@@ -46,7 +46,7 @@ func (p *Pool) Make(key Key, uid int, store func() (*durable.Lock, error)) (*Pla
 		err = os.WriteFile(filepath.Join(place.Dir, keyName), text, 0o600)
 	}
 	if err == nil {
-		place.lock, err = durable.TryAcquire(filepath.Join(place.Dir, LockName)) // nobody else knows it
+		place.lock, err = durable.Acquire(context.Background(), filepath.Join(place.Dir, LockName)) // nobody else takes it
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for a waiting VM: %w", err), os.RemoveAll(place.Dir))

@@ -59,7 +59,7 @@ func (d *Dir) Begin(ctx context.Context) (*Work, error) {
 	}
 	held, err := durable.OpenExisting(path)
 	if err == nil {
-		_, err = held.TryLock() // nobody else knows it
+		err = held.Lock(ctx) // nobody else takes it
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("begin work on image store: %w", err), os.RemoveAll(path))
