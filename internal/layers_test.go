@@ -25,22 +25,26 @@ var arrows = map[string][]string{
 	"sandbox":  {},
 	"undo":     {},
 	"wire":     {},
-	"audit":    {"audit/batch", "audit/chain"},
+	"audit":    {"audit/batch", "audit/chain", "durable"},
 	"policy":   {},
-	"confine":  {"sandbox"},
+	"confine":  {"procs", "sandbox"},
 	"scratch":  {"environ"},
 	"archive":  {"diskroom", "printable"},
-	"kernel":   {"environ", "undo"},
+	"kernel":   {"durable", "environ", "undo"},
 	"secret":   {},
 	"environ":  {},
 	"diskroom": {},
+
+	// Files that processes share, and the processes themselves.
+	"durable": {},
+	"procs":   {},
 
 	// What is safe to show.
 	"printable":  {},
 	"postmortem": {},
 
-	// Where secrets come from. Its lock is the one between processes.
-	"secret/store": {"policy", "secret", "template/lock", "undo"},
+	// Where secrets come from.
+	"secret/store": {"durable", "policy", "secret"},
 
 	// What may happen: tiers and presets are made of rules.
 	"policy/syntax": {"policy"},
@@ -57,16 +61,16 @@ var arrows = map[string][]string{
 
 	// Images.
 	"image":           {"image/blobs", "image/flatten", "image/registry", "undo"},
-	"image/blobs":     {"undo"},
+	"image/blobs":     {"durable", "undo"},
 	"image/flatten":   {},
 	"image/imagetest": {},
 	"image/registry":  {},
 
 	// Machines.
 	"vm":              {"sandbox"},
-	"vm/accel":        {"confine", "sandbox", "vm"},
-	"vm/qemu":         {"confine", "environ", "guest/api", "postmortem", "sandbox", "undo", "vm"},
-	"vm/vmtest":       {"guest/api", "sandbox", "vm"},
+	"vm/accel":        {"confine", "durable", "procs", "sandbox", "vm"},
+	"vm/qemu":         {"confine", "environ", "guest/api", "postmortem", "procs", "sandbox", "undo", "vm"},
+	"vm/vmtest":       {"guest/api", "procs", "sandbox", "vm"},
 	"vm/vmtest/guest": {},
 
 	// Both ends of the control port.
@@ -90,30 +94,28 @@ var arrows = map[string][]string{
 	"boundary/intercept":             {},
 	"boundary/names":                 {"policy"},
 	"boundary/netstack":              {},
-	"boundary/netstack/netstacktest": {},
+	"boundary/netstack/netstacktest": {"procs"},
 	"boundary/scrub":                 {},
 	"boundary/web":                   {"boundary/decode", "boundary/framing", "boundary/scrub", "boundary/wsframe"},
 	"boundary/wsframe":               {},
 
 	// One run, and what it starts from.
-	"template/content": {"vm"},
-	"template/lock":    {},
-	"template/holder":  {"confine", "sandbox", "template/content", "template/lock", "undo", "vm"},
-	"template": {"confine", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder",
-		"template/lock", "undo", "vm"},
+	"template/content": {"durable", "vm"},
+	"template/holder":  {"confine", "durable", "procs", "sandbox", "template/content", "undo", "vm"},
+	"template": {"confine", "durable", "guest/api", "guest/host", "kernel", "sandbox", "template/content", "template/holder",
+		"undo", "vm"},
 	"keeper": {"audit", "audit/event", "boundary", "boundary/canary", "boundary/credential", "confine", "diskroom", "guest/api", "guest/host",
-		"keeper/launch", "keeper/rundir", "keeper/socket", "policy/syntax", "policy/tier", "sandbox", "secret", "undo", "vm", "wire"},
+		"keeper/launch", "keeper/rundir", "keeper/socket", "policy/syntax", "policy/tier", "procs", "sandbox", "secret", "undo", "vm", "wire"},
 	"keeper/launch": {"audit", "keeper/socket", "sandbox", "secret", "vm"},
 	"keeper/rundir": {"sandbox"},
-	"keeper/socket": {"guest/api", "guest/host", "keeper/rundir", "sandbox", "secret", "wire"},
+	"keeper/socket": {"guest/api", "guest/host", "keeper/rundir", "procs", "sandbox", "secret", "wire"},
 
 	// From the door to the keeper.
-	"standby":        {"keeper/launch", "keeper/socket", "sandbox", "scratch"},
+	"standby":        {"durable", "keeper/launch", "keeper/socket", "procs", "sandbox", "scratch"},
 	"engine/process": {"image", "sandbox"},
-	"engine/store":   {"keeper/launch", "keeper/rundir", "sandbox"},
-	"engine/remains": {},
-	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "engine/process", "engine/remains", "engine/store", "environ", "image", "keeper/launch", "keeper/rundir", "keeper/socket",
-		"policy", "policy/syntax", "policy/tier", "postmortem", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
+	"engine/store":   {"durable", "keeper/launch", "keeper/rundir", "sandbox"},
+	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "durable", "engine/process", "engine/store", "environ", "image", "keeper/launch", "keeper/rundir", "keeper/socket",
+		"policy", "policy/syntax", "policy/tier", "postmortem", "procs", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
 	"doctor": {"environ", "kernel", "sandbox", "template", "vm/accel"},
 	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/manual", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
@@ -125,21 +127,21 @@ var arrows = map[string][]string{
 	"cli/policycmd": {"cli/command", "policy", "policy/preset", "policy/syntax", "sandbox", "secret"},
 	"cli/secretcmd": {"audit", "audit/event", "audit/query", "cli/command", "secret", "secret/store"},
 	"cli/auditcmd":  {"audit", "audit/chain", "audit/event", "audit/query", "audit/receipt", "audit/summary", "cli/command", "printable"},
-	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "engine", "engine/store", "environ", "guest/blob", "guest/host", "image",
-		"image/registry", "keeper", "keeper/launch", "keeper/socket", "kernel", "policy/tier", "printable", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
+	"app": {"audit", "audit/event", "boundary/egress", "cli", "cli/hostcmd", "confine", "config", "doctor", "durable", "engine", "engine/store", "environ", "guest/blob", "guest/host", "image",
+		"image/registry", "keeper", "keeper/launch", "keeper/socket", "kernel", "policy/tier", "printable", "procs", "sandbox", "scratch", "secret/store", "standby", "template", "template/holder", "vm",
 		"vm/accel", "vm/qemu"},
 	"cmd/creel": {"app"},
 
 	// Programs and helpers for tests.
 	"test/images":         {},
-	"test/rig":            {},
+	"test/rig":            {"procs"},
 	"test/clients/packet": {},
 	"test/clients/probe":  {"test/clients/packet"},
 	"test/clients/gohttp": {},
-	"test/bench": {"audit", "audit/chain", "audit/event", "confine", "guest/api", "guest/blob", "guest/host", "kernel", "policy", "policy/syntax", "sandbox", "scratch", "template",
+	"test/bench": {"audit", "audit/chain", "audit/event", "confine", "guest/api", "guest/blob", "guest/host", "kernel", "policy", "policy/syntax", "procs", "sandbox", "scratch", "template",
 		"template/content", "test/bench/docker", "test/bench/network", "test/images", "undo", "vm", "vm/qemu"},
 	"test/bench/docker": {},
-	"test/bench/network": {"audit", "boundary", "boundary/credential", "boundary/egress", "boundary/intercept", "boundary/names", "guest/host", "policy/syntax", "sandbox",
+	"test/bench/network": {"audit", "boundary", "boundary/credential", "boundary/egress", "boundary/intercept", "boundary/names", "guest/host", "policy/syntax", "procs", "sandbox",
 		"secret", "undo", "vm", "vm/qemu"},
 
 	// What `make demo` and `make dist` run.

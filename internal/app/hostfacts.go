@@ -3,18 +3,18 @@ package app
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"creel/internal/durable"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/template"
 	"creel/internal/vm/qemu"
-
-	"golang.org/x/sys/unix"
 )
 
 // vmmFacts is what asking the VMM for its identity told, valid while its file
@@ -71,12 +71,12 @@ func bootCmdline(dir string, a sandbox.Accel) (string, error) {
 	if a != sandbox.AccelTCG {
 		return qemu.Cmdline(a, 0), nil
 	}
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := procs.BootID()
 	if err != nil {
-		return "", fmt.Errorf("read boot id: %w", err)
+		return "", err
 	}
 	path := filepath.Join(dir, "tsc.json")
-	now := tscFacts{BootID: strings.TrimSpace(string(id))}
+	now := tscFacts{BootID: id}
 	var known tscFacts
 	if readJSON(path, &known) && known.BootID == now.BootID && known.KHz > 0 {
 		return qemu.Cmdline(a, known.KHz), nil
@@ -97,22 +97,14 @@ func readJSON(path string, v any) bool {
 	return err == nil && json.Unmarshal(data, v) == nil
 }
 
-// writeJSON replaces a file by rename.
+// writeJSON replaces a file.
 func writeJSON(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
+	if err := durable.Swap(path, append(data, '\n')); err != nil {
 		return fmt.Errorf("keep what was learned of the host: %w", err)
-	}
-	_, err = f.Write(append(data, '\n'))
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("keep what was learned of the host: %w", errors.Join(err, os.Remove(f.Name())))
 	}
 	return nil
 }

@@ -6,9 +6,9 @@ import (
 	"path/filepath"
 	"sync"
 
-	"creel/internal/audit"
-
 	"golang.org/x/mod/sumdb/note"
+
+	"creel/internal/audit"
 )
 
 // ledger opens the installation's ledger when it is first needed: commands that

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/cli/hostcmd"
 	"creel/internal/config"
 	"creel/internal/confine"
@@ -21,8 +23,6 @@ import (
 	"creel/internal/kernel"
 	"creel/internal/vm/accel"
 	"creel/internal/vm/qemu"
-
-	"golang.org/x/sys/unix"
 )
 
 // parts names all that matters in a bug report. It works on a machine that has

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"creel/internal/audit/chain"
+	"creel/internal/durable"
 
 	"golang.org/x/sys/unix"
 )
@@ -74,11 +75,11 @@ func Inspect(ctx context.Context, dir string) (broken, doubt error) {
 // readLock holds up whoever writes to the ledger in dir, where that has a lock: a
 // copy may have none, or be read-only, and nobody writes there.
 func readLock(dir string) (unlock func(), err error) {
-	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	lock, err := durable.OpenExisting(filepath.Join(dir, lockName))
 	if err != nil {
 		return func() {}, nil
 	}
-	if err := flock(lock, unix.LOCK_SH); err != nil {
+	if err := lock.Share(context.Background()); err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("lock ledger: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"creel/internal/audit/chain"
+	"creel/internal/durable"
 
 	"golang.org/x/mod/sumdb/note"
 )
@@ -74,18 +75,22 @@ func readKeyPair(dir, name string) (keyPair, error) {
 
 // offerKey writes a key that is not in force yet.
 func offerKey(dir string, k keyPair) error {
-	return writeFile(filepath.Join(dir, nextKeyName), []byte(k.private+"\n"+k.public+"\n"))
+	if err := durable.Sweep(dir); err != nil { // of keys that were never offered
+		return err
+	}
+	return durable.Replace(filepath.Join(dir, nextKeyName), []byte(k.private+"\n"+k.public+"\n"))
 }
 
 // promoteKey puts the offered key in force and forgets the one before.
 func promoteKey(dir string, k keyPair) error {
-	if err := writeFile(filepath.Join(dir, PublicName), []byte(k.public+"\n")); err != nil {
-		return err
+	err := durable.Replace(filepath.Join(dir, PublicName), []byte(k.public+"\n"))
+	if err == nil {
+		err = durable.Rename(filepath.Join(dir, nextKeyName), filepath.Join(dir, keyName))
 	}
-	if err := os.Rename(filepath.Join(dir, nextKeyName), filepath.Join(dir, keyName)); err != nil {
+	if err != nil {
 		return fmt.Errorf("put audit key in force: %w", err)
 	}
-	return syncDir(dir)
+	return nil
 }
 
 // keyInForce returns the key that signed the ledger's last checkpoint. Where a
@@ -115,37 +120,6 @@ func findKey(dir, checkpoint string) (key keyPair, offered bool, err error) {
 		return keyPair{}, false, errors.New("the ledger's last checkpoint is not signed by this installation's key: it was changed or exchanged; run `creel audit verify`")
 	}
 	return current, false, nil
-}
-
-// writeFile puts a private file in place, whole and durable.
-func writeFile(path string, data []byte) error {
-	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		os.Remove(tmp)
-		return fmt.Errorf("write %s: %w", filepath.Base(path), err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	return nil
 }
 
 func exists(path string) (bool, error) {

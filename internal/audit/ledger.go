@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 
 	"creel/internal/audit/batch"
 	"creel/internal/audit/chain"
+	"creel/internal/durable"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
@@ -25,8 +27,8 @@ type Ledger struct {
 	// MinMaxLog; 0: DefaultMaxLog.
 	MaxLog int64
 
-	mu     sync.Mutex // around every use of the file by this process
-	lock   *os.File   // around every use of it by any process
+	mu     sync.Mutex    // around every use of the file by this process
+	lock   *durable.Lock // around every use of it by any process
 	key    keyPair
 	seg    *segment // as this process last left it; nil: to be read
 	broken error    // set once the disk cannot be trusted any more
@@ -72,8 +74,8 @@ func PrepareLedger(dir string) (*Ledger, error) {
 	// It is needed where the disk is full, and too late to be made then.
 	os.Mkdir(filepath.Join(dir, asideName), 0o700)
 	l := &Ledger{dir: dir}
-	if l.lock, err = openLock(dir, lockName); err != nil {
-		return nil, err
+	if l.lock, err = durable.OpenLock(filepath.Join(dir, lockName), unix.O_NOFOLLOW); err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	l.batch = batch.New(l.write)
 	return l, nil
@@ -158,10 +160,10 @@ func (l *Ledger) locked(f func() error) error {
 	if l.broken != nil {
 		return l.broken
 	}
-	if err := flock(l.lock, unix.LOCK_EX); err != nil {
+	if err := l.lock.Lock(context.Background()); err != nil {
 		return fmt.Errorf("lock ledger: %w", err)
 	}
-	defer flock(l.lock, unix.LOCK_UN)
+	defer l.lock.Unlock()
 	if err := l.refresh(); err != nil {
 		l.forget()
 		return err
@@ -261,7 +263,7 @@ func (l *Ledger) setAside(tail []byte) error {
 	}
 	about := describeTorn(tail, "")
 	about.File = fmt.Sprintf("%s/%012d-%s", tornName, l.seg.tree.Size, about.SHA256[:16])
-	if err := writeFile(filepath.Join(l.dir, about.File), tail); err != nil {
+	if err := durable.Replace(filepath.Join(l.dir, about.File), tail); err != nil {
 		return err
 	}
 	if err := l.seg.file.Truncate(l.seg.size); err != nil {
@@ -323,22 +325,5 @@ func (l *Ledger) forget() {
 	if l.seg != nil {
 		l.seg.file.Close()
 		l.seg = nil
-	}
-}
-
-func openLock(dir, name string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open ledger's lock: %w", err)
-	}
-	return f, nil
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"creel/internal/durable"
 )
 
 // PruneOptions say which closed logs are not needed any more.
@@ -148,7 +150,7 @@ func (l *Ledger) removePruned(ctx context.Context, out *PruneResult) error {
 		}
 		out.Logs = append(out.Logs, PrunedLog{c.sandbox, c.opened.Log, c.at, info.Size()})
 	}
-	return syncDir(filepath.Join(l.dir, logsName))
+	return durable.Sync(filepath.Join(l.dir, logsName))
 }
 
 // closedLogs are the logs that were closed and sound then, in that order.

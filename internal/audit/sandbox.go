@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"creel/internal/audit/chain"
+	"creel/internal/durable"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +53,7 @@ func (l *Ledger) OpenSandbox(ctx context.Context, id, dir string) (SandboxKey, e
 		return SandboxKey{}, err
 	}
 	makeLog := func(checkpoint string) error {
-		return errors.Join(newLog(filepath.Join(dir, LogName), key, checkpoint), syncDir(dir))
+		return errors.Join(newLog(filepath.Join(dir, LogName), key, checkpoint), durable.Sync(dir))
 	}
 	if err := ctx.Err(); err != nil {
 		return SandboxKey{}, err
@@ -89,12 +90,12 @@ func (l *Ledger) CloseSandbox(ctx context.Context, id, dir string) error {
 
 // closing calls do while no other process closes a log, or removes one.
 func (l *Ledger) closing(do func() error) error {
-	lock, err := openLock(l.dir, closeName)
-	if err != nil {
-		return err
+	lock, err := durable.OpenLock(filepath.Join(l.dir, closeName), unix.O_NOFOLLOW)
+	if err == nil {
+		defer lock.Close()
+		err = lock.Lock(context.Background())
 	}
-	defer lock.Close()
-	if err := flock(lock, unix.LOCK_EX); err != nil {
+	if err != nil {
 		return fmt.Errorf("lock closing of logs: %w", err)
 	}
 	return do()
@@ -334,7 +335,7 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	if len(st.torn) > 0 && closed.Fault == "" {
 		about := describeTorn(st.torn, path.Join(tornName, filepath.Base(to)))
 		closed.Torn = &about
-		if err := writeFile(filepath.Join(l.dir, about.File), st.torn); err != nil {
+		if err := durable.Replace(filepath.Join(l.dir, about.File), st.torn); err != nil {
 			return closed, err
 		}
 	}
@@ -346,10 +347,7 @@ func (l *Ledger) archive(ctx context.Context, o Opened) (Closed, error) {
 	if err := tmp.Sync(); err != nil {
 		return closed, err
 	}
-	if err := os.Rename(tmp.Name(), to); err != nil {
-		return closed, err
-	}
-	return closed, syncDir(filepath.Dir(to))
+	return closed, durable.Rename(tmp.Name(), to)
 }
 
 // ArchivePath is where a closed log is; origin is creel/log/SANDBOX/RANDOM.

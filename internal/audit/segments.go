@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"creel/internal/audit/chain"
+	"creel/internal/durable"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sys/unix"
@@ -125,7 +126,7 @@ func (s *segment) adopt(l chain.Line, raw []byte) error {
 // name only then, so a ledger's file without one was tampered with.
 func newSegment(dir string, first int64, c chain.Commit) (*segment, error) {
 	path := filepath.Join(dir, LedgerName, segmentName(first))
-	if err := writeFile(path, c.Bytes); err != nil {
+	if err := errors.Join(durable.Sweep(filepath.Dir(path)), durable.Replace(path, c.Bytes)); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)

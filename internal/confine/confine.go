@@ -10,7 +10,6 @@
 package confine
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 )
 
@@ -66,17 +66,11 @@ func (p *Process) CPU() time.Duration {
 	}
 	var buf [1 << 10]byte
 	n, _ := p.stat.ReadAt(buf[:], 0) // the end of the file, or of the process
-	fields := bytes.Fields(buf[bytes.LastIndexByte(buf[:n], ')')+1 : n])
-	if len(fields) < 13 {
+	stat, err := procs.ParseStat(buf[:n])
+	if err != nil {
 		return 0
 	}
-	const tick = 10 * time.Millisecond // USER_HZ is 100 on x86-64
-	user, uerr := strconv.ParseInt(string(fields[11]), 10, 64)
-	system, serr := strconv.ParseInt(string(fields[12]), 10, 64)
-	if uerr != nil || serr != nil {
-		return 0
-	}
-	return time.Duration(user+system) * tick
+	return stat.CPU
 }
 
 // Done is closed when the VMM has ended and was reaped.
@@ -146,7 +140,7 @@ type stageConfig struct {
 // on its thread until the VMM is gone, because a parent-death signal is sent
 // when the parent's thread ends.
 func start(v VMM, probe bool) (*Process, error) {
-	ours, theirs, err := socketpair()
+	ours, theirs, err := procs.Files()
 	if err != nil {
 		return nil, err
 	}
@@ -280,12 +274,4 @@ func Available() error {
 	}
 	<-p.done
 	return nil
-}
-
-func socketpair() (a, b *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "parent"), os.NewFile(uintptr(fds[1]), "stage"), nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 )
 
@@ -98,7 +99,7 @@ func TestMisbehavingVMMIsRefusedEverything(t *testing.T) {
 			memory := sealedMemory(t)
 			seal(t, memory)
 			order, _ := json.Marshal(goal(t))
-			ours, theirs, err := socketpair()
+			ours, theirs, err := procs.Files()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -131,7 +132,7 @@ func TestUnconfinedControl(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mount and unshare are among the attempts")
 	}
-	ours, theirs, err := socketpair()
+	ours, theirs, err := procs.Files()
 	if err != nil {
 		t.Fatal(err)
 	}

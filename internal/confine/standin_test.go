@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 )
 
@@ -148,7 +149,7 @@ func keeper(level string) {
 	self, err := os.Executable()
 	if err == nil {
 		var ours, theirs *os.File
-		if ours, theirs, err = socketpair(); err == nil {
+		if ours, theirs, err = procs.Files(); err == nil {
 			defer ours.Close()
 			dir, _ := os.MkdirTemp("", "keeper-")
 			defer os.RemoveAll(dir)
@@ -245,17 +246,16 @@ func TestVMMDiesWithAKilledParent(t *testing.T) {
 			if err != nil {
 				t.Fatalf("keeper said %q", line)
 			}
-			fd, err := unix.PidfdOpen(pid, 0)
+			vmm, err := procs.Open(pid)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer unix.Close(fd)
+			defer vmm.Close()
 			cmd.Process.Kill()
 			cmd.Wait()
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int((10 * time.Second).Milliseconds()))
-			if n != 1 || err != nil {
-				t.Errorf("the VMM outlived its parent: %d, %v", n, err)
-				unix.Kill(pid, unix.SIGKILL)
+			if ended, err := vmm.Ends(10 * time.Second); err != nil || !ended {
+				t.Errorf("the VMM outlived its parent: %v", err)
+				vmm.Signal(unix.SIGKILL)
 			}
 		})
 	}

@@ -1,96 +1,31 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
-	"creel/internal/engine/remains"
 	"creel/internal/engine/store"
 	"creel/internal/keeper/launch"
+	"creel/internal/procs"
 )
 
 // answersIn is how long a keeper may take to end its run when it is told to,
 // before it is ended from outside.
 const answersIn = 30 * time.Second
 
-// instance is one process, whatever becomes of its number: no other that was
-// started at that moment of that boot had the number.
-type instance struct {
-	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // clock ticks after the boot
-	Boot  string `json:"boot"`  // its ID
-}
-
-// errGone is of a process that has ended.
-var errGone = errors.New("it has ended")
-
-// identify is of a process that cannot be reaped meanwhile.
-func identify(pid int) (instance, error) {
-	_, start, err := readStat(pid)
-	if err != nil {
-		return instance{}, err
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return instance{pid, start, strings.TrimSpace(string(boot))}, err
-}
-
-// readStat is a process's parent and when it was started.
-func readStat(pid int) (parent int, start uint64, err error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	// The name, in parentheses, may hold anything.
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) < 20 {
-		return 0, 0, fmt.Errorf("process %d: cannot read %q", pid, data)
-	}
-	parent, err = strconv.Atoi(fields[1])
-	if err == nil {
-		start, err = strconv.ParseUint(fields[19], 10, 64)
-	}
-	return parent, start, err
-}
-
-// open returns a descriptor of the process, which is it and no other: what has
-// its number is looked at once the descriptor holds it.
-func (p instance) open() (*os.File, error) {
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, errGone
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", p.PID, err)
-	}
-	f := os.NewFile(uintptr(fd), "process")
-	now, err := identify(p.PID)
-	if err == nil && now == p {
-		return f, nil
-	}
-	f.Close()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-		return nil, fmt.Errorf("look at process %d: %w", p.PID, err)
-	}
-	return nil, errGone
-}
-
 // noteKeeper writes down which process is the keeper of the sandbox in dir: who
 // launches it does, outside of what the keeper can write. What a keeper says of
 // itself is not believed.
-func noteKeeper(dir string, p instance) error {
+func noteKeeper(dir string, p procs.Instance) error {
 	data, err := json.Marshal(p)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, store.ProcessName), data, 0o600) // a reboot makes it worthless
@@ -125,75 +60,52 @@ func endFamily(dir string) (ended int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("find the keeper's process: %w; find it by its open file %s, and end it", err, filepath.Join(dir, launch.LockName))
 	}
-	var keeper instance
+	var keeper procs.Instance
 	if err := json.Unmarshal(data, &keeper); err != nil {
 		return 0, fmt.Errorf("read %s: %w", store.ProcessName, err)
 	}
-	main, err := keeper.open()
-	if errors.Is(err, errGone) {
+	main, err := keeper.Open()
+	if errors.Is(err, procs.ErrGone) {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, err
 	}
-	errs := []error{send(main, unix.SIGSTOP)} // it starts no more of them
-	family := append(descendants(keeper.PID), main)
-	for _, f := range family {
-		errs = append(errs, send(f, unix.SIGKILL))
+	errs := []error{main.Signal(unix.SIGSTOP)} // it starts no more of them
+	started, err := descendants(keeper.PID)
+	errs = append(errs, err)
+	family := append(started, main)
+	for _, p := range family {
+		errs = append(errs, p.Signal(unix.SIGKILL))
 	}
-	for _, f := range family {
-		errs = append(errs, awaitProcess(f, killGrace), f.Close())
+	for _, p := range family {
+		errs = append(errs, awaitProcess(p, killGrace), p.Close())
 	}
 	return len(family), errors.Join(errs...)
 }
 
-// send sends a signal to the process that f holds; one that has ended needs
-// none.
-func send(f *os.File, signal unix.Signal) error {
-	err := unix.PidfdSendSignal(int(f.Fd()), signal, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
-}
-
-func awaitProcess(f *os.File, within time.Duration) error {
-	ended, err := remains.Ends(f, within)
+func awaitProcess(p *procs.Handle, within time.Duration) error {
+	ended, err := p.Ends(within)
 	if err == nil && !ended {
-		err = fmt.Errorf("a process did not end within %s of SIGKILL; the kernel holds it", within)
+		err = fmt.Errorf("process %d did not end within %s of SIGKILL; the kernel holds it", p.PID, within)
 	}
 	return err
 }
 
 // descendants holds all that a process has started, and what those have.
-func descendants(of int) (out []*os.File) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	children := map[int][]instance{}
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		if parent, _, err := readStat(pid); err == nil {
-			if p, err := identify(pid); err == nil {
-				children[parent] = append(children[parent], p)
-			}
-		}
-	}
+func descendants(of int) (out []*procs.Handle, err error) {
+	children, err := procs.Children()
 	for wave := children[of]; len(wave) > 0; {
-		var next []instance
+		var next []procs.Instance
 		for _, p := range wave {
-			if f, err := p.open(); err == nil {
-				out = append(out, f)
+			if h, err := p.Open(); err == nil { // else it has ended
+				out = append(out, h)
 			}
 			next = append(next, children[p.PID]...)
 		}
 		wave = next
 	}
-	return out
+	return out, err
 }
 
 // endUser ends every process of a user whom only one sandbox has, and returns
@@ -203,8 +115,8 @@ func (e *Engine) endUser(uid int) (ended int, err error) {
 		return 0, nil // the user's own
 	}
 	var errs []error
-	err = remains.EachProcess(uid, func(_ int, process *os.File) {
-		errs = append(errs, send(process, unix.SIGKILL), awaitProcess(process, killGrace))
+	err = procs.EachOf(uid, func(p *procs.Handle) {
+		errs = append(errs, p.Signal(unix.SIGKILL), awaitProcess(p, killGrace))
 		ended++
 	})
 	return ended, errors.Join(append(errs, err)...)

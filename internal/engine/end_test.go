@@ -21,6 +21,7 @@ import (
 	"creel/internal/engine/store"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/undo"
 )
@@ -66,7 +67,7 @@ func deafKeeper(t *testing.T, e *Engine, state sandbox.State, innocent int) (f F
 	run := e.store.KeeperDir(rec.Config.Spec.ID)
 	keeper = exec.Command(os.Args[0])
 	keeper.Env = append(os.Environ(), deafEnv+"="+run)
-	keeper.ExtraFiles = []*os.File{lock}
+	keeper.ExtraFiles = []*os.File{lock.File}
 	keeper.Stderr = t.Output()
 	out, err := keeper.StdoutPipe()
 	if err != nil {
@@ -76,7 +77,7 @@ func deafKeeper(t *testing.T, e *Engine, state sandbox.State, innocent int) (f F
 		t.Fatal(err)
 	}
 	lock.Close()
-	who, err := identify(keeper.Process.Pid)
+	who, err := procs.Identify(keeper.Process.Pid)
 	if err == nil {
 		err = noteKeeper(e.store.Dir(rec.Config.Spec.ID), who)
 	}
@@ -163,17 +164,17 @@ func TestARecycledNumberEndsNobody(t *testing.T) {
 	other := innocent(t)
 	f, keeper, _ := deafKeeper(t, e, sandbox.StateRunning, other.Process.Pid)
 	dir := e.store.Dir(f.Record.Config.Spec.ID)
-	real, err := identify(keeper.Process.Pid)
+	real, err := procs.Identify(keeper.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	now, err := identify(other.Process.Pid)
+	now, err := procs.Identify(other.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, p := range map[string]instance{
-		"started later":   {other.Process.Pid, now.Start - 1000, now.Boot},
-		"of another boot": {other.Process.Pid, now.Start, "00000000-0000-0000-0000-000000000000"},
+	for name, p := range map[string]procs.Instance{
+		"started later":   {PID: other.Process.Pid, Start: now.Start - 1000, Boot: now.Boot},
+		"of another boot": {PID: other.Process.Pid, Start: now.Start, Boot: "00000000-0000-0000-0000-000000000000"},
 	} {
 		if err := noteKeeper(dir, p); err != nil {
 			t.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -22,6 +21,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/diskroom"
+	"creel/internal/durable"
 	"creel/internal/engine/store"
 	"creel/internal/image"
 	"creel/internal/keeper/launch"
@@ -162,7 +162,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec, progress func(st
 // where that has one. On error nothing is left of it, or the error says what is
 // and why; an [unfitError] is about the VM that waited.
 func (e *Engine) make(ctx context.Context, p plan, n network, waiting takeWaiting) (_ *Sandbox, err error) {
-	var lock *os.File
+	var lock *durable.Lock
 	defer func() { lock.Close() }() // after the unwinding; the keeper has it too by then
 	var steps undo.Stack
 	defer func() { err = errors.Join(err, steps.Unwind()) }()
@@ -190,7 +190,7 @@ func (e *Engine) make(ctx context.Context, p plan, n network, waiting takeWaitin
 
 // bringUpSoon is bringUp, with a bound for a VM that waited: it is up already,
 // and where it does not answer another does.
-func (e *Engine) bringUpSoon(ctx context.Context, p plan, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+func (e *Engine) bringUpSoon(ctx context.Context, p plan, key audit.SandboxKey, lock *durable.Lock, n network) (*Sandbox, error) {
 	if p.waited == nil {
 		return e.bringUp(ctx, p, key, lock, n)
 	}
@@ -205,7 +205,7 @@ func (e *Engine) bringUpSoon(ctx context.Context, p plan, key audit.SandboxKey, 
 
 // bringUp starts the keeper and waits until its clone is ready. On error the
 // keeper is gone.
-func (e *Engine) bringUp(ctx context.Context, p plan, key audit.SandboxKey, lock *os.File, n network) (*Sandbox, error) {
+func (e *Engine) bringUp(ctx context.Context, p plan, key audit.SandboxKey, lock *durable.Lock, n network) (*Sandbox, error) {
 	kp, err := e.launch(ctx, p, key, lock, n)
 	if err != nil {
 		return nil, err

@@ -13,19 +13,19 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"creel/internal/audit"
+	"creel/internal/durable"
 	"creel/internal/environ"
 	"creel/internal/keeper/launch"
 	"creel/internal/postmortem"
+	"creel/internal/procs"
 	"creel/internal/standby"
 )
 
 // keeperProcess is a keeper that this process has started, or that waited.
 type keeperProcess struct {
 	dir     string // the sandbox's
-	process instance
+	process procs.Instance
 	end     func() error // kills it
 	conn    net.Conn     // the launcher's connection to it
 	logPath string
@@ -42,9 +42,9 @@ const unknownEnd = "its keeper was killed, or it crashed"
 // connection that no path names. A keeper that is started inherits the lock that
 // the launcher holds, and one that waited has it already, so that there is no
 // moment at which a sandbox that is starting looks abandoned.
-func (e *Engine) launch(ctx context.Context, p plan, key audit.SandboxKey, lock *os.File, n network) (*keeperProcess, error) {
+func (e *Engine) launch(ctx context.Context, p plan, key audit.SandboxKey, lock *durable.Lock, n network) (*keeperProcess, error) {
 	dir := e.store.Dir(p.Config.Spec.ID)
-	order := launch.Order{Grants: n.grants, Lock: lock, Launch: launch.Launch{
+	order := launch.Order{Grants: n.grants, Lock: lock.File, Launch: launch.Launch{
 		StateDir: e.opts.Dir, SandboxDir: dir, Dir: e.store.KeeperDir(p.Config.Spec.ID),
 		UID: p.UID, OwnerUID: os.Getuid(), AuditDir: p.auditDir, AuditKey: key,
 		Ports: n.listed(), Config: p.Config, Environ: environ.Own(e.opts.Settings),
@@ -52,7 +52,7 @@ func (e *Engine) launch(ctx context.Context, p plan, key audit.SandboxKey, lock 
 	if p.Config.Spec.Policy != "" {
 		order.Launch.Environ = environ.Edge(e.opts.Settings)
 	}
-	ours, theirs, err := socketPair()
+	ours, theirs, err := procs.Pair()
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 		return fmt.Errorf("start keeper: %w", err)
 	}
 	kp.end = cmd.Process.Kill
-	kp.process, err = identify(cmd.Process.Pid) // it keeps its number until it is waited for
+	kp.process, err = procs.Identify(cmd.Process.Pid) // it keeps its number until it is waited for
 	kills, uncounted := postmortem.OpenKills()
 	if uncounted != nil {
 		kills = nil // this kernel does not count them
@@ -129,7 +129,7 @@ func (kp *keeperProcess) start(command []string, files []*os.File) error {
 // take makes a process that waited the keeper.
 func (kp *keeperProcess) take(t *standby.Taken, files []*os.File) error {
 	var err error
-	if kp.process, err = identify(t.PID); err != nil || t.Ended() { // its number may be another's by now
+	if kp.process, err = procs.Identify(t.PID); err != nil || t.Ended() { // its number may be another's by now
 		return errors.Join(errors.New("the waiting VM has ended"), err)
 	}
 	if err := t.Hand(files); err != nil {
@@ -138,22 +138,6 @@ func (kp *keeperProcess) take(t *standby.Taken, files []*os.File) error {
 	kp.end = t.Kill
 	go func() { t.Wait(); t.Close(); close(kp.done) }()
 	return nil
-}
-
-func socketPair() (net.Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	ours := os.NewFile(uintptr(fds[0]), "keeper")
-	defer ours.Close()
-	theirs := os.NewFile(uintptr(fds[1]), "launcher")
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, fmt.Errorf("use socket pair: %w", err)
-	}
-	return conn, theirs, nil
 }
 
 // kill ends the keeper, and with it its VMM, and waits until it has gone.

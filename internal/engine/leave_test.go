@@ -16,11 +16,13 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/durable"
 	"creel/internal/engine/store"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 	"creel/internal/undo"
@@ -28,7 +30,7 @@ import (
 )
 
 // reserved is a sandbox whose lock is held until the returned file is closed.
-func reserved(t *testing.T, e *Engine, rec plan) *os.File {
+func reserved(t *testing.T, e *Engine, rec plan) *durable.Lock {
 	t.Helper()
 	lock, err := e.reserve(&rec, &undo.Stack{}, nobodyWaits)
 	if err != nil {
@@ -239,7 +241,7 @@ func TestNobodyEndedIsNoSignal(t *testing.T) {
 	rec := planNamed("otter", true)
 	reserved(t, e, rec)
 	gone := innocent(t)
-	who, err := identify(gone.Process.Pid)
+	who, err := procs.Identify(gone.Process.Pid)
 	if err := errors.Join(err, gone.Process.Kill(), noteKeeper(e.store.Dir(rec.Config.Spec.ID), who)); err != nil {
 		t.Fatal(err)
 	}

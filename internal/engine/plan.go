@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
+	"creel/internal/durable"
 	"creel/internal/engine/process"
 	"creel/internal/engine/store"
 	"creel/internal/keeper/launch"
@@ -59,7 +59,7 @@ func (e *Engine) planFor(ctx context.Context, spec sandbox.Spec, progress func(s
 // reserve takes the name, a user and a directory, and writes the record. From
 // then on the sandbox exists for every other process. The file returned holds
 // the keeper's lock, which says that somebody looks after the sandbox.
-func (e *Engine) reserve(p *plan, steps *undo.Stack, waiting takeWaiting) (lock *os.File, err error) {
+func (e *Engine) reserve(p *plan, steps *undo.Stack, waiting takeWaiting) (lock *durable.Lock, err error) {
 	err = e.store.Locked(func() error {
 		lock, err = e.reserveLocked(p, steps, waiting)
 		return err
@@ -67,7 +67,7 @@ func (e *Engine) reserve(p *plan, steps *undo.Stack, waiting takeWaiting) (lock 
 	return lock, err
 }
 
-func (e *Engine) reserveLocked(p *plan, steps *undo.Stack, waiting takeWaiting) (*os.File, error) {
+func (e *Engine) reserveLocked(p *plan, steps *undo.Stack, waiting takeWaiting) (*durable.Lock, error) {
 	if _, taken := e.store.Named(p.Name()); taken && p.madeUpName {
 		p.Config.Spec.Name = e.store.MakeUpName() // another command made up the same
 	}
@@ -90,7 +90,7 @@ func (e *Engine) reserveLocked(p *plan, steps *undo.Stack, waiting takeWaiting) 
 }
 
 // takeDir gives a sandbox its directory: that of a VM that waited, or a new one.
-func (e *Engine) takeDir(p *plan, steps *undo.Stack, waiting takeWaiting) (*os.File, error) {
+func (e *Engine) takeDir(p *plan, steps *undo.Stack, waiting takeWaiting) (*durable.Lock, error) {
 	if p.waited = waiting(p.Record); p.waited != nil {
 		steps.Push("waiting VM", p.waited.End)
 		p.UID = p.waited.UID

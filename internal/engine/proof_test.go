@@ -11,7 +11,6 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/query"
-	"creel/internal/engine/remains"
 )
 
 // What is left is found, and is on record.
@@ -27,12 +26,12 @@ func TestProofFindsWhatIsLeft(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		left, err := remains.Processes(rec.UID, time.Millisecond)
+		left, err := processesLeft(rec.UID, time.Millisecond)
 		if err != nil || len(left) != 1 {
 			t.Errorf("processes %v, %v", left, err)
 		}
 		cmd.Process.Kill() // what has been killed, and not been asked after, is gone
-		if left, err := remains.Processes(rec.UID, killGrace); err != nil || len(left) != 0 {
+		if left, err := processesLeft(rec.UID, killGrace); err != nil || len(left) != 0 {
 			t.Errorf("processes %v, %v", left, err)
 		}
 		cmd.Wait()
@@ -65,7 +64,7 @@ func TestProofFindsWhatIsLeft(t *testing.T) {
 		}
 		want, _, _ = strings.Cut(want, `,"left"`)
 	}
-	if left, err := remains.Mounts("/proc"); err != nil || len(left) == 0 {
+	if left, err := mountsLeft("/proc"); err != nil || len(left) == 0 {
 		t.Errorf("no mounts: %v, %v", left, err)
 	}
 }

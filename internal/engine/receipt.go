@@ -69,7 +69,7 @@ func (e *Engine) awaitEnd(ctx context.Context, f Found) error {
 	if e.store.Settled(f.Record.ID()) || f.Running() || !f.Record.Config.Spec.Keep {
 		return nil
 	}
-	lock, err := e.store.Held(f.Record.ID())
+	lock, err := e.store.Wait(ctx, f.Record.ID())
 	if err != nil {
 		return err
 	}

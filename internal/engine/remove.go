@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"creel/internal/audit"
+	"creel/internal/durable"
 	"creel/internal/engine/store"
 	"creel/internal/keeper/launch"
 	"creel/internal/policy/tier"
@@ -32,7 +33,7 @@ func (e *Engine) Remove(ctx context.Context, f Found, force bool) error {
 	if f.Running() {
 		asked = e.askToEnd(ctx, f)
 	}
-	var lock *os.File
+	var lock *durable.Lock
 	var err error
 	if asked == nil {
 		lock, err = e.store.ClaimSoon(ctx, id, e.leaves)

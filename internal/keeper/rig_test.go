@@ -24,6 +24,7 @@ import (
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/rundir"
 	"creel/internal/keeper/socket"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/vm"
 	"creel/internal/vm/vmtest"
@@ -392,19 +393,11 @@ func goroutines() int {
 
 func pair(t *testing.T) (a, b net.Conn) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	a, b, err := procs.Conns()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var conns [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pair")
-		if conns[i], err = net.FileConn(f); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
-	}
-	return conns[0], conns[1]
+	return a, b
 }
 
 // started is a run whose task runs.

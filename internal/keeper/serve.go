@@ -13,9 +13,8 @@ import (
 	"creel/internal/audit/event"
 	"creel/internal/guest/api"
 	"creel/internal/keeper/socket"
+	"creel/internal/procs"
 	"creel/internal/wire"
-
-	"golang.org/x/sys/unix"
 )
 
 // Serve answers clients on l until the run has ended, and closes it. Only root
@@ -29,8 +28,8 @@ func (r *Run) Serve(l net.Listener, uid int) {
 		if err != nil {
 			return
 		}
-		if peer, err := peerUID(conn); err != nil || (peer != 0 && peer != uid) {
-			r.deps.Log.Warn("refused a client", "uid", peer, "err", err)
+		if peer, err := procs.Peer(conn.(*net.UnixConn)); err != nil || peer.Uid != 0 && int(peer.Uid) != uid {
+			r.deps.Log.Warn("refused a client", "peer", peer, "err", err)
 			conn.Close()
 			continue
 		}
@@ -281,24 +280,4 @@ func (r *Run) serveLogs(ctx context.Context, s *wire.Stream) error {
 		r.deps.Log.Warn("following the log", "err", err)
 	}
 	return nil
-}
-
-// peerUID is the user at the other end of a Unix socket.
-func peerUID(conn net.Conn) (int, error) {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	uid := -1
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); inner == nil {
-			uid = int(cred.Uid)
-		}
-	})
-	if err == nil {
-		err = inner
-	}
-	return uid, err
 }

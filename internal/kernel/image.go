@@ -64,7 +64,7 @@ func ImportImage(ctx context.Context, path, modulesDir, dir string) (Kernel, err
 		return Kernel{}, fmt.Errorf("modules in %q: %w", modulesDir, err)
 	}
 	k := Kernel{Package: imagePackage, Version: strings.ReplaceAll(release, "_", "+") + "+" + digest(image)[:12]}
-	return add(k, dir, image, files)
+	return add(ctx, k, dir, image, files)
 }
 
 // readImage is the kernel's ELF, uncompressed.

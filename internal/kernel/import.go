@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"creel/internal/durable"
 	"creel/internal/environ"
 	"creel/internal/undo"
 
@@ -53,18 +54,18 @@ func Import(ctx context.Context, debPath, dir string) (Kernel, error) {
 	if err != nil {
 		return Kernel{}, fmt.Errorf("kernel of package %q: %w", debPath, err)
 	}
-	return add(k, dir, image, files)
+	return add(ctx, k, dir, image, files)
 }
 
 // add puts a kernel with the modules that a guest needs into the store dir. k
 // has its package and version.
-func add(k Kernel, dir string, image []byte, files *packageFiles) (Kernel, error) {
+func add(ctx context.Context, k Kernel, dir string, image []byte, files *packageFiles) (Kernel, error) {
 	order, err := loadOrder(wanted, files.has, files.builtin, files.depends)
 	if err != nil {
 		return Kernel{}, fmt.Errorf("modules of kernel %s: %w", files.release, err)
 	}
 	k.Format, k.Imported, k.Release = formatVersion, time.Now().UTC(), files.release
-	unlock, err := lockStore(dir)
+	unlock, err := lockStore(ctx, dir)
 	if err != nil {
 		return Kernel{}, err
 	}
@@ -252,21 +253,21 @@ func store(k *Kernel, dir string, image []byte, order []string, files *packageFi
 	if errors.Is(err, unix.ENOENT) {
 		err = os.Rename(staging, k.Dir)
 	}
-	return errors.Join(err, syncDir(dir))
+	return errors.Join(err, durable.Sync(dir))
 }
 
 // lockStore makes the store where absent, holds up other imports, and removes
 // what killed ones left.
-func lockStore(dir string) (unlock func() error, err error) {
+func lockStore(ctx context.Context, dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make kernel store: %w", err)
 	}
-	d, err := os.Open(dir)
+	lock, err := durable.OpenExisting(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open kernel store: %w", err)
 	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
-		d.Close()
+	if err := lock.Lock(ctx); err != nil {
+		lock.Close()
 		return nil, fmt.Errorf("lock kernel store: %w", err)
 	}
 	left, err := filepath.Glob(filepath.Join(dir, stagingPrefix+"*"))
@@ -274,10 +275,10 @@ func lockStore(dir string) (unlock func() error, err error) {
 		err = errors.Join(err, os.RemoveAll(l))
 	}
 	if err != nil {
-		d.Close()
+		lock.Close()
 		return nil, fmt.Errorf("clean kernel store: %w", err)
 	}
-	return d.Close, nil
+	return lock.Close, nil
 }
 
 func put(dir, name string, data []byte) (File, error) {
@@ -288,14 +289,6 @@ func put(dir, name string, data []byte) (File, error) {
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
 	return File{Name: name, SHA256: digest(data), SizeBytes: int64(len(data))}, err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func sortNewestFirst(kernels []Kernel) {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"creel/internal/durable"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
 )
@@ -22,9 +23,9 @@ type Place struct {
 	Dir string
 	UID int
 
-	lock     *os.File // of the place, and of the sandbox that it becomes
+	lock     *durable.Lock // of the place, and of the sandbox that it becomes
 	listener *net.UnixListener
-	store    func() (*os.File, error) // takes the store's lock
+	store    func() (*durable.Lock, error) // takes the store's lock
 }
 
 // ErrEnough is returned by [Pool.Make] where as many wait as are wanted.
@@ -33,7 +34,7 @@ var ErrEnough = errors.New("enough VMs wait")
 // Make makes a place in the pool, for a VM of this process: uid is a user that
 // nobody else has. Of others than key's those have to go that are too many.
 // The store's lock is held; store takes it later.
-func (p *Pool) Make(key Key, uid int, store func() (*os.File, error)) (*Place, error) {
+func (p *Pool) Make(key Key, uid int, store func() (*durable.Lock, error)) (*Place, error) {
 	if err := p.makeRoom(key); err != nil {
 		return nil, err
 	}
@@ -46,10 +47,7 @@ func (p *Pool) Make(key Key, uid int, store func() (*os.File, error)) (*Place, e
 		err = os.WriteFile(filepath.Join(place.Dir, keyName), text, 0o600)
 	}
 	if err == nil {
-		place.lock, err = os.OpenFile(filepath.Join(place.Dir, launch.LockName), os.O_CREATE|os.O_RDWR, 0o600)
-	}
-	if err == nil {
-		err = unix.Flock(int(place.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		place.lock, err = durable.Acquire(context.Background(), filepath.Join(place.Dir, launch.LockName)) // nobody else takes it
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make a place for a waiting VM: %w", err), os.RemoveAll(place.Dir))

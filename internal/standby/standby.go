@@ -22,8 +22,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"creel/internal/durable"
 	"creel/internal/keeper/launch"
 	"creel/internal/keeper/socket"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/scratch"
 )
@@ -61,7 +63,7 @@ type Taken struct {
 	UID     int
 	PID     int // of the process, while it lives
 	conn    *net.UnixConn
-	process *os.File // a descriptor of it
+	process *procs.Handle
 }
 
 // Program tells the running program from any other that lay at its path.
@@ -97,29 +99,16 @@ func connect(dir string) (*Taken, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, process, err := peer(conn)
+	cred, err := procs.Peer(conn)
+	var process *procs.Handle
+	if err == nil {
+		process, err = procs.Open(int(cred.Pid))
+	}
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("connect to a waiting VM: %w", err)
 	}
-	return &Taken{dir: dir, PID: pid, conn: conn, process: process}, nil
-}
-
-// peer is the process that listens at the other end of conn.
-func peer(conn *net.UnixConn) (pid int, process *os.File, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, nil, err
-	}
-	pidfd, inner := -1, error(nil)
-	err = raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); inner == nil {
-			pid = int(cred.Pid)
-			pidfd, inner = unix.PidfdOpen(pid, 0)
-		}
-	})
-	return pid, os.NewFile(uintptr(pidfd), "process"), errors.Join(err, inner)
+	return &Taken{dir: dir, PID: process.PID, conn: conn, process: process}, nil
 }
 
 // Move makes the VM's directory that of a sandbox.
@@ -146,46 +135,25 @@ func (t *Taken) Hand(files []*os.File) error {
 
 // Kill ends the process and its VM at once.
 func (t *Taken) Kill() error {
-	var err error
-	t.with(func(fd int) { err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
-	if errors.Is(err, unix.ESRCH) {
+	err := t.process.Signal(unix.SIGKILL)
+	if errors.Is(err, os.ErrClosed) { // it had ended, or was handed nothing
 		return nil
 	}
 	return err
 }
 
-// with calls use with the process's descriptor while it is open.
-func (t *Taken) with(use func(fd int)) {
-	if raw, err := t.process.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { use(int(fd)) })
-	}
-}
-
 // Wait returns when the process has ended.
-func (t *Taken) Wait() { t.poll(-1) }
+func (t *Taken) Wait() error { return t.process.Wait() }
 
 // Ended reports whether the process has ended.
-func (t *Taken) Ended() bool { return t.poll(0) }
-
-// poll reports whether the process has ended after so many milliseconds.
-func (t *Taken) poll(timeout int) (ended bool) {
-	t.with(func(fd int) {
-		for {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout)
-			if !errors.Is(err, unix.EINTR) {
-				ended = n > 0
-				return
-			}
-		}
-	})
+func (t *Taken) Ended() bool {
+	ended, _ := t.process.Ends(0) // who hands over to one of which that is not known is told
 	return ended
 }
 
 // End is Kill and Wait and Close.
 func (t *Taken) End() error {
-	err := t.Kill()
-	t.Wait()
-	return errors.Join(err, t.Close())
+	return errors.Join(t.Kill(), t.Wait(), t.Close())
 }
 
 // Close forgets the process, which ends where it was handed nothing.
@@ -241,14 +209,7 @@ func (p *Pool) End(template string) error {
 }
 
 // alive asks the lock, which the kernel gives back on any death.
-func alive(dir string) bool {
-	f, err := os.OpenFile(filepath.Join(dir, launch.LockName), os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK
-}
+func alive(dir string) bool { return durable.Held(filepath.Join(dir, launch.LockName)) }
 
 // end ends a waiting VM. One that is still getting ready finds its directory
 // gone and ends then.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"creel/internal/durable"
 )
 
 // waitEnv makes the test binary a waiting process: it says so, and then what it
@@ -43,7 +45,7 @@ func waiting(text string) error {
 	if err := json.Unmarshal([]byte(text), &w); err != nil {
 		return err
 	}
-	store := func() (*os.File, error) { return os.Open("/dev/null") }
+	store := func() (*durable.Lock, error) { return durable.OpenExisting("/dev/null") }
 	place, err := (&Pool{Dir: w.Dir, Size: w.Size}).Make(w.Key, 7, store)
 	if err != nil {
 		return err
@@ -191,7 +193,7 @@ func TestWhoWaitsForNothingGoes(t *testing.T) {
 func listening(t *testing.T) (*Pool, *Place) {
 	t.Helper()
 	pool := &Pool{Dir: t.TempDir(), Size: 1}
-	place, err := pool.Make(key, 0, func() (*os.File, error) { return os.Open("/dev/null") })
+	place, err := pool.Make(key, 0, func() (*durable.Lock, error) { return durable.OpenExisting("/dev/null") })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"creel/internal/durable"
 	"creel/internal/guest/api"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
@@ -70,10 +71,10 @@ func (b *build) run(ctx context.Context) (m Manifest, err error) {
 	if m, err = b.writeOut(ctx); err != nil {
 		return m, err
 	}
-	if err := os.Rename(b.staging(), b.dir); err != nil {
+	if err := durable.Rename(b.staging(), b.dir); err != nil {
 		return m, fmt.Errorf("put in place: %w", err)
 	}
-	return m, syncDir(b.store.opts.Dir)
+	return m, nil
 }
 
 // openParts opens what the machine boots from, each checked against its digest.
@@ -259,7 +260,7 @@ func (b *build) writeOut(ctx context.Context) (Manifest, error) {
 	if _, err := manifest.Write(append(data, '\n')); err != nil {
 		return m, fmt.Errorf("write manifest: %w", err)
 	}
-	return m, errors.Join(memory.Sync(), b.state.Sync(), manifest.Sync(), syncDir(b.staging()))
+	return m, errors.Join(memory.Sync(), b.state.Sync(), manifest.Sync(), durable.Sync(b.staging()))
 }
 
 func part(ctx context.Context, src, dst *os.File, sum func(context.Context, *os.File, *os.File) (string, error)) (Part, error) {
@@ -272,12 +273,4 @@ func part(ctx context.Context, src, dst *os.File, sum func(context.Context, *os.
 		return Part{}, fmt.Errorf("stat part: %w", err)
 	}
 	return Part{Digest: digest, SizeBytes: info.Size()}, nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open directory: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"creel/internal/procs"
 	"creel/internal/template/content"
 
 	"golang.org/x/sys/unix"
@@ -45,14 +46,12 @@ func onlySocket(t *testing.T, f *fixture) string {
 }
 
 // waitGone returns when the process has ended.
-func waitGone(t *testing.T, pidfd int) {
+func waitGone(t *testing.T, process *procs.Handle) {
 	t.Helper()
-	for {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 20_000)
-		if err != unix.EINTR {
-			must(t, err)
-			return
-		}
+	ended, err := process.Ends(20 * time.Second)
+	must(t, err)
+	if !ended {
+		t.Fatal("the holder goes on")
 	}
 }
 
@@ -136,12 +135,10 @@ func TestHolderThatHangsIsReplaced(t *testing.T) {
 	m := built(t, f, s)
 	before := openParts(t, s, m)
 	defer before.Close()
-	pid := holderPID(t, f)
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	process, err := procs.Open(holderPID(t, f))
 	must(t, err)
-	defer unix.Close(pidfd)
-	t.Cleanup(func() { unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) })
-	must(t, unix.Kill(pid, unix.SIGSTOP))
+	t.Cleanup(func() { process.Signal(unix.SIGKILL); process.Close() })
+	must(t, process.Signal(unix.SIGSTOP))
 	c := s.client()
 	c.Patience = 2 * time.Second
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -149,7 +146,7 @@ func TestHolderThatHangsIsReplaced(t *testing.T) {
 	after, err := c.Open(ctx, m.Digest)
 	must(t, err)
 	defer after.Close()
-	waitGone(t, pidfd)
+	waitGone(t, process)
 	if got, err := content.Memory(t.Context(), before.Memory, nil); err != nil || got != m.Memory.Digest {
 		t.Errorf("a clone of the stopped holder lost its memory: %v", err)
 	}
@@ -185,11 +182,11 @@ func TestHolderEndsWhenIdle(t *testing.T) {
 	must(t, err)
 	m := built(t, f, s)
 	p := openParts(t, s, m)
-	pidfd, err := unix.PidfdOpen(holderPID(t, f), 0)
+	process, err := procs.Open(holderPID(t, f))
 	must(t, err)
-	defer unix.Close(pidfd)
+	defer process.Close()
 	p.Close()
-	waitGone(t, pidfd)
+	waitGone(t, process)
 	if left := sockets(t, f); len(left) != 0 {
 		t.Errorf("left %v", left)
 	}
@@ -200,15 +197,15 @@ func TestRemovedTemplatesHolderEndsWithItsLastClient(t *testing.T) {
 	f, s := store(t)
 	m := built(t, f, s)
 	p := openParts(t, s, m)
-	pidfd, err := unix.PidfdOpen(holderPID(t, f), 0)
+	process, err := procs.Open(holderPID(t, f))
 	must(t, err)
-	defer unix.Close(pidfd)
+	defer process.Close()
 	must(t, s.Remove(t.Context(), m.Digest))
 	if _, err := io.ReadAll(p.State); err != nil {
 		t.Errorf("a running clone lost its parts: %v", err)
 	}
 	p.Close()
-	waitGone(t, pidfd)
+	waitGone(t, process)
 	if left := sockets(t, f); len(left) != 0 {
 		t.Errorf("left %v", left)
 	}

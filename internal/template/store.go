@@ -15,12 +15,12 @@ import (
 	"syscall"
 	"time"
 
+	"creel/internal/durable"
 	"creel/internal/guest/api"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template/content"
 	"creel/internal/template/holder"
-	"creel/internal/template/lock"
 	"creel/internal/vm"
 )
 
@@ -127,7 +127,11 @@ func (s *Store) For(ctx context.Context, req Request, progress func(step string)
 	if m, err := load(dir); !absent(err) {
 		return m, false, err
 	}
-	held, err := lock.Wait(ctx, dir+lockSuffix, func() { progress("waiting for another process that builds this template") })
+	held, err := durable.TryAcquire(dir + lockSuffix)
+	if err == nil && held == nil {
+		progress("waiting for another process that builds this template")
+		held, err = durable.Acquire(ctx, dir+lockSuffix)
+	}
 	if err != nil {
 		return Manifest{}, false, err
 	}
@@ -186,11 +190,11 @@ func (s *Store) sweep(ours string) error {
 	}
 	for _, dir := range left {
 		if dir != ours {
-			held, ok, err := lock.Try(strings.TrimSuffix(dir, buildSuffix) + lockSuffix)
+			held, err := durable.TryAcquire(strings.TrimSuffix(dir, buildSuffix) + lockSuffix)
 			if err != nil {
 				return err
 			}
-			if !ok {
+			if held == nil {
 				continue // it is still alive
 			}
 			defer held.Close()
@@ -295,7 +299,7 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	held, err := lock.Wait(ctx, s.path(key)+lockSuffix, nil)
+	held, err := durable.Acquire(ctx, s.path(key)+lockSuffix)
 	if err != nil {
 		return err
 	}

@@ -6,28 +6,21 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"time"
+
+	"creel/internal/procs"
 
 	"golang.org/x/sys/unix"
 )
 
 // holderDeadline is how long a holder that was killed may take to be gone.
-const holderDeadline = 10_000 // milliseconds
+const holderDeadline = 10 * time.Second
 
 // holders are the processes that hold templates of the bench's own state.
 func (r *rig) holders() ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil && r.isHolder(pid) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
+	pids, err := procs.All()
+	return slices.DeleteFunc(pids, func(pid int) bool { return !r.isHolder(pid) }), err
 }
 
 func (r *rig) isHolder(pid int) bool {
@@ -49,33 +42,29 @@ func (r *rig) endHolders() error {
 	pids, err := r.holders()
 	errs := []error{err}
 	for _, pid := range pids {
-		fd, err := unix.PidfdOpen(pid, 0)
+		process, err := procs.Open(pid)
 		if err != nil {
 			continue // it has ended
 		}
 		if r.isHolder(pid) {
-			errs = append(errs, endProcess(fd, pid))
+			errs = append(errs, end(process))
 		}
-		unix.Close(fd)
+		process.Close()
 	}
 	return errors.Join(errs...)
 }
 
-func endProcess(fd, pid int) error {
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end holder %d: %w", pid, err)
+func end(holder *procs.Handle) error {
+	err := holder.Signal(unix.SIGKILL)
+	ended := false
+	if err == nil {
+		ended, err = holder.Ends(holderDeadline)
 	}
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, holderDeadline)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err == nil && n == 0 {
-			err = errors.New("it does not end")
-		}
-		if err != nil {
-			return fmt.Errorf("wait for holder %d: %w", pid, err)
-		}
-		return nil
+	if err == nil && !ended {
+		err = errors.New("it goes on")
 	}
+	if err != nil {
+		return fmt.Errorf("end holder %d: %w", holder.PID, err)
+	}
+	return nil
 }

@@ -1,16 +1,16 @@
 package rig
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"creel/internal/procs"
 )
 
 // Kind is what a process of creel is.
@@ -42,12 +42,10 @@ func (p Process) String() string { return fmt.Sprintf("%s %d", p.Kind, p.PID) }
 // What has ended and only waits to be reaped is not counted.
 func (r *Rig) Processes() []Process {
 	all := map[int]Process{}
-	entries, _ := os.ReadDir("/proc") // empty: the tests that look find nothing that they need
-	for _, e := range entries {
-		if pid, err := strconv.Atoi(e.Name()); err == nil {
-			if p, ok := readProcess(pid); ok {
-				all[pid] = p
-			}
+	pids, _ := procs.All() // empty: the tests that look find nothing that they need
+	for _, pid := range pids {
+		if p, ok := readProcess(pid); ok {
+			all[pid] = p
 		}
 	}
 	var ours []Process
@@ -81,16 +79,7 @@ func (r *Rig) owns(p Process, all map[int]Process) bool {
 }
 
 func readProcess(pid int) (Process, bool) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return Process{}, false
-	}
-	// The name in parentheses may hold anything.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 2 {
-		return Process{}, false
-	}
-	parent, err := strconv.Atoi(fields[1])
+	stat, err := procs.ReadStat(pid)
 	if err != nil {
 		return Process{}, false
 	}
@@ -99,7 +88,7 @@ func readProcess(pid int) (Process, bool) {
 		return Process{}, false
 	}
 	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
-	return Process{PID: pid, Parent: parent, Kind: kindOf(args), Args: args, ended: fields[0] == "Z" || fields[0] == "X"}, true
+	return Process{PID: pid, Parent: stat.Parent, Kind: kindOf(args), Args: args, ended: stat.Ended}, true
 }
 
 func kindOf(args []string) Kind {
@@ -125,20 +114,16 @@ func Await(t testing.TB, processes ...Process) {
 	t.Helper()
 	deadline := time.Now().Add(Patience)
 	for _, p := range processes {
-		fd, err := unix.PidfdOpen(p.PID, 0)
-		if err == unix.ESRCH {
+		process, err := procs.Open(p.PID)
+		if errors.Is(err, procs.ErrGone) {
 			continue
 		}
 		if err != nil {
 			t.Fatalf("watch %s: %v", p, err)
 		}
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		ended, err := 0, error(unix.EINTR)
-		for err == unix.EINTR {
-			ended, err = unix.Poll(fds, max(0, int(time.Until(deadline).Milliseconds())))
-		}
-		unix.Close(fd)
-		if ended == 0 || err != nil {
+		ended, err := process.Ends(max(0, time.Until(deadline)))
+		process.Close()
+		if !ended || err != nil {
 			t.Fatalf("%s did not end within %s: %v", p, Patience, err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"creel/internal/durable"
 	"creel/internal/sandbox"
 )
 
@@ -27,7 +28,7 @@ func (s *Store) TakeName(name string, id sandbox.ID) error {
 	if taken {
 		return &NameTaken{name, owner}
 	}
-	if err := replaceFile(s.namePath(name), []byte(id)); err != nil {
+	if err := durable.Swap(s.namePath(name), []byte(id)); err != nil {
 		return fmt.Errorf("reserve name %q: %w", name, err)
 	}
 	return nil

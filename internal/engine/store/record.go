@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"creel/internal/durable"
 	"creel/internal/keeper/rundir"
 	"creel/internal/sandbox"
 )
@@ -53,7 +54,7 @@ func (s *Store) Write(rec Record) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	if err := replaceFile(filepath.Join(s.Dir(rec.ID()), recordName), data); err != nil {
+	if err := durable.Swap(filepath.Join(s.Dir(rec.ID()), recordName), data); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return nil

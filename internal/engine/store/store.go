@@ -8,6 +8,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"creel/internal/durable"
 	"creel/internal/keeper/launch"
 	"creel/internal/sandbox"
 )
@@ -128,7 +130,7 @@ func checkOwner(dir string) error {
 func checkVersion(path string) error {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err := replaceFile(path, []byte(stateVersion+"\n")); !errors.Is(err, syscall.EROFS) {
+		if err := durable.Swap(path, []byte(stateVersion+"\n")); !errors.Is(err, syscall.EROFS) {
 			return err
 		}
 		return nil // there is nothing that could be changed by mistake
@@ -189,7 +191,7 @@ func (s *Store) Exists(id sandbox.ID) bool {
 // MakeDir makes the directory of a new sandbox, for a user that neither another
 // sandbox nor one of others has, and takes its lock: from then on the sandbox
 // exists for every process, and somebody looks after it. The store is locked.
-func (s *Store) MakeDir(rec *Record, others []int) (lock *os.File, err error) {
+func (s *Store) MakeDir(rec *Record, others []int) (lock *durable.Lock, err error) {
 	if rec.UID, err = s.FreeUID(others); err != nil {
 		return nil, err
 	}
@@ -200,7 +202,7 @@ func (s *Store) MakeDir(rec *Record, others []int) (lock *os.File, err error) {
 	if err := MakeKeeperDir(dir, rec.UID); err != nil {
 		return nil, err
 	}
-	return lockFile(filepath.Join(dir, launch.LockName))
+	return durable.Acquire(context.Background(), filepath.Join(dir, launch.LockName))
 }
 
 // MakeKeeperDir makes the keeper's part of a directory that is, or will become, a

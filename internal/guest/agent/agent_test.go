@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,10 +17,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 )
 
@@ -67,23 +66,15 @@ func connect(t *testing.T, b *bench, root string) *host.Client {
 
 func connectWith(t *testing.T, b *bench, root string, grace time.Duration) *host.Client {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	near, far, err := procs.Conns()
 	if err != nil {
 		t.Fatal(err)
-	}
-	var conns [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pair")
-		if conns[i], err = net.FileConn(f); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
 	}
 	var serving sync.WaitGroup
 	a := newAgent(b, root, children)
 	a.grace = grace
-	serving.Go(func() { a.Serve(conns[1]) })
-	c := host.New(conns[0])
+	serving.Go(func() { a.Serve(far) })
+	c := host.New(near)
 	t.Cleanup(func() { c.Close(); serving.Wait() })
 	return c
 }
@@ -479,23 +470,16 @@ func TestHostThatHangsUp(t *testing.T) {
 // awaitEnd waits until a process has ended, and was reaped where it is a child.
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	process, err := procs.Open(pid)
+	if errors.Is(err, procs.ErrGone) {
 		return
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if n != 1 {
-			t.Errorf("process %d goes on: %v", pid, err)
-		}
-		return
+	defer process.Close()
+	if ended, err := process.Ends(20 * time.Second); err != nil || !ended {
+		t.Errorf("process %d goes on: %v", pid, err)
 	}
 }
 

@@ -16,9 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"creel/internal/durable"
 )
 
 // MaxSmall bounds content that is read into memory, in bytes: manifests,
@@ -26,9 +25,6 @@ import (
 const MaxSmall = 16 << 20
 
 const copyBuffer = 1 << 20
-
-// lockRetry is the time between tries for a lock that another process has.
-const lockRetry = 20 * time.Millisecond
 
 // Dir is a directory of blobs. It holds nothing open.
 type Dir struct{ path string }
@@ -88,25 +84,23 @@ func (d *Dir) Intact(ctx context.Context, digest string, size int64) bool {
 // others that want the same blob wait for it. Closing the file unlocks it.
 func (d *Dir) Partial(ctx context.Context, digest string) (*os.File, error) {
 	path := filepath.Join(d.path, "partial", strings.TrimPrefix(digest, "sha256:"))
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		if err := flock(ctx, f); err != nil {
-			f.Close()
-			return nil, err
-		}
-		mine, err1 := f.Stat()
-		named, err2 := os.Stat(path)
-		if err1 == nil && err2 == nil && os.SameFile(mine, named) {
-			return f, nil
-		}
-		f.Close() // it was completed and moved away while we waited
-		if err := errors.Join(err1, err2); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
+	// One that was completed and moved away while we waited is begun anew.
+	lock, err := acquire(ctx, path)
+	if err != nil {
+		return nil, err
 	}
+	return lock.File, nil
+}
+
+func acquire(ctx context.Context, path string) (*durable.Lock, error) {
+	lock, err := durable.Acquire(ctx, path)
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("wait for another creel that works on the image store: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock image store: %w", err)
+	}
+	return lock, nil
 }
 
 // Drop deletes every blob but those to keep. The caller holds the main lock.
@@ -143,34 +137,11 @@ func (d *Dir) Lock(ctx context.Context, name string) (unlock func(), err error) 
 	if err := d.make(); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(d.path, name), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := acquire(ctx, filepath.Join(d.path, name))
 	if err != nil {
-		return nil, fmt.Errorf("lock image store: %w", err)
-	}
-	if err := flock(ctx, f); err != nil {
-		f.Close()
 		return nil, err
 	}
-	return func() { f.Close() }, nil
-}
-
-func flock(ctx context.Context, f *os.File) error {
-	tick := time.NewTicker(lockRetry)
-	defer tick.Stop()
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			return nil
-		case err != unix.EWOULDBLOCK && err != unix.EINTR:
-			return fmt.Errorf("lock image store: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for another creel that works on the image store: %w", context.Cause(ctx))
-		case <-tick.C:
-		}
-	}
+	return func() { lock.Close() }, nil
 }
 
 // Reclaim clears away the work of processes that died. It waits for nobody: a
@@ -180,17 +151,11 @@ func (d *Dir) Reclaim() error {
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(d.path, MainLock), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	lock, err := durable.TryAcquire(filepath.Join(d.path, MainLock))
+	if err != nil || lock == nil {
 		return err
 	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if err == unix.EWOULDBLOCK {
-			return nil
-		}
-		return err
-	}
+	defer lock.Close()
 	return d.sweep("tmp")
 }
 
@@ -204,17 +169,18 @@ func (d *Dir) sweep(dir string) error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(d.path, dir, e.Name())
-		f, err := os.Open(path)
+		lock, err := durable.OpenExisting(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // its work ended just now
 		}
 		if err != nil {
 			return fmt.Errorf("clear image store: %w", err)
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		free, err := lock.TryLock()
+		if free {
 			err = os.RemoveAll(path)
 		}
-		f.Close()
+		lock.Close()
 		if err != nil {
 			return fmt.Errorf("clear image store: %w", err)
 		}
@@ -225,32 +191,13 @@ func (d *Dir) sweep(dir string) error {
 // Replace writes a file of the directory so that it is at any moment, and after
 // a crash, either the old or the new one. The caller holds the main lock.
 func (d *Dir) Replace(name string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Join(d.path, "tmp"), "index-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once the file has its name
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(d.path, name))
-	}
-	if err != nil {
+	if err := durable.Swap(filepath.Join(d.path, name), content); err != nil {
 		return err
 	}
 	// The new file is in place. Should a crash undo that, the old one is back,
 	// which is no less true; so an error here must not make callers undo.
-	_ = syncPath(d.path)
+	_ = durable.Sync(d.path)
 	return nil
-}
-
-// syncPath makes what is known of a file or directory durable.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // Digest is sha256:… of b.

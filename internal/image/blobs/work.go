@@ -11,8 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
+	"creel/internal/durable"
 	"creel/internal/undo"
 )
 
@@ -21,7 +20,7 @@ import (
 type Work struct {
 	dir   *Dir
 	path  string
-	held  *os.File        // path, locked: it is in use
+	held  *durable.Lock   // of path: it is in use
 	blobs map[string]Blob // by digest
 	n     int
 
@@ -51,16 +50,16 @@ func (d *Dir) Begin(ctx context.Context) (*Work, error) {
 		return nil, err
 	}
 	defer unlock()
-	if err := d.sweep("tmp"); err != nil {
+	if err := errors.Join(d.sweep("tmp"), durable.Sweep(d.path)); err != nil {
 		return nil, err
 	}
 	path, err := os.MkdirTemp(filepath.Join(d.path, "tmp"), "work-")
 	if err != nil {
 		return nil, fmt.Errorf("begin work on image store: %w", err)
 	}
-	held, err := os.Open(path)
+	held, err := durable.OpenExisting(path)
 	if err == nil {
-		err = unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = held.Lock(ctx) // nobody else takes it
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("begin work on image store: %w", err), os.RemoveAll(path))
@@ -140,7 +139,7 @@ func (w *Work) Sync() (wait func() error) {
 	go func() {
 		var errs []error
 		for _, path := range paths {
-			errs = append(errs, syncPath(path))
+			errs = append(errs, durable.Sync(path))
 		}
 		done <- errors.Join(errs...)
 	}()
@@ -189,5 +188,5 @@ func Move(from, to string, steps *undo.Stack) error {
 	if statErr != nil {
 		steps.Push("store "+filepath.Base(to), func() error { return os.Remove(to) })
 	}
-	return syncPath(filepath.Dir(to))
+	return durable.Sync(filepath.Dir(to))
 }

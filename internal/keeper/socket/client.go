@@ -13,6 +13,7 @@ import (
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
 	"creel/internal/keeper/rundir"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/secret"
 	"creel/internal/wire"
@@ -131,15 +132,9 @@ func openDir(dir string) (*os.File, error) {
 
 // checkListener refuses a socket that another user than uid listens on.
 func checkListener(conn *net.UnixConn, uid int) error {
-	raw, err := conn.SyscallConn()
+	cred, err := procs.Peer(conn)
 	if err != nil {
 		return err
-	}
-	var cred *unix.Ucred
-	var inner error
-	err = raw.Control(func(fd uintptr) { cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(err, inner); err != nil {
-		return fmt.Errorf("ask for the keeper's user: %w", err)
 	}
 	if int(cred.Uid) != uid {
 		return fmt.Errorf("user %d listens there, not %d, so the keeper may have been taken over; `creel rm -f` removes the sandbox", cred.Uid, uid)

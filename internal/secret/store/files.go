@@ -7,11 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
-	"creel/internal/template/lock"
-	"creel/internal/undo"
+	"creel/internal/durable"
 )
 
 // change runs do while no other process changes the store, and makes the store
@@ -25,34 +23,15 @@ func (s *Store) change(ctx context.Context, do func() error) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, lockWait, errors.New("another creel has been changing secrets for too long; look for one that hangs"))
 	defer cancel()
-	held, err := lock.Wait(ctx, filepath.Join(s.dir, lockName), nil)
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
+	held, err := durable.Acquire(ctx, filepath.Join(s.dir, lockName))
 	if err != nil {
 		return fmt.Errorf("lock secrets: %w", err)
 	}
 	defer held.Close()
-	if err := s.sweep(); err != nil {
-		return err
+	if err := durable.Sweep(s.dir); err != nil {
+		return fmt.Errorf("clear directory of secrets: %w", err)
 	}
 	return do()
-}
-
-// sweep removes what a process that was killed was writing. The lock is held.
-func (s *Store) sweep() error {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return fmt.Errorf("read directory of secrets: %w", err)
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), partPrefix) {
-			if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil {
-				return fmt.Errorf("clear directory of secrets: %w", err)
-			}
-		}
-	}
-	return nil
 }
 
 // checkDir refuses a directory that others can look into or change.
@@ -95,34 +74,4 @@ func readFile(path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
 	}
 	return data, nil
-}
-
-// replace writes a file so that it is at any moment, and after a crash, either
-// the old or the new one.
-func replace(path string, data []byte) error {
-	var steps undo.Stack
-	defer steps.Unwind()
-	f, err := os.CreateTemp(filepath.Dir(path), partPrefix+"*") // 0600
-	if err != nil {
-		return err
-	}
-	steps.Push("unfinished file", func() error { return os.Remove(f.Name()) })
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	steps.Release()
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

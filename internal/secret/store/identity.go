@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"creel/internal/durable"
 	"creel/internal/secret"
 
 	"filippo.io/age"
@@ -108,7 +109,7 @@ func (s *Store) makeIdentity() ([]age.Identity, error) {
 		return nil, fmt.Errorf("make age identity: %w", err)
 	}
 	text := fmt.Sprintf("# creel: the secrets beside this, or where secretsIdentity says so, are encrypted for it\n# public key: %s\n%s\n", id.Recipient(), id)
-	if err := replace(s.identity, []byte(text)); err != nil {
+	if err := durable.Replace(s.identity, []byte(text)); err != nil {
 		return nil, fmt.Errorf("make age identity: %w", err)
 	}
 	return []age.Identity{id}, nil

@@ -89,7 +89,7 @@ func TestKilledWritersLeaveOldOrNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), partPrefix) {
+		if strings.HasPrefix(e.Name(), ".part-") {
 			t.Errorf("%s is left", e.Name())
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"creel/internal/durable"
 	"creel/internal/policy"
 	"creel/internal/secret"
 
@@ -30,7 +31,6 @@ const (
 	entryVersion  = 1
 	maxEntryBytes = 256 << 10
 	extension     = ".json"
-	partPrefix    = ".part-" // of files that are being written; no name begins so
 	lockName      = "lock"
 	lockWait      = 30 * time.Second
 )
@@ -164,7 +164,7 @@ func (s *Store) keep(e Entry, v secret.Value) (err error) {
 	if err != nil {
 		return fmt.Errorf("encode secret %q: %w", e.Name, err)
 	}
-	if err := replace(s.path(e.Name), append(data, '\n')); err != nil {
+	if err := durable.Replace(s.path(e.Name), append(data, '\n')); err != nil {
 		return fmt.Errorf("write secret %q: %w", e.Name, err)
 	}
 	return nil
@@ -187,7 +187,7 @@ func (s *Store) Remove(ctx context.Context, names []string) (removed []string, e
 			}
 			removed = append(removed, name)
 		}
-		return errors.Join(append(errs, syncDir(s.dir))...)
+		return errors.Join(append(errs, durable.Sync(s.dir))...)
 	})
 	return removed, err
 }

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"creel/internal/durable"
 )
 
 // Stamp is what the file system knows of a file whose content was hashed. While
@@ -108,17 +109,7 @@ func (s Stamps) Save(st Stamp) error {
 	if err != nil {
 		return fmt.Errorf("encode stamp: %w", err)
 	}
-	tmp, err := os.CreateTemp(s.Dir, ".new-")
-	if err != nil {
-		return fmt.Errorf("save stamp: %w", err)
-	}
-	_, err = tmp.Write(append(data, '\n'))
-	err = errors.Join(err, tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), s.path(st.Digest))
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
+	if err := durable.Swap(s.path(st.Digest), append(data, '\n')); err != nil {
 		return fmt.Errorf("save stamp: %w", err)
 	}
 	return nil

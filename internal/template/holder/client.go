@@ -15,8 +15,9 @@ import (
 	"syscall"
 	"time"
 
+	"creel/internal/durable"
+	"creel/internal/procs"
 	"creel/internal/template/content"
-	"creel/internal/template/lock"
 
 	"golang.org/x/sys/unix"
 )
@@ -128,7 +129,11 @@ func dial(ctx context.Context, dir *os.File, digest string) (*net.UnixConn, erro
 
 // ask sends a request and returns the descriptors of the answer.
 func (c *Client) ask(ctx context.Context, conn *net.UnixConn, r request) ([]*os.File, error) {
-	ctx, answered := giveUp(ctx, peerPID(conn), c.patience())
+	peer, err := procs.Peer(conn)
+	if err != nil {
+		return nil, err
+	}
+	ctx, answered := giveUp(ctx, int(peer.Pid), c.patience())
 	defer answered()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -173,7 +178,7 @@ func (c *Client) open(ctx context.Context, conn *net.UnixConn, digest string) (*
 // start starts a holder, unless another process is just doing so, and connects
 // to it.
 func (c *Client) start(ctx context.Context, dir *os.File, digest string) (*net.UnixConn, error) {
-	starting, err := lock.Wait(ctx, filepath.Join(c.Dir, lockName), nil)
+	starting, err := durable.Acquire(ctx, filepath.Join(c.Dir, lockName))
 	if err != nil {
 		return nil, err
 	}

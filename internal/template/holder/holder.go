@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 
+	"creel/internal/procs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -108,19 +110,9 @@ func unlinkSocket(dir *os.File, name string) error {
 
 // checkPeer refuses a peer of another user.
 func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
+	cred, err := procs.Peer(conn)
 	if err != nil {
-		return fmt.Errorf("use socket: %w", err)
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return fmt.Errorf("use socket: %w", err)
-	}
-	if credErr != nil {
-		return fmt.Errorf("ask for peer's user: %w", credErr)
+		return err
 	}
 	if int(cred.Uid) != os.Geteuid() {
 		return fmt.Errorf("peer is user %d, want %d", cred.Uid, os.Geteuid())

@@ -1,15 +1,12 @@
 package holder
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"net"
-	"os"
-	"strings"
 	"sync"
 	"time"
+
+	"creel/internal/procs"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +30,7 @@ func (c *Client) patience() time.Duration {
 // used no processor for as long as patience lasts. stop ends the watch.
 func giveUp(ctx context.Context, pid int, patience time.Duration) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	process, err := procs.Open(pid)
 	if err != nil { // it has gone, or cannot be seen from here
 		return ctx, func() { cancel(nil) }
 	}
@@ -41,16 +38,16 @@ func giveUp(ctx context.Context, pid int, patience time.Duration) (_ context.Con
 	watch.Go(func() {
 		tick := time.NewTicker(patience)
 		defer tick.Stop()
-		for last := used(pid); ; {
+		for last, _ := procs.ReadStat(pid); ; { // of one that cannot be looked at, zero
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 			}
-			now := used(pid)
-			if now == last {
-				unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
-				unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+			now, _ := procs.ReadStat(pid)
+			if now.CPU == last.CPU {
+				process.Signal(unix.SIGKILL)
+				process.Ends(patience)
 				cancel(errHung)
 				return
 			}
@@ -60,35 +57,6 @@ func giveUp(ctx context.Context, pid int, patience time.Duration) (_ context.Con
 	return ctx, func() {
 		cancel(nil)
 		watch.Wait()
-		unix.Close(pidfd)
+		process.Close()
 	}
-}
-
-// used is the processor time of a process, in words of the kernel's.
-func used(pid int) string {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	const user, system = 11, 12 // behind the name, which may contain anything
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) <= system {
-		return ""
-	}
-	return fields[user] + " " + fields[system]
-}
-
-// peerPID is the process that listens at the other end.
-func peerPID(conn *net.UnixConn) int {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	pid := 0
-	raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
-	return pid
 }

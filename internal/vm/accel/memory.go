@@ -2,13 +2,12 @@ package accel
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
+	"creel/internal/durable"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 
 	"golang.org/x/sys/unix"
@@ -64,18 +63,10 @@ func keyOf(path string, level sandbox.Confinement) (string, error) {
 		os.Geteuid(), os.Getegid(), groups, level, st.Dev, st.Ino, st.Rdev, st.Uid, st.Gid, st.Mode, st.Ctim.Nano()), nil
 }
 
-func bootID() (string, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("read boot id: %w", err)
-	}
-	return strings.TrimSpace(string(id)), nil
-}
-
 // load is what is kept of this boot. A file that does not parse is as good as
 // none: everything in it can be found out again.
 func (h Host) load() (memory, error) {
-	id, err := bootID()
+	id, err := procs.BootID()
 	if err != nil {
 		return memory{}, err
 	}
@@ -138,16 +129,7 @@ func (h Host) save(m memory) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(h.File), ".accel-")
-	if err != nil {
-		return fmt.Errorf("keep the probe's answer: %w", err)
-	}
-	_, err = f.Write(append(data, '\n'))
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), h.File)
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if err := durable.Swap(h.File, append(data, '\n')); err != nil {
 		return fmt.Errorf("keep the probe's answer: %w", err)
 	}
 	return nil

@@ -6,12 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"creel/internal/procs"
 	"creel/internal/vm"
 )
 
 // A VMM that is stopped while it comes up is given up, in words.
 func TestVMMThatDoesNotComeUp(t *testing.T) {
-	conn, theirs, err := socketpair()
+	conn, theirs, err := procs.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"creel/internal/confine"
 	"creel/internal/postmortem"
+	"creel/internal/procs"
 	"creel/internal/undo"
 	"creel/internal/vm"
 )
@@ -103,7 +104,7 @@ func (d *Driver) start(ctx context.Context, c vm.Config) (_ *machine, err error)
 	files := make([]*os.File, 0, fdFirstFree-3+len(p.files))
 	for i := range conns {
 		var far *os.File
-		if conns[i], far, err = socketpair(); err != nil {
+		if conns[i], far, err = procs.Pair(); err != nil {
 			return nil, err
 		}
 		stack.Push("close socket", func() error { return closeOnce(conns[i]) })
@@ -394,21 +395,6 @@ func (l *lastWords) close() error {
 	err := l.pipe.Close()
 	<-l.done
 	return err
-}
-
-func socketpair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	near, far := os.NewFile(uintptr(fds[0]), "machine"), os.NewFile(uintptr(fds[1]), "vmm")
-	defer near.Close()
-	conn, err := net.FileConn(near)
-	if err != nil {
-		far.Close()
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	return conn.(*net.UnixConn), far, nil
 }
 
 // copyToMemory copies a file into sealed memory.

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+
+	"creel/internal/procs"
 )
 
 // An answer to a command that was given up is not taken for the next one's.
 func TestLateAnswer(t *testing.T) {
-	conn, theirs, err := socketpair()
+	conn, theirs, err := procs.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,8 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-
+	"creel/internal/procs"
 	"creel/internal/vm"
 )
 
@@ -48,7 +47,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (vm.Machine, error) {
 	}
 	m := &Machine{Config: c, done: make(chan struct{}), faults: make(chan vm.Fault, 1)}
 	for i := range m.host {
-		host, guest, err := socketpair()
+		host, guest, err := procs.Conns()
 		if err != nil {
 			m.Close()
 			return nil, err
@@ -202,19 +201,4 @@ func (m *Machine) alive() error {
 	default:
 		return nil
 	}
-}
-
-func socketpair() (a, b net.Conn, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	conns := [2]net.Conn{}
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "machine")
-		c, cerr := net.FileConn(f)
-		f.Close()
-		conns[i], err = c, errors.Join(err, cerr)
-	}
-	return conns[0], conns[1], err
 }

@@ -16,10 +16,9 @@ import (
 	"syscall"
 
 	"creel/internal/guest/host"
+	"creel/internal/procs"
 	"creel/internal/sandbox"
 	"creel/internal/vm/qemu"
-
-	"golang.org/x/sys/unix"
 )
 
 // traffic is the program that makes it in a guest.
@@ -53,7 +52,7 @@ const userNet = "user,id=net,net=192.168.127.0/24,host=192.168.127.1,dhcpstart=1
 // passt. Both are started once.
 func (b *Bench) withUser(ctx context.Context) (*bare, error) {
 	if b.user == nil {
-		near, far, err := pair()
+		near, far, err := procs.Files()
 		if err != nil {
 			return nil, err
 		}
@@ -73,7 +72,7 @@ func (b *Bench) withPasst(ctx context.Context) (*bare, error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, Absent("no passt in " + b.Peers)
 	}
-	near, far, err := pair()
+	near, far, err := procs.Files()
 	if err != nil {
 		return nil, err
 	}
@@ -160,19 +159,11 @@ func (b *bare) measure(ctx context.Context, what, url string, count, mtu int) (f
 	return figure(out)
 }
 
-func pair() (near, far *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far"), nil
-}
-
 // sockets are those for commands, control and shares; nobody but the control's
 // is spoken to.
 func (b *Bench) sockets() (control net.Conn, far []*os.File, err error) {
 	for i := range 3 {
-		near, theirs, err := pair()
+		near, theirs, err := procs.Files()
 		if err != nil {
 			return nil, nil, err
 		}
