@@ -37,9 +37,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// The other tests lock a VMM in fully, so it can be done here.
 func TestAvailable(t *testing.T) {
 	if err := Available(); err != nil {
-		t.Skip(err)
+		t.Error(err)
 	}
 }
 
