@@ -14,6 +14,7 @@ import (
 
 	"creel/internal/config"
 	"creel/internal/engine"
+	"creel/internal/engine/store"
 	"creel/internal/environ"
 	"creel/internal/keeper"
 	"creel/internal/keeper/launch"
@@ -70,11 +71,9 @@ func standbyMain(ctx context.Context, text string) error {
 	return become(ctx, files, key, waiting, log)
 }
 
-const standbyName = "standby" // in the state directory
-
 func standbyPool(cfg config.Config) *standby.Pool {
 	return &standby.Pool{
-		Dir: filepath.Join(cfg.StateDir, standbyName), Size: cfg.Standby, Command: []string{self, StandbyArg},
+		Dir: filepath.Join(cfg.StateDir, store.StandbyName), Size: cfg.Standby, Command: []string{self, StandbyArg},
 		Environ: environ.Own(config.Variables()),
 	}
 }

@@ -68,6 +68,9 @@ func (e *Engine) reserve(p *plan, steps *undo.Stack, waiting takeWaiting) (lock 
 }
 
 func (e *Engine) reserveLocked(p *plan, steps *undo.Stack, waiting takeWaiting) (*durable.Lock, error) {
+	if err := e.store.MakeDirs(); err != nil {
+		return nil, err
+	}
 	if _, taken := e.store.Named(p.Name()); taken && p.madeUpName {
 		p.Config.Spec.Name = e.store.MakeUpName() // another command made up the same
 	}

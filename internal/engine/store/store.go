@@ -32,6 +32,7 @@ import (
 const (
 	sandboxesName = "sandboxes"
 	namesName     = "names"
+	StandbyName   = "standby" // where VMs wait for a task
 	lockName      = "lock"
 	versionName   = "version"
 	stateVersion  = "1"
@@ -100,12 +101,13 @@ func Prepare(dir string) error {
 // it can be made.
 func Open(dir string) *Store {
 	s := &Store{dir: dir, root: os.Geteuid() == 0}
-	s.makeDirs() // where it fails, who makes a sandbox is told
+	s.MakeDirs() // where it fails, who makes a sandbox is told
 	return s
 }
 
-func (s *Store) makeDirs() error {
-	for _, name := range []string{sandboxesName, namesName} {
+// MakeDirs makes what is missing of the state directory.
+func (s *Store) MakeDirs() error {
+	for _, name := range []string{sandboxesName, namesName, StandbyName} {
 		if err := os.MkdirAll(filepath.Join(s.dir, name), 0o700); err != nil {
 			return fmt.Errorf("make state directory: %w", err)
 		}
