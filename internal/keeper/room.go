@@ -46,6 +46,9 @@ const (
 	growthSpan = 5 * time.Second
 	// growthShare is the part of what is left that a disk may grow by meanwhile.
 	growthShare = 8
+	// growthFree is what a disk may grow by meanwhile in any case: a start takes
+	// about half of it, and who writes no more is not who fills the disk.
+	growthFree = 4 << 20
 )
 
 // take judges one more look. Its error says why the run has to end.
@@ -55,7 +58,7 @@ func (g *growth) take(now time.Time, room Room) error {
 		g.seen = g.seen[1:] // the last one stays
 	}
 	grown := room.Used - g.seen[0].used
-	if room.Free >= diskroom.Reserve(room.Size)/2 || grown <= room.Free/growthShare {
+	if room.Free >= diskroom.Reserve(room.Size)/2 || grown <= max(growthFree, room.Free/growthShare) {
 		return nil
 	}
 	return fmt.Errorf("the host's disk is nearly full (%s free), and this task was writing to it: its own disk takes %s of it; "+

@@ -30,11 +30,12 @@ func TestGrowth(t *testing.T) {
 		"writes into half of the reserve":     {time.Second, []step{{0, 900 * mib}, {450 * mib, 450 * mib}}, true},
 		"does not write":                      {time.Second, []step{{4000 * mib, 900 * mib}, {4000 * mib, 100 * mib}, {4000 * mib, 0}}, false},
 		"writes little":                       {time.Second, []step{{4000 * mib, 900 * mib}, {4001 * mib, 500 * mib}, {4002 * mib, 40 * mib}}, false},
-		"writes little, and that is all":      {time.Second, []step{{4000 * mib, 900 * mib}, {4001 * mib, 500 * mib}, {4002 * mib, 4 * mib}}, true},
+		"writes little, and that is all":      {time.Second, []step{{4000 * mib, 900 * mib}, {4003 * mib, 500 * mib}, {4006 * mib, 4 * mib}}, true},
 		"wrote much a while ago":              {10 * time.Second, []step{{0, 900 * mib}, {450 * mib, 550 * mib}, {450 * mib, 100 * mib}}, false},
 		"is much when it is first looked at":  {time.Second, []step{{4000 * mib, 1 * mib}}, false},
 		"gives room back":                     {time.Second, []step{{4000 * mib, 100 * mib}, {3000 * mib, 300 * mib}}, false},
-		"fills what its host's root has left": {time.Second, []step{{0, 0}, {mib, 0}}, true},
+		"fills what its host's root has left": {time.Second, []step{{0, 0}, {5 * mib, 0}}, true},
+		"has only been started":               {time.Second, []step{{0, mib}, {2 * mib, 0}, {2 * mib, 0}}, false},
 	} {
 		g, now := &growth{}, time.Now()
 		var err error
