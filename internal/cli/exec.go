@@ -10,13 +10,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
 	"creel/internal/guest/api"
 	"creel/internal/guest/host"
 	"creel/internal/keeper/socket"
 	"creel/internal/sandbox"
-
-	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 // execFlags are those of exec that are not about the process itself.
@@ -76,16 +76,8 @@ func execIn(ctx context.Context, env Env, to outputs, ref string, p sandbox.Proc
 	if err != nil {
 		return err
 	}
-	if err := app.Engine.AdmitExec(ctx, f, p.Env, progressTo(env)); err != nil {
+	if p, err = app.Engine.PlanExec(ctx, f, p, progressTo(env)); err != nil {
 		return err
-	}
-	task := f.Record.Config.Process
-	p.Env = append(append([]string{}, task.Env...), p.Env...)
-	if p.User == "" {
-		p.User = task.User
-	}
-	if p.Dir == "" {
-		p.Dir = task.Dir
 	}
 	return withClient(ctx, app, f, func(k *socket.Client) error {
 		x, err := k.Exec(ctx, p)

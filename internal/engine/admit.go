@@ -8,6 +8,7 @@ import (
 
 	"creel/internal/audit"
 	"creel/internal/audit/event"
+	"creel/internal/engine/process"
 	"creel/internal/engine/store"
 	"creel/internal/policy"
 	"creel/internal/policy/syntax"
@@ -74,9 +75,16 @@ func aboutSpec(spec *sandbox.Spec, p *policy.Policy) event.Admitted {
 	return about
 }
 
-// AdmitExec is for one more process in a sandbox, with the variables that the
-// user gave it: the sandbox's tier holds for them too.
-func (e *Engine) AdmitExec(ctx context.Context, f Found, env []string, warn func(string)) error {
+// PlanExec admits one more process in a sandbox, whose tier holds for the
+// variables of p, and completes it: what p leaves open is as the task has it.
+func (e *Engine) PlanExec(ctx context.Context, f Found, p sandbox.Process, warn func(string)) (sandbox.Process, error) {
+	if err := e.admitEnv(ctx, f, p.Env, warn); err != nil {
+		return p, err
+	}
+	return process.Beside(f.Record.Config.Process, p), nil
+}
+
+func (e *Engine) admitEnv(ctx context.Context, f Found, env []string, warn func(string)) error {
 	spec := f.Record.Config.Spec
 	over, warnings := e.opts.Tiers[spec.Tier].AdmitEnv(env)
 	for _, w := range warnings {

@@ -218,7 +218,7 @@ func TestTheTierHoldsForOneMoreProcess(t *testing.T) {
 		var said string
 		f := Found{Record: store.Record{}}
 		f.Record.Config.Spec = modest(name)
-		err := e.AdmitExec(t.Context(), f, []string{"A=b", "TOKEN=" + token}, func(s string) { said += s })
+		_, err := e.PlanExec(t.Context(), f, sandbox.Process{Env: []string{"A=b", "TOKEN=" + token}}, func(s string) { said += s })
 		got := records(t, e)
 		if (err != nil) != refused || (len(got) == 1) != refused || refused == strings.Contains(said, "-e TOKEN") {
 			t.Errorf("%s: %v, %q, %d records", name, err, said, len(got))
@@ -228,8 +228,11 @@ func TestTheTierHoldsForOneMoreProcess(t *testing.T) {
 				t.Errorf("%s: on record is %s", name, r.Data)
 			}
 		}
-		if err := e.AdmitExec(t.Context(), f, []string{"A=b"}, func(s string) { t.Error(s) }); err != nil {
-			t.Errorf("%s: harmless: %v", name, err)
+		f.Record.Config.Process = sandbox.Process{Args: []string{"task"}, Env: []string{"A=a", "C=d"}, User: "nobody", Dir: "/srv"}
+		p, err := e.PlanExec(t.Context(), f, sandbox.Process{Args: []string{"id"}, Env: []string{"A=b"}, Dir: "/"}, func(s string) { t.Error(s) })
+		want := sandbox.Process{Args: []string{"id"}, Env: []string{"A=a", "C=d", "A=b"}, User: "nobody", Dir: "/"}
+		if diff := cmp.Diff(want, p); err != nil || diff != "" {
+			t.Errorf("%s: harmless: %v %s", name, err, diff)
 		}
 	}
 }

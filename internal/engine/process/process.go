@@ -5,15 +5,17 @@
 package process
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/image"
 	"creel/internal/sandbox"
-
-	"golang.org/x/sys/unix"
 )
 
 // For merges a Spec with its image's configuration as Docker does: an
@@ -33,17 +35,20 @@ func For(spec sandbox.Spec, cfg image.Config) (sandbox.Process, error) {
 	}
 	return sandbox.Process{
 		Args: args, Env: mergeEnv(cfg.Env, spec.Env),
-		Dir:  firstOf(spec.Workdir, cfg.WorkingDir),
-		User: firstOf(spec.User, cfg.User),
+		Dir:  cmp.Or(spec.Workdir, cfg.WorkingDir),
+		User: cmp.Or(spec.User, cfg.User),
 		TTY:  spec.TTY, Interactive: spec.Interactive,
 	}, nil
 }
 
-func firstOf(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
+// Beside completes one more process in a sandbox as Docker does: its variables
+// win over the task's, and it has the task's user and directory unless it says
+// otherwise.
+func Beside(task, p sandbox.Process) sandbox.Process {
+	p.Env = append(slices.Clone(task.Env), p.Env...)
+	p.User = cmp.Or(p.User, task.User)
+	p.Dir = cmp.Or(p.Dir, task.Dir)
+	return p
 }
 
 // mergeEnv keeps the last value of each name, at the name's first place.
