@@ -19,13 +19,14 @@ var errOwed = errors.New("the record is slow; it is written as soon as it can be
 // Owed takes the records of acts that do not wait for them: what ends a run and
 // what takes rights away happens also where the disk is full or the quota is
 // used up. A record that cannot be written waits here, and is written as soon
-// as it can be. It is safe for use by several goroutines.
+// as it can be; for one that has no room of its class, others do not wait. It is safe for use by several goroutines.
 type Owed struct {
 	to      Recorder
 	waiting func(Kind, error)
 
 	mu      sync.Mutex // never held while something is written
-	queue   []*owing   // in the order of the acts, the one that is being written first
+	queue   []*owing   // in the order of the acts
+	now     *owing     // the one that is being written
 	late    int        // of the queue, those whose acts have not waited
 	missed  map[Kind]int
 	writing bool
@@ -106,32 +107,50 @@ func (o *Owed) start() {
 	}
 }
 
-// write writes what waits, oldest first, until one fails.
+// write writes what waits, oldest first. One for whose class there is no room
+// holds up no other; any other failure is the log's.
 func (o *Owed) write() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	defer o.idle.Broadcast()
 	defer func() { o.writing = false }()
-	for len(o.queue) > 0 {
-		w := o.queue[0]
-		e := w.event
-		o.mu.Unlock()
-		err := o.append(e)
-		o.mu.Lock()
-		if err != nil {
+	noRoom := 0 // of those at the head of the queue
+	for noRoom < len(o.queue) {
+		w := o.queue[noRoom]
+		err := o.writeOne(w)
+		switch {
+		case err == nil:
+			o.queue = slices.Delete(o.queue, noRoom, noRoom+1)
+			if w.late {
+				o.late--
+			} else {
+				close(w.done)
+			}
+		case errors.Is(err, ErrQuota):
+			if o.giveUp(w, err); w.late && slices.Contains(o.queue, w) {
+				noRoom++
+			}
+		default:
 			for _, w := range slices.Clone(o.queue) {
 				o.giveUp(w, err)
 			}
 			o.again()
 			return
 		}
-		o.queue = o.queue[1:]
-		if w.late {
-			o.late--
-		} else {
-			close(w.done)
-		}
 	}
+	if noRoom > 0 {
+		o.again()
+	}
+}
+
+// writeOne writes without mu; what is before w in the queue stays there.
+func (o *Owed) writeOne(w *owing) error {
+	o.now = w
+	defer func() { o.now = nil }()
+	e := w.event
+	o.mu.Unlock()
+	defer o.mu.Lock()
+	return o.append(e)
 }
 
 // giveUp lets an act happen before its record, which then says when it was. Of
@@ -139,7 +158,7 @@ func (o *Owed) write() {
 func (o *Owed) giveUp(w *owing, err error) {
 	if at := slices.Index(o.queue, w); w.late || at < 0 {
 		return
-	} else if beingWritten := at == 0 && o.writing; o.late >= maxOwed && !beingWritten {
+	} else if o.late >= maxOwed && w != o.now {
 		o.queue = slices.Delete(o.queue, at, at+1)
 		o.missed[w.event.Kind]++
 	} else {

@@ -3,7 +3,9 @@ package audit
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -111,7 +113,7 @@ func TestOwedNeitherHangsNorGrows(t *testing.T) {
 			t.Errorf("an act was held up for %s", took)
 		}
 		disk.set(true, false)
-		for range 2 * maxOwed {
+		for range maxOwed + 16 {
 			o.Tell(Event{Kind: KindSignal, Data: dated{}})
 		}
 		o.mu.Lock()
@@ -188,4 +190,47 @@ type slowRecord struct {
 func (s slowRecord) Append(ctx context.Context, events ...Event) error {
 	time.Sleep(s.takes)
 	return s.fullRecord.Append(ctx, events...)
+}
+
+// A record for whose class a guest has used up the room holds up none that has
+// room.
+func TestNoRoomForOneClassHoldsUpNoOther(t *testing.T) {
+	h := newHome(t)
+	h.ledger.MaxLog = 1 << 20
+	dir := filepath.Join(t.TempDir(), "log")
+	key, err := h.ledger.OpenSandbox(t.Context(), "aa", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := OpenLog(dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	pad := map[string]string{"p": strings.Repeat("x", 900)}
+	for _, kind := range []Kind{"request", "denied"} {
+		for err = nil; err == nil; {
+			err = l.Append(t.Context(), Event{Kind: kind, Sandbox: "aa", Data: pad})
+		}
+		if !errors.Is(err, ErrQuota) {
+			t.Fatal(err)
+		}
+	}
+	var mu sync.Mutex
+	waits := map[Kind]int{}
+	o := NewOwed(l, func(k Kind, _ error) { mu.Lock(); defer mu.Unlock(); waits[k]++ })
+	for range maxOwed + 16 { // as many as wait, and more
+		o.Tell(Event{Kind: "denied", Sandbox: "aa", Data: pad})
+	}
+	o.Tell(Event{Kind: "alert", Sandbox: "aa"})
+	o.Tell(Event{Kind: KindSignal, Sandbox: "aa"})
+	missed := o.Close()
+	if diff := cmp.Diff(map[Kind]int{"denied": maxOwed + 16}, missed); diff != "" {
+		t.Errorf("not on record: %s", diff)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if waits["alert"] > 0 || waits[KindSignal] > 0 {
+		t.Errorf("there waited %v", waits)
+	}
 }
