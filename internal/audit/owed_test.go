@@ -113,7 +113,7 @@ func TestOwedNeitherHangsNorGrows(t *testing.T) {
 			t.Errorf("an act was held up for %s", took)
 		}
 		disk.set(true, false)
-		for range maxOwed + 16 {
+		for range 2 * maxOwed {
 			o.Tell(Event{Kind: KindSignal, Data: dated{}})
 		}
 		o.mu.Lock()
