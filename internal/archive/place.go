@@ -146,7 +146,7 @@ func (p *placing) look(from, to string, ours, there fs.FileInfo) error {
 	}
 	why := ""
 	if !top {
-		why = whyTrusted(p.abs, to)
+		why = p.why(from, to, ours)
 	}
 	if why != "" && p.same(from, to, ours, there) {
 		p.kept[to] = true
@@ -154,6 +154,20 @@ func (p *placing) look(from, to string, ours, there fs.FileInfo) error {
 	}
 	p.count(to, why, there != nil)
 	return nil
+}
+
+// why is [whyTrusted] of what is moved to to, and of where it leads: a later copy
+// may go through a link that this one makes.
+func (p *placing) why(from, to string, info fs.FileInfo) string {
+	why := whyTrusted(p.abs, to)
+	if why != "" || info.Mode()&fs.ModeSymlink == 0 {
+		return why
+	}
+	target, err := p.root.Readlink(from)
+	if err != nil {
+		return "it cannot be seen where it leads"
+	}
+	return whyTrusted(p.abs, path.Join(path.Dir(to), target))
 }
 
 func (p *placing) count(to, why string, replaces bool) {
@@ -182,7 +196,7 @@ func (p *placing) lookBelow(from, to string) error {
 		case info.IsDir():
 			err = p.lookBelow(from, to)
 		default:
-			p.count(to, whyTrusted(p.abs, to), false)
+			p.count(to, p.why(from, to, info), false)
 		}
 		if err != nil {
 			return err

@@ -46,7 +46,8 @@ func TestMergeRefusesWhatIsTrusted(t *testing.T) {
 	for _, h := range []tar.Header{
 		file(".bashrc"), file(".ssh/authorized_keys"), file(".ssh/deep/er"), file(".git/hooks/post-checkout"), file(".git/config"),
 		file(".GIT/Config"), file("a/b/.git/hooks/pre-commit"), file(".git"), soft(".git", "a"), soft(".ssh", "a"), file(".config/autostart/x.desktop"),
-		soft(".config", "a"), file(".git/modules/x/config"), file(".envrc"), file(".claude/settings.json"), file(".vscode/tasks.json"),
+		soft(".config", "a"), soft("dist", ".git/hooks"), soft("dist", ".GIT"), soft("dist", ".config/autostart"), soft("dist", "./.ssh/deep"),
+		file(".cargo/bin/x"), file(".claude.json"), file(".emacs"), file(".git/modules/x/config"), file(".envrc"), file(".claude/settings.json"), file(".vscode/tasks.json"),
 	} {
 		entries := below(h)
 		home, root := world(t)
