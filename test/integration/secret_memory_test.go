@@ -80,8 +80,14 @@ func TestSecretsAreNowhereButInTheKeeper(t *testing.T) {
 		}
 	}
 	fmt.Fprintln(task.Stdin)
-	if second := task.Line(); second != first {
+	// Of an answer that comes in pieces, a few characters at a value's beginning
+	// are let out.
+	second := task.Line()
+	before, _ := strconv.Atoi(stars)
+	if now, starsNow, _ := strings.Cut(second, " "); now != fake {
 		t.Errorf("after the rotation the task said %q", second)
+	} else if n, err := strconv.Atoi(starsNow); err != nil || n < before*3/4 {
+		t.Errorf("after the rotation the task said %q, before it %q", second, first)
 	}
 	searchAround(t, r, mark, fake)
 
