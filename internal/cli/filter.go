@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 
 	"creel/internal/cli/command"
@@ -51,7 +50,7 @@ func resolved(s command.Filters, all []engine.Found) (command.Filters, error) {
 				return f.Record.Config.Spec.Name == ref || strings.HasPrefix(string(f.Record.Config.Spec.ID), ref)
 			})
 			if i < 0 {
-				return nil, fmt.Errorf("--filter %s=%s: %w; `creel ps -a` lists them", key, ref, errdefs.ErrNotFound)
+				return nil, fmt.Errorf("--filter %s: %w", key, engine.NoSuch(ref))
 			}
 			out[key] = append(out[key], moment(all[i].Record.Created))
 		}

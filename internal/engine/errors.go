@@ -29,5 +29,10 @@ func errorf(class error, format string, args ...any) error {
 	return classed{fmt.Errorf(format, args...), class}
 }
 
+// NoSuch is the error of a reference that fits no sandbox.
+func NoSuch(ref string) error {
+	return errorf(errdefs.ErrNotFound, "no such sandbox: %s; `creel ps -a` lists them", ref)
+}
+
 // Unwrap is the class of the error.
 func (r *Refused) Unwrap() error { return errdefs.ErrPermissionDenied }

@@ -104,7 +104,7 @@ func (e *Engine) FindAny(ctx context.Context, ref string) (Found, error) {
 			return f, nil
 		} // else it has gone
 	}
-	return Found{}, errorf(errdefs.ErrNotFound, "no such sandbox: %s; `creel ps -a` lists them", ref)
+	return Found{}, NoSuch(ref)
 }
 
 // Connect returns a client of a running sandbox's keeper.
