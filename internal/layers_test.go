@@ -117,7 +117,7 @@ var arrows = map[string][]string{
 	"engine": {"audit", "audit/chain", "audit/event", "audit/receipt", "audit/summary", "diskroom", "durable", "engine/process", "engine/store", "environ", "image", "keeper/launch", "keeper/rundir", "keeper/socket",
 		"policy", "policy/syntax", "policy/tier", "postmortem", "procs", "sandbox", "scratch", "secret", "standby", "template", "undo", "vm", "vm/accel"},
 	"config": {"sandbox"},
-	"doctor": {"environ", "kernel", "sandbox", "template", "vm/accel"},
+	"doctor": {"diskroom", "environ", "kernel", "sandbox", "template", "vm/accel"},
 	"cli": {"archive", "audit", "cli/auditcmd", "cli/command", "cli/hostcmd", "cli/imagecmd", "cli/manual", "cli/policycmd", "cli/secretcmd", "config", "doctor", "engine", "engine/process", "guest/api", "guest/host",
 		"image", "image/registry", "keeper/rundir", "keeper/socket", "kernel", "policy/preset", "policy/tier", "printable", "sandbox", "secret", "secret/store", "template", "vm"},
 	"cli/command":   {"printable"},

@@ -77,7 +77,7 @@ func newStop(env Env) *cobra.Command {
 			}
 			return each(c, env, args, func(ctx context.Context, app *App, f engine.Found) error {
 				if !f.Running() {
-					return nil // as Docker: stopping what has ended is no error
+					return app.Engine.ConfirmEnd(ctx, f) // as Docker: stopping what has ended is no error
 				}
 				return withClient(ctx, app, f, func(k *socket.Client) error {
 					if err := k.Stop(ctx, n, grace(seconds)); err != nil {
@@ -200,7 +200,9 @@ func newWait(env Env) *cobra.Command {
 					return err
 				}
 				status := f.Status
-				if f.Running() {
+				if !f.Running() {
+					err = app.Engine.ConfirmEnd(c.Context(), f)
+				} else {
 					err = withClient(c.Context(), app, f, func(k *socket.Client) error {
 						status, err = k.Wait(c.Context())
 						return err

@@ -11,6 +11,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
 	"creel/internal/cli/auditcmd"
 	"creel/internal/cli/command"
 	"creel/internal/cli/imagecmd"
@@ -19,10 +23,6 @@ import (
 	"creel/internal/keeper/socket"
 	"creel/internal/printable"
 	"creel/internal/sandbox"
-
-	"github.com/docker/go-units"
-	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 func newRun(env Env) *cobra.Command {
@@ -118,20 +118,24 @@ func run(ctx context.Context, env Env, spec sandbox.Spec, f *runFlags) error {
 		err = released
 	}
 	refill(env, app, sb)
+	var receipt error
 	if f.receipt != "" {
-		err = errors.Join(err, writeReceipt(ctx, app, sb, f.receipt))
+		receipt = writeReceipt(ctx, app, sb, f.receipt)
 	}
 	if err != nil {
 		if status.DiskFault != "" { // the reason of the rest, most likely
 			err = fmt.Errorf("%s\n%w", status.DiskFault, err)
 		}
-		return err
+		return errors.Join(err, receipt)
 	}
 	if !f.quiet {
 		printDenials(env.Err, status)
 		printTroubles(env.Err, status)
 		printFull(env.Err, status)
 		fmt.Fprintf(env.Err, "creel: %s\n", summary(status, killed.Load()))
+	}
+	if receipt != nil {
+		return receipt
 	}
 	return outcome(status, spec)
 }
@@ -157,7 +161,7 @@ func writeReceipt(ctx context.Context, app *App, sb *engine.Sandbox, file string
 	if err != nil {
 		return err
 	}
-	return auditcmd.WriteReceipt(file, data)
+	return auditcmd.WriteReceipt(file, string(sb.Record.Config.Spec.ID), data)
 }
 
 // summary is a task's end in one line; killed: by who sent signal after signal.

@@ -11,14 +11,15 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+
+	"creel/internal/diskroom"
 	"creel/internal/environ"
 	"creel/internal/kernel"
 	"creel/internal/sandbox"
 	"creel/internal/template"
 	"creel/internal/vm/accel"
-
-	"github.com/docker/go-units"
-	"golang.org/x/sys/unix"
 )
 
 // Level is how bad a finding is.
@@ -217,8 +218,11 @@ func (d Deps) disk() Finding {
 	}
 	free := int64(fs.Bavail) * fs.Bsize
 	detail := fmt.Sprintf("%s free in %s", units.BytesSize(float64(free)), d.StateDir)
+	if free < diskroom.Reserve(int64(fs.Blocks)*fs.Bsize) {
+		return Finding{"disk", Fail, detail + ", and nothing is started with so little", "creel rm, creel image rm, creel template rm, or another CREEL_STATE_DIR"}
+	}
 	if free < diskWanted {
-		return Finding{"disk", Warn, detail, "creel image rm, creel template rm, or another CREEL_STATE_DIR"}
+		return Finding{"disk", Warn, detail, "creel rm, creel image rm, creel template rm, or another CREEL_STATE_DIR"}
 	}
 	return Finding{"disk", OK, detail, ""}
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"creel/internal/sandbox"
 	"creel/internal/template"
 	"creel/internal/vm/accel"
@@ -107,5 +109,21 @@ func TestMissingVMMAndToolsAreFound(t *testing.T) {
 	}
 	if f := find(t, healthy(t), "tools"); f.Level != Fail || !strings.Contains(f.Mend, "apt-get install") {
 		t.Errorf("tools: %+v", f)
+	}
+}
+
+// Where nothing can be started for want of room, that is no warning.
+func TestAFullDiskFails(t *testing.T) {
+	d := healthy(t)
+	if err := unix.Mount("tmpfs", d.StateDir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("nothing can be mounted: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(d.StateDir, unix.MNT_DETACH) })
+	if f := find(t, d, "disk"); f.Level != Warn {
+		t.Errorf("an empty one: %+v", f)
+	}
+	os.WriteFile(filepath.Join(d.StateDir, "all"), make([]byte, 1<<20), 0o600) // as much as there is
+	if f := find(t, d, "disk"); f.Level != Fail || !strings.Contains(f.Mend, "creel rm") {
+		t.Errorf("a full one: %+v", f)
 	}
 }

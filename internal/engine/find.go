@@ -69,7 +69,11 @@ func (e *Engine) look(id sandbox.ID) (Found, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Found{}, err // removed since
 	}
-	if err != nil { // its keeper wrote nonsense
+	switch {
+	case err == nil:
+	case e.store.LookedAfter(id): // what is written does not end a keeper
+		status.State, status.CreatedAt, status.Error = sandbox.StateRunning, rec.Created, err.Error()
+	default:
 		status.State, status.ExitCode, status.Error = sandbox.StateLost, sandbox.ExitCreel, err.Error()
 	}
 	f := Found{Record: rec, Status: status}
@@ -77,6 +81,26 @@ func (e *Engine) look(id sandbox.ID) (Found, error) {
 		f.Status.State, f.Status.ExitCode, f.Status.Error = sandbox.StateLost, sandbox.ExitCreel, "its keeper has gone"
 	}
 	return f, nil
+}
+
+// ConfirmEnd asks the kernel, and not what a keeper wrote, whether the keeper of a
+// sandbox has gone that is said to have ended. One that is just leaving is
+// waited for.
+func (e *Engine) ConfirmEnd(ctx context.Context, f Found) error {
+	id := f.Record.ID()
+	if e.store.Settled(id) || e.store.ReadOnly() != nil {
+		return nil
+	}
+	lock, err := e.store.ClaimSoon(ctx, id, e.leaves)
+	switch {
+	case err != nil:
+		return err
+	case lock != nil:
+		return lock.Close()
+	case !e.store.Exists(id):
+		return nil
+	}
+	return errorf(errdefs.ErrFailedPrecondition, "sandbox %s is said to have ended, but its keeper is still there; `creel rm -f %s` ends it", f.Record.Name(), id.Short())
 }
 
 // Find resolves a name, an ID or the beginning of one that no other has. A

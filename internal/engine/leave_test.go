@@ -281,3 +281,36 @@ func TestRemoveWithoutALock(t *testing.T) {
 		t.Errorf("with force: %v", err)
 	}
 }
+
+// What a keeper has written, or who has taken it over, does not end it in the
+// eyes of others: the lock tells whether it lives.
+func TestWhatIsWrittenEndsNoKeeper(t *testing.T) {
+	e := engineIn(t.TempDir(), &ledger{})
+	e.leaves = 100 * time.Millisecond
+	p := planNamed("otter", true)
+	lock := reserved(t, e, p)
+	status := filepath.Join(e.store.KeeperDir(p.ID()), "status.json")
+	for _, text := range []string{"", "{\"state\":", "garbage"} {
+		if err := os.WriteFile(status, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := e.Find(t.Context(), "otter")
+		if err != nil || !f.Running() || f.Status.Error == "" {
+			t.Errorf("%q: %+v, %v", text, f.Status, err)
+		}
+	}
+	if err := rundir.WriteStatus(e.store.KeeperDir(p.ID()), sandbox.Status{State: sandbox.StateExited}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := e.Find(t.Context(), "otter")
+	if err != nil || f.Running() {
+		t.Fatalf("%+v, %v", f.Status, err)
+	}
+	if err := e.ConfirmEnd(t.Context(), f); err == nil || !strings.Contains(err.Error(), "rm -f") {
+		t.Errorf("it is held to have ended: %v", err)
+	}
+	lock.Close()
+	if err := e.ConfirmEnd(t.Context(), f); err != nil {
+		t.Errorf("it has ended: %v", err)
+	}
+}

@@ -83,7 +83,7 @@ func (env Env) publicKey(file, dir string) (string, error) {
 	}
 	data, err := command.ReadBounded(file, 4<<10)
 	if err != nil {
-		return "", fmt.Errorf("read public key: %w; give --key FILE with what `creel audit key show` prints", err)
+		return "", fmt.Errorf("read public key: %w; give --key FILE with what `creel audit key show` printed before it was gone, or begin a new key with `creel audit key rotate`", err)
 	}
 	key := strings.TrimSpace(string(data))
 	_, err = chain.Verifier(key)
@@ -304,9 +304,9 @@ func NewReceipt(env Env) *cobra.Command {
 }
 
 // WriteReceipt puts a receipt into a file of the user's.
-func WriteReceipt(file string, data []byte) error {
+func WriteReceipt(file, id string, data []byte) error {
 	if err := os.WriteFile(file, data, 0o644); err != nil {
-		return errors.Join(fmt.Errorf("write receipt: %w", err), errors.New("`creel receipt SANDBOX` prints it"))
+		return errors.Join(fmt.Errorf("write receipt: %w", err), fmt.Errorf("`creel receipt %s` prints it", id))
 	}
 	return nil
 }
